@@ -1,0 +1,37 @@
+# `make demo` and `make test` need Python 3.11 and nothing else: they set up .venv themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/demo
+
+.PHONY: demo test check format clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quickstudy needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/ready  ## train on generated characters, evaluate, learn new ones, answer, report: about 3 minutes
+	rm -rf $(RUN)
+	$(BIN)/quickstudy train glyphs protonet --iterations 400 --ways 20 --queries 5 --meta-batch 2 --val-every 100 --out $(RUN)
+	$(BIN)/quickstudy evaluate $(RUN) --ways 5 --queries 15 --episodes 300
+	$(BIN)/python examples/draw_new_glyphs.py $(RUN)/new
+	$(BIN)/quickstudy adapt $(RUN) $(RUN)/new/support --out $(RUN)/new/predictor.qs
+	$(BIN)/quickstudy predict $(RUN)/new/predictor.qs $(RUN)/new/query
+	$(BIN)/quickstudy report $(RUN)
+
+test: .venv/ready  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/ready  ## lint, format, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

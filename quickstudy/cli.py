@@ -1,0 +1,399 @@
+"""The command line: train, evaluate, adapt, predict, report, list."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+
+from quickstudy import __version__, files, recipes, rows, runs, seeds
+from quickstudy.controls import CONTROLS
+from quickstudy.engine import ENGINES
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, suggest
+from quickstudy.evaluation import in_words
+from quickstudy.learner import Learner
+from quickstudy.learners import LEARNERS
+from quickstudy.nn.conv4 import DOWNSAMPLING
+from quickstudy.nn.norm import POLICIES
+from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
+from quickstudy.trained import Predictor, Trained, load
+from quickstudy.training import train as train_learner
+
+OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then learn a new task from a few examples.
+
+  quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, sinusoid, omniglot or a folder of class folders
+  quickstudy evaluate RUN               score on unseen tasks, with interval and controls
+  quickstudy adapt RUN SUPPORT --out F  learn one new task from a folder with a subfolder per class
+  quickstudy predict F INPUT...         label new images (--json for programs)
+  quickstudy report RUN...              one HTML page to look at and to show
+  quickstudy list                       the learners, tasks and controls there are
+
+quickstudy COMMAND --help tells the options. A first try that works anywhere:
+
+  quickstudy train glyphs protonet --iterations 300 --out runs/first"""
+
+
+def number(default: str) -> Any:
+    """A number that may be left out, with words for what happens then."""
+    return arg(metavar="NUMBER", help_behavior_hint=f"(default: {default})")
+
+
+def word(default: str) -> Any:
+    """A word or path that may be left out, with words for what happens then."""
+    return arg(metavar="WORD", help_behavior_hint=f"(default: {default})")
+
+
+def fitting(what: str) -> Any:
+    """A choice that may be left out."""
+    return arg(metavar="{stride,pool}", help_behavior_hint=f"(default: what suits {what})")
+
+
+@dataclass
+class TrainOptions:
+    """Meta-train a learner on many small tasks and keep the run in a folder.
+
+    TASKS is glyphs, sinusoid, omniglot, or a folder of class folders; LEARNER is a name that 'quickstudy list' shows.
+    Further options are the learner's own: see them with 'quickstudy train TASKS LEARNER --help'.
+    """
+
+    ways: Annotated[int | None, arg(metavar="INT")] = None  # classes in a task (None for regression)
+    shots: int = 1  # support examples per class (regression: per task)
+    queries: int = 15  # query examples per class (regression: per task)
+    iterations: int = 2000  # updates of the outer loop
+    meta_batch: int = 16  # tasks per update
+    outer_lr: float = 1e-3  # learning rate of the outer loop (Adam)
+    schedule: Literal["constant", "cosine"] = "constant"  # how the outer learning rate moves; cosine ends at 0
+    seed: int = 0  # from which every draw of the run follows
+    data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
+    out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder
+    resume: Annotated[bool, FlagCreatePairsOff] = False  # go on from the run folder's checkpoint
+    engine: Literal["auto", "vmap", "threads", "loop"] = "auto"  # how tasks are run together
+    val_every: Annotated[int | None, number("a tenth of all")] = None  # iterations between validations
+    val_episodes: int = 100  # episodes of a validation
+    patience: Annotated[int | None, number("never")] = None  # stop after so many validations without a better one
+    clip: Annotated[float | None, number("none")] = None  # bound on the norm of the meta-gradient
+    filters: int = 64  # filters of conv4
+    norm: Literal["batch", "support", "layer", "none"] = "batch"  # normalisation of conv4
+    downsample: Annotated[Literal["stride", "pool"] | None, fitting("the learner")] = None  # how conv4 halves the image
+    hidden: tuple[int, ...] = (40, 40)  # widths of the hidden layers of mlp
+    size: int = 28  # images from a folder are scaled to size x size
+    device: str = "cpu"  # cpu or cuda
+
+
+@dataclass
+class EvaluateOptions:
+    """Score a trained run on unseen tasks: mean with 95 % interval, protocol, controls. Writes scores.json."""
+
+    run: Positional[str]  # run folder
+    episodes: int = 600  # test episodes
+    ways: Annotated[int | None, number("as in training")] = None  # classes in a task
+    shots: Annotated[int | None, number("as in training")] = None  # support examples per class
+    queries: Annotated[int | None, number("as in training")] = None  # query examples per class
+    steps: Annotated[int | None, number("as in training")] = None  # inner steps at test
+    seed: int = 1  # of the test episodes: the same seed gives every learner the same ones
+    split: Literal["test", "val", "train"] = "test"  # whose classes
+    data: Annotated[str | None, word("where training found it")] = None  # folder of the data set
+    controls: Annotated[tuple[str, ...] | None, word("all that make sense")] = None  # controls to run
+    engine: Literal["auto", "vmap", "threads", "loop"] = "auto"  # how tasks are run together
+
+
+@dataclass
+class AdaptOptions:
+    """Teach a trained run one new task. Writes a predictor file."""
+
+    run: Positional[str]  # run folder or .qs file
+    support: Positional[str]  # folder with a subfolder of images per class, or a CSV (inputs..., answer last)
+    out: str = "predictor.qs"  # file to write
+
+
+@dataclass
+class PredictOptions:
+    """Answer for new inputs with an adapted predictor."""
+
+    predictor: Positional[str]  # file that 'quickstudy adapt' wrote
+    inputs: Positional[tuple[str, ...]]  # images, folders of images, or CSV files of input rows
+    json: Annotated[bool, FlagCreatePairsOff] = False  # print a list of objects with input, label, probability
+
+
+@dataclass
+class ReportOptions:
+    """Write one self-contained HTML page about a run, or a comparison of several."""
+
+    runs: Positional[tuple[str, ...]]  # run folders
+    out: Annotated[str | None, word("report.html in the run folder")] = None  # file to write
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def train(argv: list[str]) -> None:
+    tasks_name, learner_name, options, fields = _train_options(argv)
+    cls = LEARNERS[learner_name]
+    request = _request(tasks_name, options)
+    out = Path(options.out or f"runs/{Path(tasks_name).name}-{learner_name}")
+    torch.manual_seed(seeds.derive(options.seed, "weights"))
+    tasks = recipes.open_tasks(request, "train")
+    learner = recipes.build_learner(cls, tasks, fields, _network_options(options))
+    trained = train_learner(
+        learner,
+        tasks,
+        iterations=options.iterations,
+        meta_batch=options.meta_batch,
+        seed=options.seed,
+        out=out,
+        val=_validation_tasks(request),
+        val_every=options.val_every,
+        val_episodes=options.val_episodes,
+        patience=options.patience,
+        engine=options.engine,
+        optimizer=lambda values: torch.optim.Adam(values, lr=options.outer_lr),
+        scheduler=_schedule(options.schedule, options.iterations),
+        clip=options.clip,
+        resume=options.resume,
+        device=_device(options.device),
+        about={"request": request._asdict(), "outer_lr": options.outer_lr, "schedule": options.schedule},
+    )
+    parameters = sum(value.numel() for value in trained.theta.values())
+    print(f"trained {cls.__name__} ({parameters:,} parameters) on {tasks_name}: {out}")
+    print(f"next: quickstudy evaluate {out}")
+
+
+def _validation_tasks(request: recipes.Request) -> Any:
+    """The validation split; None, with a word about it, where there are too few classes for one."""
+    try:
+        return recipes.open_tasks(request, "val")
+    except DataError as error:
+        print(f"training without validation: {error}", file=sys.stderr)
+        return None
+
+
+def _train_options(argv: list[str]) -> tuple[str, str, TrainOptions, dict[str, Any]]:
+    """The two words that say what to train on what, and the options, among them the learner's own fields."""
+    words = [a for a in argv[:2] if not a.startswith("-")]
+    if len(words) < 2:
+        _parse(TrainOptions, [a for a in argv if a in ("-h", "--help")], "train TASKS LEARNER")  # --help ends here
+        raise ConfigError("say what to train on what: quickstudy train TASKS LEARNER, as in: train glyphs protonet")
+    name, cls = recipes.find_learner(words[1])
+    kind = recipes.kind_of(words[0])
+    fields = _field_options(cls, recipes.FIELDS.get((kind, name), {}))
+    parts = [
+        ("training", TrainOptions, field(default_factory=lambda: TrainOptions(**recipes.DEFAULTS[kind]))),
+        (name, fields, field(default_factory=fields)),
+    ]
+    both = dataclasses.make_dataclass("Train", parts if dataclasses.fields(fields) else parts[:1])
+    both.__doc__ = f"Meta-train {cls.__name__} on {words[0]} and keep the run in a folder."
+    parsed = _parse(both, argv[2:], f"train {words[0]} {words[1]}")
+    return words[0], name, parsed.training, dataclasses.asdict(getattr(parsed, name, fields()))
+
+
+def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
+    """The learner's plain fields as command-line options; the comment behind a field is its help."""
+    hints, source = typing.get_type_hints(cls), inspect.getsource(cls)
+    made = []
+    for f in recipes.plain_fields(cls):
+        comment = re.search(rf"^    {f.name}:.*?#\s*(.+)$", source, re.MULTILINE)
+        kind = Annotated[hints[f.name], arg(help=comment.group(1) if comment else "")]
+        made.append((f.name, kind, field(default=defaults.get(f.name, f.default))))
+    return dataclasses.make_dataclass(f"{cls.__name__}Fields", made)
+
+
+def _request(tasks: str, options: TrainOptions) -> recipes.Request:
+    sizes = {"ways": options.ways, "shots": options.shots, "queries": options.queries}
+    # Absolute, so that the run can be evaluated from any folder.
+    data = str(Path(options.data).resolve()) if options.data else None
+    named = tasks in recipes.NAMED or not Path(tasks).is_dir()
+    return recipes.Request(tasks if named else str(Path(tasks).resolve()), **sizes, data=data, size=options.size)
+
+
+def _network_options(options: TrainOptions) -> dict[str, Any]:
+    chosen = {name: getattr(options, name) for name in ("filters", "norm", "downsample", "hidden")}
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _schedule(kind: str, iterations: int) -> Callable | None:
+    if kind == "constant":
+        return None
+    return lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}. Use cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device is available here. Use --device cpu.")
+    return device
+
+
+# --- evaluate, adapt, predict, report, list --------------------------------------------------------------------------
+
+
+def evaluate(argv: list[str]) -> None:
+    options = _parse(EvaluateOptions, argv, "evaluate")
+    trained = runs.load_run(options.run)
+    config = files.read_json(Path(options.run) / "config.json")
+    if "request" not in config:
+        raise ConfigError(f"the run {options.run!r} was not made by 'quickstudy train'; evaluate it with qs.evaluate.")
+    given = {name: getattr(options, name) for name in ("ways", "shots", "queries", "data")}
+    request = recipes.Request(**{**config["request"], **{k: v for k, v in given.items() if v is not None}})
+    for name in options.controls or ():
+        if name not in CONTROLS:
+            raise ConfigError(f"unknown control {name!r}; there are {', '.join(CONTROLS)}.{suggest(name, CONTROLS)}")
+    scores = runs.evaluate_run(
+        options.run,
+        trained,
+        recipes.open_tasks(request, options.split),
+        episodes=options.episodes,
+        seed=options.seed,
+        steps=options.steps,
+        names=None if options.controls is None else list(options.controls),
+        engine=options.engine,
+    )
+    for score in scores:
+        print(score)
+    for name, score in scores[0].controls.items():
+        print(f"  control {name}: {in_words(score.mean, score.interval, score.protocol.metric)}")
+    print(f"next: quickstudy report {options.run}")
+
+
+def adapt(argv: list[str]) -> None:
+    options = _parse(AdaptOptions, argv, "adapt")
+    trained = runs.load_run(options.run)
+    predictor = trained.adapt(*_read_support(trained, Path(options.support)))
+    predictor.save(options.out)
+    learned = f"classes {', '.join(map(str, predictor.classes))}" if predictor.classes else "one regression task"
+    print(f"learned {learned}: {options.out}")
+    print(f"next: quickstudy predict {options.out} INPUT...")
+
+
+def _read_support(trained: Trained, path: Path) -> tuple[Any, Any]:
+    if path.is_file():
+        return rows.read_support(path, trained.tasks.get("ways") is not None)
+    if not path.is_dir():
+        raise DataError(f"there is no folder {str(path)!r}. SUPPORT is a folder with a subfolder of images per class.")
+    if not trained.preprocess:
+        raise DataError("this run was not trained on images: give SUPPORT as a CSV file (inputs..., answer last).")
+    classes = read_classes(path, **_reading(trained.preprocess))
+    names = [name for name, images in classes.items() for _ in range(len(images))]
+    return torch.cat(list(classes.values())), names
+
+
+def _reading(preprocess: Any) -> dict[str, Any]:
+    return {key: value for key, value in preprocess.items() if key != "kind"}
+
+
+def predict(argv: list[str]) -> None:
+    options = _parse(PredictOptions, argv, "predict")
+    predictor = load(options.predictor)
+    if not isinstance(predictor, Predictor):
+        raise ConfigError(
+            f"{options.predictor!r} is not adapted to a task yet. First: quickstudy adapt RUN SUPPORT --out F"
+        )
+    answers = [answer for name in options.inputs for answer in _answers(predictor, Path(name))]
+    if options.json:
+        print(json.dumps(answers, indent=1))
+        return
+    table = Table("input", "label", "probability")
+    for answer in answers:
+        sure = "" if answer["probability"] is None else f"{answer['probability']:.3f}"
+        table.add_row(answer["input"], str(answer["label"]), sure)
+    Console().print(table)
+
+
+def _answers(predictor: Predictor, path: Path) -> list[dict[str, Any]]:
+    if not predictor.preprocess:
+        x, names = rows.read_inputs(path)
+    else:
+        paths = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in EXTENSIONS] if path.is_dir() else [path]
+        if not paths:
+            raise DataError(f"the folder {str(path)!r} holds no images ({', '.join(sorted(EXTENSIONS))}).")
+        x = torch.stack([load_image(p, **_reading(predictor.preprocess)) for p in paths])
+        names = [str(p) for p in paths]
+    if predictor.classes is None:
+        values = [value if len(value) > 1 else value[0] for value in torch.as_tensor(predictor.predict(x)).tolist()]
+        return [{"input": n, "label": v, "probability": None} for n, v in zip(names, values, strict=True)]
+    sure, best = predictor.predict_proba(x).max(1)
+    pairs = zip(names, best.tolist(), sure.tolist(), strict=True)
+    return [{"input": n, "label": predictor.classes[i], "probability": round(p, 6)} for n, i, p in pairs]
+
+
+def report(argv: list[str]) -> None:
+    options = _parse(ReportOptions, argv, "report")
+    if not options.runs:
+        raise ConfigError("report needs at least one run folder: quickstudy report runs/NAME")
+    from quickstudy.report import write_report  # matplotlib takes a second to import: only this command needs it
+
+    path = write_report([Path(run) for run in options.runs], Path(options.out) if options.out else None)
+    print(f"report: {path.resolve().as_uri()}")
+
+
+def list_all(argv: list[str]) -> None:
+    if argv:
+        raise ConfigError(f"'quickstudy list' takes no argument, got {' '.join(argv)!r}.")
+    table = Table("learner", "class", "what it does")
+    for name, cls in LEARNERS.items():
+        table.add_row(name, cls.__name__, (cls.__doc__ or "").strip().splitlines()[0])
+    console = Console()
+    console.print(table)
+    console.print(f"tasks: {', '.join(recipes.NAMED)}, or a folder of class folders")
+    console.print(f"controls: {', '.join(CONTROLS)}")
+    console.print(f"norm: {', '.join(POLICIES)}   downsample: {', '.join(DOWNSAMPLING)}   engine: {', '.join(ENGINES)}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "adapt": adapt,
+    "predict": predict,
+    "report": report,
+    "list": list_all,
+}
+
+
+def _parse(options: Any, argv: list[str], command: str) -> Any:
+    return tyro.cli(options, args=argv, prog=f"quickstudy {command}", config=(OmitArgPrefixes,))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command; 0 done, 2 bad input (one message, no traceback), 130 interrupted."""
+    command, *rest = argv or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(OVERVIEW)
+        return 0
+    if command == "--version":
+        print(f"quickstudy {__version__}")
+        return 0
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(
+                f"unknown command {command!r}; there are {', '.join(COMMANDS)}.{suggest(command, COMMANDS)}"
+            )
+        COMMANDS[command](rest)
+    except QuickstudyError as error:
+        print(f"quickstudy: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped. A training run continues with the same command and --resume.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `quickstudy predict ... | head`
+        return 0
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `quickstudy` command."""
+    sys.exit(run(sys.argv[1:]))

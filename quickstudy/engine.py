@@ -1,0 +1,221 @@
+"""How a function of one task is mapped over many: vmap, threads, or a loop.
+
+Small models are bound by overhead and want `vmap`; convolutions on a CPU want one task per thread, with one intra-op
+thread each; recurrent layers of torch have no batching rule and want threads. `engine="auto"` measures the first
+iteration with each and says what it chose. The result is the same up to rounding, whichever runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from quickstudy.errors import ConfigError, EngineWarning, suggest
+from quickstudy.learner import Batch, Episode, Learner, Theta
+
+ENGINES = ("auto", "vmap", "threads", "loop")
+CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
+LONG = 5.0  # seconds after which a trial is not repeated for the sake of a better measurement
+T = TypeVar("T")
+
+
+class Choice(NamedTuple):
+    """The engine that runs, and why."""
+
+    engine: str
+    reason: str
+
+
+def meta_gradient(learner: Learner, theta: Theta, episodes: Episode, engine: str = "loop") -> tuple[Tensor, Theta]:
+    """Mean meta-loss over a batch of episodes (a scalar) and its gradient in theta.
+
+    `engine`: "vmap", "threads" or "loop" (see `choose` for "auto").
+    """
+    if engine == "vmap":
+        return _together(learner, theta, episodes)
+    tasks = unstack(episodes)
+    total, sums = torch.zeros(()), {}
+    for loss, slope in _map(functools.partial(_task_gradient, learner, theta), tasks, engine):
+        # Added in the order of the tasks, so that the number of threads changes nothing.
+        total = total.to(loss.device) + loss
+        sums = {name: value + sums[name] for name, value in slope.items()} if sums else slope
+    return total / len(tasks), {name: value / len(tasks) for name, value in sums.items()}
+
+
+def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str = "loop") -> T:
+    """function(episode) for each episode of a batch, without gradient; the results are stacked along a task axis."""
+    with torch.no_grad():
+        if engine == "vmap":
+            return torch.func.vmap(function, randomness="different")(episodes)
+        results = list(_map(function, unstack(episodes), engine))
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def choose(attempt: Callable[[str], Any], engine: str, tasks: int, device: torch.device) -> Choice:
+    """The engine to use for `attempt(engine) -> tensors`, which is run a few times to find out.
+
+    What fails under vmap but runs in a loop falls back to the loop or to threads, and says so once; what fails in the
+    loop too is the caller's own error and is raised. Random learners (dropout) do not run on threads, whose order of
+    drawing cannot be repeated.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.{suggest(engine, ENGINES)}")
+    if engine == "loop" or tasks == 1:
+        return Choice("loop", "as asked" if engine == "loop" else "one task only")
+    if engine == "auto":
+        return _fastest(attempt, ["vmap", *_other_than_vmap(device)])
+    try:
+        drew = _watching_generator(lambda: attempt(engine))[1]
+        if not (engine == "threads" and drew):
+            return Choice(engine, "as asked")
+        why = "threads cannot repeat random draws (dropout)"
+    except CANNOT as error:
+        why = f"{engine} cannot: {_first_line(error)}"
+    choice = _fastest(attempt, [name for name in _other_than_vmap(device) if name != engine])
+    warnings.warn(f"engine {engine!r} is replaced by {choice.engine!r}: {why}", EngineWarning, stacklevel=3)
+    return Choice(choice.engine, why)
+
+
+def _other_than_vmap(device: torch.device) -> list[str]:
+    return ["threads"] if device.type == "cpu" and torch.get_num_threads() > 1 else []
+
+
+def _fastest(attempt: Callable[[str], Any], candidates: list[str]) -> Choice:
+    """The fastest of the loop and the candidates that can do it and give the loop's result."""
+    (reference, drew), loop_seconds = _seconds(lambda: _watching_generator(lambda: attempt("loop")))
+    if loop_seconds < LONG:  # that run warmed up, and is not what the others are held against
+        loop_seconds = _seconds(lambda: attempt("loop"))[1]
+    seconds, failures = {"loop": loop_seconds}, []
+    for name in candidates:
+        if name == "threads" and drew:
+            continue
+        try:
+            seconds[name] = _best_of_two(functools.partial(attempt, name), reference, compare=not drew)
+        except CANNOT as error:
+            failures.append(f"{name} cannot: {_first_line(error)}")
+    best = min(seconds, key=lambda name: seconds[name])
+    times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
+    return Choice(best, "; ".join([f"fastest of {times}", *failures]))
+
+
+def _best_of_two(attempt: Callable[[], Any], reference: Any, compare: bool) -> float:
+    result, first = _seconds(attempt)  # allocates and warms up
+    if compare:
+        _check_same(result, reference)
+    return first if first > LONG else min(_seconds(attempt)[1] for _ in range(2))
+
+
+def _check_same(result: Any, reference: Any) -> None:
+    """Engines agree up to rounding; what differs by more is a defect in a transform of torch's and is not used."""
+    found, expected = (torch.cat([t.reshape(-1).double() for t in pytree.tree_leaves(r)]) for r in (result, reference))
+    # In float32 rounding grows through kinks (ReLU, pooling) to about 1e-3 of the whole; a wrong rule shows as order 1.
+    if not torch.linalg.vector_norm(found - expected) <= 0.02 * torch.linalg.vector_norm(expected) + 1e-6:
+        raise RuntimeError("it gives another result than the loop")
+
+
+def _watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
+    before = torch.get_rng_state()
+    result = attempt()
+    return result, not torch.equal(before, torch.get_rng_state())
+
+
+def _seconds(function: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
+
+
+# --- one task, all tasks ---------------------------------------------------------------------------------------------
+
+
+def _leaves(theta: Theta) -> Theta:
+    return {name: value.detach().requires_grad_() for name, value in theta.items()}
+
+
+def _differentiate(loss: Tensor, leaves: Theta) -> Theta:
+    if not leaves or not loss.requires_grad:
+        return {name: torch.zeros_like(value) for name, value in leaves.items()}
+    slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, slopes, strict=True))
+
+
+def _task_gradient(learner: Learner, theta: Theta, episode: Episode) -> tuple[Tensor, Theta]:
+    leaves = _leaves(theta)
+    with torch.enable_grad():
+        loss = learner.meta_loss(leaves, episode)
+        return loss.detach(), _differentiate(loss, leaves)
+
+
+def _together(learner: Learner, theta: Theta, episodes: Episode) -> tuple[Tensor, Theta]:
+    leaves = _leaves(theta)
+    with torch.enable_grad():
+        mapped = torch.func.vmap(lambda episode: learner.meta_loss(leaves, episode), randomness="different")
+        loss = mapped(episodes).mean()
+        return loss.detach(), _differentiate(loss, leaves)
+
+
+def unstack(episodes: Episode) -> list[Episode]:
+    """A batch of episodes as a list of single ones (views, no copies)."""
+    parts = (t.unbind(0) for batch in episodes for t in batch)
+    return [Episode(Batch(xs, ys), Batch(xq, yq)) for xs, ys, xq, yq in zip(*parts, strict=True)]
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def _map(function: Callable[[Episode], T], tasks: Iterable[Episode], engine: str) -> Iterator[T]:
+    if engine == "loop":
+        yield from map(function, tasks)
+    elif engine == "threads":
+        with _one_thread_each() as pool:
+            yield from pool.map(_in_grad_mode(function, torch.is_grad_enabled()), tasks)
+    else:
+        raise ConfigError(f"expected engine 'vmap', 'threads' or 'loop', got {engine!r}.{suggest(engine, ENGINES)}")
+
+
+def _in_grad_mode(function: Callable[[Episode], T], enabled: bool) -> Callable[[Episode], T]:
+    """Grad mode belongs to a thread in torch: carry the caller's over."""
+
+    def run(episode: Episode) -> T:
+        with torch.set_grad_enabled(enabled):
+            return function(episode)
+
+    return run
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A pool with as many threads as torch uses, while each operation runs on one."""
+    count = torch.get_num_threads()
+    pool = _pool(count)
+    # Parts of the setting are global in torch (the matrix library's), so the caller's thread is set back afterwards.
+    torch.set_num_threads(1)
+    try:
+        yield pool
+    finally:
+        torch.set_num_threads(count)
+
+
+@functools.cache
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "quickstudy", initializer=torch.set_num_threads, initargs=(1,))
+
+
+# A forked child has none of its parent's threads: it needs pools of its own.
+os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,47 @@
+"""Errors that teach: what was expected, what came, and what to do.
+
+Every error that bad input can raise is a `QuickstudyError`. The command line prints its message and exits 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuickstudyError(Exception):
+    """Base of every error that bad input raises."""
+
+
+class ConfigError(QuickstudyError, ValueError):
+    """A setting that cannot work: unknown name, impossible number, options that contradict each other."""
+
+
+class DataError(QuickstudyError, ValueError):
+    """Data that cannot be used: too few classes, a broken image, labels out of range, NaN."""
+
+
+class FileFormatError(QuickstudyError, ValueError):
+    """A file that is not what it claims to be."""
+
+
+class RunError(QuickstudyError, RuntimeError):
+    """A run folder that cannot be used, written or resumed."""
+
+
+class NonFiniteError(QuickstudyError, ArithmeticError):
+    """A loss or gradient became infinite or NaN."""
+
+
+class ProtocolError(QuickstudyError, ValueError):
+    """Scores that were measured under different protocols."""
+
+
+class EngineWarning(UserWarning):
+    """The engine could not do what was asked and took another way to the same result."""
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """' Did you mean X?' for the nearest known name, else an empty string."""
+    nearest = difflib.get_close_matches(given.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,0 +1,298 @@
+"""How good is it? Scores on unseen tasks, with interval, protocol and controls; paired comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from quickstudy import engine as engines
+from quickstudy import seeds
+from quickstudy.errors import ConfigError, DataError, NonFiniteError
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import with_normalisation
+from quickstudy.protocol import Protocol, is_transductive, networks, normalisation_of, require_same
+
+BLOCK = 25  # episodes evaluated at once: enough to keep the engine busy, small enough for memory
+TRIAL = 8  # episodes on which engines are tried
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Score:
+    """One value per test episode (accuracy in [0, 1], or mean squared error), and what they were measured under.
+
+    `controls` holds the scores of the same episodes with something taken away, by name.
+    """
+
+    values: Tensor  # float64 [episodes]
+    protocol: Protocol
+    controls: Mapping[str, Score] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def interval(self) -> float:
+        """Half width of the 95 % confidence interval of the mean over episodes."""
+        return half_width(self.values)
+
+    def __str__(self) -> str:
+        under = f"(95 % CI over {len(self.values)} episodes; {self.protocol.describe()})"
+        return f"{in_words(self.mean, self.interval, self.protocol.metric)} {under}"
+
+    __repr__ = __str__  # hundreds of values would bury the one that matters
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for scores.json."""
+        return {
+            "text": str(self),
+            "mean": self.mean,
+            "interval": self.interval,
+            "protocol": self.protocol.to_dict(),
+            "values": [round(v, 6) for v in self.values.tolist()],
+            "controls": {name: score.to_dict() for name, score in self.controls.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Score:
+        """The score that `to_dict` wrote."""
+        controls = {name: cls.from_dict(value) for name, value in plain["controls"].items()}
+        return cls(torch.tensor(plain["values"], dtype=torch.float64), Protocol(**plain["protocol"]), controls)
+
+    def save(self, path: str) -> None:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.to_dict(), file, indent=1)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired difference of two scores on the same episodes: a minus b."""
+
+    mean: float
+    interval: float  # half width of the 95 % confidence interval
+    metric: str
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval excludes zero."""
+        return abs(self.mean) > self.interval
+
+    def __str__(self) -> str:
+        sign = "+" if self.mean >= 0 else "-"
+        verdict = "decided" if self.decided else "not decided: the interval holds zero"
+        return f"{sign}{in_words(abs(self.mean), self.interval, self.metric, points=True)} (paired, 95 % CI; {verdict})"
+
+
+def in_words(mean: float, interval: float, metric: str, points: bool = False) -> str:
+    """'97.4 % ± 0.3' for accuracies, '0.152 ± 0.011 mean squared error' for errors."""
+    if metric == "accuracy":
+        return f"{100 * mean:.1f} {'points' if points else '%'} ± {100 * interval:.1f}"
+    return f"{mean:.3g} ± {interval:.2g} {metric}"
+
+
+def half_width(values: Tensor, confidence: float = 0.95) -> float:
+    """Half width of Student's interval for the mean of values [n]; infinite for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return math.inf
+    return float(stdtrit(n - 1, 0.5 + confidence / 2)) * float(values.double().std()) / math.sqrt(n)
+
+
+def compare(a: Score, b: Score, allow: tuple[str, ...] = ()) -> Difference:
+    """a - b over the same episodes, paired. Raises ProtocolError when they were not measured under the same protocol.
+
+    `allow` names protocol fields that may differ, such as ("transductive",).
+    """
+    require_same(a.protocol, b.protocol, allow)
+    difference = a.values - b.values
+    return Difference(float(difference.mean()), half_width(difference), a.protocol.metric)
+
+
+def evaluate(
+    trained: Any,
+    tasks: Any,
+    *,
+    episodes: int = 600,
+    seed: int = 1,
+    steps: int | None = None,
+    transductive: bool | None = None,
+    controls: Sequence[str] = (),
+    engine: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Score:
+    """The score of a trained learner on test tasks.
+
+    `trained` has `.learner` and `.theta`. Test episode i follows from (seed, i) alone, so every learner meets the same
+    episodes and scores can be compared in pairs. `steps`: inner steps at test, where they differ from training.
+    `transductive`: None as the network declares; False normalises queries with the support set's statistics.
+    `controls`: names out of quickstudy.controls.CONTROLS. `progress(n)` is called with episodes done since.
+
+    Raises ConfigError for settings the learner does not have, NonFiniteError when an output is not finite.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}.")
+    learner = for_test(trained.learner, tasks, steps, transductive)
+    score = _score(learner, trained.theta, tasks, episodes, seed, engine, progress)
+    if not controls:
+        return score
+    from quickstudy.controls import control  # controls are learners, evaluated by this module
+
+    found = {}
+    for name in controls:
+        variant, theta, source = control(name, learner, trained.theta, tasks)
+        found[name] = _score(variant, theta, source, episodes, seed, engine, progress, control=name)
+    return dataclasses.replace(score, controls=found)
+
+
+def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductive: bool | None = None) -> Learner:
+    """The learner as it is tested: with the tasks' ways where it takes any, other steps, another normalisation."""
+    names = {f.name for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    ways = getattr(tasks, "ways", None)
+    if "ways" in names and ways and learner.ways is not None:  # type: ignore[attr-defined]
+        changes["ways"] = ways
+    if steps is not None:
+        if "steps" not in names:
+            raise ConfigError(f"{type(learner).__name__} takes no inner steps, but steps={steps} was asked for.")
+        changes["steps"] = steps
+    if transductive is not None and transductive != is_transductive(learner):
+        changes |= _normalised(learner, "batch" if transductive else "support")
+    return dataclasses.replace(learner, **changes) if changes else learner  # type: ignore[type-var]
+
+
+def _normalised(learner: Learner, policy: str) -> dict[str, Any]:
+    if normalisation_of(learner) not in ("batch", "support"):
+        raise ConfigError(
+            f"{type(learner).__name__} normalises by {normalisation_of(learner)!r}, which never sees other queries: "
+            "there is no transductive and no inductive form of it. Leave `transductive` out."
+        )
+    return {name: with_normalisation(model, policy) for name, model in networks(learner).items()}
+
+
+def _score(
+    learner: Learner,
+    theta: Theta,
+    tasks: Any,
+    episodes: int,
+    seed: int,
+    engine: str,
+    progress: Callable[[int], None] | None,
+    control: str | None = None,
+) -> Score:
+    blocks = list(sample_blocks(tasks, episodes, seed, device_of(theta)))
+    check_episodes(learner, theta, blocks[0])
+    metric = "mean squared error" if blocks[0].query.y.is_floating_point() else "accuracy"
+
+    def measure(episodes: Episode, chosen: str) -> Tensor:
+        return engines.map_tasks(lambda episode: episode_score(learner, theta, episode), episodes, chosen)
+
+    few = Episode(*(Batch(*(t[:TRIAL] for t in batch)) for batch in blocks[0]))
+    with seeds.seeded(seed, "choose"):
+        choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
+    values = []
+    for number, block in enumerate(blocks):
+        with seeds.seeded(seed, "evaluate", number):
+            values.append(measure(block, choice.engine))
+        if progress:
+            progress(len(values[-1]))
+    result = torch.cat(values).double().cpu()
+    if not torch.isfinite(result).all():
+        first = int((~torch.isfinite(result)).nonzero()[0])
+        raise NonFiniteError(
+            f"test episode {first} gives an output that is not finite. Lower the inner learning rate or the steps."
+        )
+    return Score(result, protocol_of(learner, tasks, metric, episodes, seed, control))
+
+
+def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:
+    """Accuracy on the query set, or mean squared error for real-valued answers: a scalar."""
+    phi = learner.adapt(theta, episode.support)
+    output = learner.predict(theta, phi, episode.query.x)
+    if episode.query.y.is_floating_point():
+        return ((output - episode.query.y) ** 2).mean()
+    # NaN logits would count as a wrong answer in silence: carry them into the score, where they are refused.
+    right = (output.argmax(1) == episode.query.y).to(output.dtype).mean()
+    return right + 0 * output.sum()
+
+
+def sample_blocks(tasks: Any, episodes: int, seed: int, device: torch.device) -> Iterator[Episode]:
+    """Episodes 0..episodes-1 of the test seed in blocks; each is drawn with a generator of its own."""
+    for start in range(0, episodes, BLOCK):
+        drawn = [tasks.sample(1, seeds.generator(seed, "test", i)) for i in range(start, min(start + BLOCK, episodes))]
+        yield Episode(
+            *(Batch(*(torch.cat(t).to(device) for t in zip(*b, strict=True))) for b in zip(*drawn, strict=True))
+        )
+
+
+def check_episodes(learner: Learner, theta: Theta, episodes: Episode) -> None:
+    """Refuse episodes that would give a wrong number in silence: NaN in data, labels that the learner cannot answer."""
+    for name, batch in zip(("support", "query"), episodes, strict=True):
+        if batch.x.is_floating_point() and not torch.isfinite(batch.x).all():
+            raise DataError(f"the {name} inputs hold NaN or infinity. Remove or fill the missing values first.")
+        if batch.y.is_floating_point() and not torch.isfinite(batch.y).all():
+            raise DataError(f"the {name} answers hold NaN or infinity. Remove those examples first.")
+    _check_shapes(learner, theta, episodes)
+
+
+def _check_shapes(learner: Learner, theta: Theta, episodes: Episode) -> None:
+    one = engines.unstack(episodes)[0]
+    try:
+        with torch.no_grad():
+            output = learner.predict(theta, learner.adapt(theta, one.support), one.query.x)
+    except (RuntimeError, IndexError) as error:
+        raise DataError(
+            f"{type(learner).__name__} cannot read this task: support x {tuple(one.support.x.shape)}, y "
+            f"{tuple(one.support.y.shape)} with values {_span(one.support.y)}, query x {tuple(one.query.x.shape)}. "
+            f"torch says: {str(error).splitlines()[0]}. Check channels, image size and ways against what the model was "
+            "built for."
+        ) from error
+    y = one.query.y
+    if y.is_floating_point():
+        if output.shape != y.shape:
+            raise DataError(
+                f"the model answers with shape {tuple(output.shape)}, but the tasks' y has shape {tuple(y.shape)}. "
+                "For regression give y as [n, d] and a model with d outputs."
+            )
+    elif not 0 <= int(y.min()) <= int(y.max()) < output.shape[1]:
+        raise DataError(
+            f"labels must be 0..{output.shape[1] - 1}, as the model has {output.shape[1]} outputs; got {_span(y)}. "
+            "Renumber the labels, or build the model with as many outputs as there are ways."
+        )
+
+
+def _span(y: Tensor) -> str:
+    return f"{y.min().item():g}..{y.max().item():g}"
+
+
+def device_of(theta: Theta) -> torch.device:
+    return next(iter(theta.values())).device if theta else torch.device("cpu")
+
+
+def protocol_of(
+    learner: Learner, tasks: Any, metric: str, episodes: int, seed: int, control: str | None = None
+) -> Protocol:
+    """The protocol under which `learner` is tested on `tasks`."""
+    about = tasks.describe() if hasattr(tasks, "describe") else {}
+    return Protocol(
+        learner=type(learner).__name__,
+        tasks=about.get("name", type(tasks).__name__),
+        split=about.get("split", "unknown"),
+        ways=about.get("ways"),
+        shots=about.get("shots", 0),
+        queries=about.get("queries", 0),
+        metric=metric,
+        episodes=episodes,
+        seed=seed,
+        transductive=is_transductive(learner),
+        normalisation=normalisation_of(learner),
+        steps=getattr(learner, "steps", None),
+        control=control,
+    )

@@ -1,0 +1,100 @@
+"""The contract. Every method of the library is a value with four pure methods:
+
+    init()                    -> theta      what is learned across tasks
+    adapt(theta, support)     -> phi        what is learned from one task's support set
+    predict(theta, phi, x)    -> output     the adapted model's output
+    meta_loss(theta, episode) -> scalar     one episode's loss; its gradient in theta is the meta-gradient
+
+`theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
+construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Theta = dict[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Inputs and their answers. x [n, ...]; y [n] class numbers (int64) or [n, d] values."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Episode(NamedTuple):
+    """One sampled task. A batch of episodes is the same with a leading task axis on every tensor."""
+
+    support: Batch
+    query: Batch
+
+
+class Learner(abc.ABC):
+    """What every learner is: a frozen dataclass of hyper-parameters with the four methods below.
+
+    The class is abstract and learners are final: no learner inherits from another.
+    """
+
+    episodic: ClassVar[bool] = True  # trains on episodes; False: on the pooled examples of all training tasks
+
+    @abc.abstractmethod
+    def init(self) -> Theta:
+        """Meta-parameters to start from: name -> tensor."""
+
+    @abc.abstractmethod
+    def adapt(self, theta: Theta, support: Batch) -> Any:
+        """Task parameters phi from one task's support set: x [n, ...], y [n] or [n, d]."""
+
+    @abc.abstractmethod
+    def predict(self, theta: Theta, phi: Any, x: Tensor) -> Tensor:
+        """Output for x [m, ...]: logits [m, ways] or values [m, d]."""
+
+    @abc.abstractmethod
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        """Loss of one episode, a scalar. Its gradient in theta is the meta-gradient."""
+
+
+def with_gradient(value: Tensor, theta: Theta, gradient: Mapping[str, Tensor]) -> Tensor:
+    """A scalar whose value is `value` and whose gradient in theta is `gradient`.
+
+    With it a learner that does not unroll (Reptile, implicit MAML, evolution strategies) hands in the gradient it
+    computed, and the one training loop serves it like any other: s(theta) = sum_k <theta_k, g_k> is linear, so
+    value + s - stop(s) has the wanted value and the wanted derivative.
+    """
+    linear = torch.stack([(theta[name] * g.detach()).sum() for name, g in gradient.items()]).sum()
+    return value.detach() + linear - linear.detach()
+
+
+def as_module(learner: Learner) -> nn.Module:
+    """An `nn.Module` whose parameters are theta and whose `forward(episode)` is the meta-loss.
+
+    For people who bring their own loop, Lightning, Accelerate or DistributedDataParallel. Takes one episode, or a
+    batch of episodes (a leading task axis) when `forward(episodes, batched=True)`, which gives their mean loss.
+    """
+    return _LearnerModule(learner)
+
+
+class _LearnerModule(nn.Module):
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+        # Module attributes may not hold dots, theta's keys do: keep the names beside a plain list.
+        theta = learner.init()
+        self.names = tuple(theta)
+        self.values = nn.ParameterList(nn.Parameter(value) for value in theta.values())
+
+    def theta(self) -> Theta:
+        return dict(zip(self.names, self.values, strict=True))
+
+    def forward(self, episode: Episode, batched: bool = False) -> Tensor:
+        if not batched:
+            return self.learner.meta_loss(self.theta(), episode)
+        from quickstudy.engine import unstack  # the engine imports this module
+
+        return torch.stack([self.learner.meta_loss(self.theta(), one) for one in unstack(episode)]).mean()

@@ -1,0 +1,42 @@
+"""Nearest class mean of the raw input: the baseline that learns nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.metric.distance import class_means, squared_distances
+
+
+@dataclass(frozen=True, eq=False)
+class NearestCentroid(Learner):
+    """Classify by the nearest class mean of the flattened input: a ProtoNet whose embedding is the identity.
+
+        c_k = mean of x over the support examples of class k,   logits_k(x) = -|x - c_k|^2
+
+    theta is empty: there is nothing to train. A meta-learner that does not beat it has learned nothing.
+
+    >>> import quickstudy as qs
+    >>> qs.NearestCentroid(ways=5).init()
+    {}
+
+    Deviations: none (a textbook classifier).
+    """
+
+    ways: int = 5  # classes in a task
+
+    def init(self) -> Theta:
+        return {}
+
+    def adapt(self, theta: Theta, support: Batch) -> Tensor:
+        return class_means(support.x.flatten(1), support.y, self.ways)
+
+    def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+        return -squared_distances(x.flatten(1), phi)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        phi = self.adapt(theta, episode.support)
+        return F.cross_entropy(self.predict(theta, phi, episode.query.x), episode.query.y)

@@ -1,0 +1,96 @@
+"""Transfer learning: train one network on everything, then fit it to the new task. The bar to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.errors import ConfigError, suggest
+from quickstudy.inner import descend
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import call, input_of, last_linear, parameters, statistics
+
+FITS = ("head", "all")
+
+
+@dataclass(frozen=True, eq=False)
+class FineTune(Learner):
+    """Pretrain on the examples of all training tasks at once, then descend on the support set.
+
+        pretraining      theta = argmin sum over tasks of L(model_theta(x), y)
+        adaptation       phi_0 = theta,  phi_{k+1} = phi_k - lr * grad L_S(phi_k)   on the head or on all
+
+    Classification (`ways` given): the model's last linear layer has one output per *training class*, pretraining sees
+    labels of the whole pool (`tasks.pooled()`, which `qs.train` asks for), and a new task gets a new head that starts
+    from zero. Regression (`ways=None`): the pretrained head goes on.
+
+    Chen, Liu, Kira, Wang, Huang: A Closer Look at Few-shot Classification, ICLR 2019 (the "Baseline"),
+    https://arxiv.org/abs/1904.04232
+
+    >>> import quickstudy as qs
+    >>> learner = qs.FineTune(qs.nn.conv4(channels=1, classes=1028), ways=5)
+
+    Deviations from the paper: plain full-batch gradient descent for `steps` steps, where it uses minibatches of 4.
+    """
+
+    model: nn.Module  # ends in a linear layer, the head
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    ways: int | None = 5  # classes in a new task; None for regression
+    lr: float = 0.1  # learning rate on the support set
+    steps: int = 100  # gradient steps on the support set
+    fit: str = "head"  # what descends: head or all
+
+    episodic: ClassVar[bool] = False  # trains on pooled examples, not on episodes
+
+    def __post_init__(self) -> None:
+        if self.fit not in FITS:
+            raise ConfigError(f"fit must be 'head' or 'all', got {self.fit!r}.{suggest(self.fit, FITS)}")
+        last_linear(self.model)
+
+    def init(self) -> Theta:
+        return parameters(self.model)
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        head = last_linear(self.model)
+        body = {name: value for name, value in theta.items() if not name.startswith(head)}
+        start = self._new_head(theta, head)
+        if self.fit == "all":
+            phi = descend(
+                lambda p: self.loss(call(self.model, p, support.x), support.y),
+                body | start,
+                lr=self.lr,
+                steps=self.steps,
+                adjoint="first_order",
+            )
+        else:
+            # The features below the head do not move: compute them once.
+            z = input_of(head.rstrip("."), self.model, theta, support.x)
+            phi = body | descend(
+                lambda p: self.loss(F.linear(z, p[f"{head}weight"], p.get(f"{head}bias")), support.y),
+                start,
+                lr=self.lr,
+                steps=self.steps,
+                adjoint="first_order",
+            )
+        return phi | statistics(self.model, phi, support.x)
+
+    def _new_head(self, theta: Theta, head: str) -> Theta:
+        old = {name: value for name, value in theta.items() if name.startswith(head)}
+        if self.ways is None:
+            return old
+        return {
+            name: torch.zeros_like(value[:1]).repeat(self.ways, *[1] * (value.dim() - 1)) for name, value in old.items()
+        }
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return call(self.model, phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        x = torch.cat([episode.support.x, episode.query.x])
+        y = torch.cat([episode.support.y, episode.query.y])
+        return self.loss(call(self.model, theta, x), y)

@@ -1,0 +1,152 @@
+"""Any `nn.Module` as a pure function of its parameters, safe to call from several threads and under `vmap`.
+
+torch's `functional_call` swaps tensors *on the module*, so two threads need two modules; batch normalisation in
+training mode writes to its buffers, so `vmap` refuses it. Both are settled here, by calling a private copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import TypeIs
+
+from quickstudy.errors import ConfigError
+from quickstudy.learner import Theta
+from quickstudy.nn.norm import BatchNorm
+
+_copies = threading.local()
+
+
+def parameters(model: nn.Module) -> Theta:
+    """The trainable parameters as theta: detached copies, tied ones once."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def constants(model: nn.Module) -> Theta:
+    """What the model computes with but never learns: buffers and parameters that the user froze."""
+    frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    return frozen | {name: b.detach() for name, b in model.named_buffers()}
+
+
+def call(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """model(x) with `params` in place of its own; names that are not given keep the model's values."""
+    # The fused attention kernels have no second derivative, the mathematical one has.
+    with sdpa_kernel(SDPBackend.MATH):
+        return functional_call(_own_copy(model), dict(params), (x,))
+
+
+def statistics(model: nn.Module, params: Mapping[str, Tensor], support: Tensor) -> Theta:
+    """Means and variances of the support set, for layers that normalise queries with them (else empty).
+
+    The result joins the task's parameters: `call(model, params | statistics, x)` then treats every query alike,
+    whatever else is in the batch.
+    """
+    own, seen = _own_copy(model), {}
+    layers = [(name, layer) for name, layer in own.named_modules() if _uses_support(layer)]
+    if not layers:
+        return seen
+    handles = [layer.register_forward_pre_hook(_record(name, seen)) for name, layer in layers]
+    try:
+        call(model, params, support)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _uses_support(layer: nn.Module) -> bool:
+    return isinstance(layer, BatchNorm) and layer.policy == "support"
+
+
+def _record(name: str, seen: Theta):
+    def hook(layer: BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        prefix = f"{name}." if name else ""
+        seen[f"{prefix}mean"], seen[f"{prefix}variance"] = layer.moments(inputs[0])
+
+    return hook
+
+
+def last_linear(model: nn.Module) -> str:
+    """The head: the prefix of the parameter names of the last linear layer, such as "head."."""
+    linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not linears:
+        raise ConfigError(
+            "the model has no nn.Linear layer to serve as its head. Add one at the end, for example qs.nn.conv4("
+            "classes=...)."
+        )
+    return f"{linears[-1]}." if linears[-1] else ""
+
+
+def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """What the named layer reads when the model is called on x: the features below it."""
+    seen: list[Tensor] = []
+    handle = _own_copy(model).get_submodule(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        call(model, params, x)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def normalisation(model: nn.Module) -> str:
+    """How the model normalises: 'batch', 'support', 'running', 'layer' or 'none' (the least local one wins)."""
+    found = {_kind(layer) for layer in model.modules()}
+    return next((kind for kind in ("batch", "support", "running", "layer") if kind in found), "none")
+
+
+def _kind(layer: nn.Module) -> str:
+    if isinstance(layer, BatchNorm):
+        return layer.policy
+    if isinstance(layer, _BatchNorm):
+        return "batch" if layer.training or layer.running_mean is None else "running"
+    return "layer" if isinstance(layer, (nn.GroupNorm, nn.LayerNorm)) else "none"
+
+
+def with_normalisation(model: nn.Module, policy: str) -> nn.Module:
+    """A copy whose batch-normalising layers follow `policy`: 'batch' or 'support'. Parameter names stay."""
+    if policy not in ("batch", "support"):
+        raise ConfigError(f"normalisation can be switched between 'batch' and 'support', got {policy!r}.")
+    changed = _without_running_statistics(copy.deepcopy(model))
+    for layer in changed.modules():
+        if isinstance(layer, BatchNorm):
+            layer.policy = policy
+    if hasattr(model, "architecture"):
+        changed.architecture = {**model.architecture, "norm": policy}  # type: ignore[dict-item,assignment]
+    return changed
+
+
+def _own_copy(model: nn.Module) -> nn.Module:
+    """This thread's private copy of the model, made anew if the user switched train() or eval() since."""
+    if not hasattr(_copies, "of"):
+        _copies.of = weakref.WeakKeyDictionary()
+    mode = tuple(module.training for module in model.modules())
+    known = _copies.of.get(model)
+    if known is None or known[0] != mode:
+        known = _copies.of[model] = (mode, _without_running_statistics(copy.deepcopy(model)))
+    return known[1]
+
+
+def _without_running_statistics(model: nn.Module) -> nn.Module:
+    """Replace each torch batch norm that uses the statistics of its batch by ours, which writes nothing.
+
+    Running averages mean nothing across tasks, so a layer in training mode just does not keep them. One that the
+    user has put in eval() mode keeps using the averages it came with.
+    """
+    if _replaceable(model):
+        return BatchNorm.like(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if _replaceable(child):
+                setattr(parent, name, BatchNorm.like(child))
+    return model
+
+
+def _replaceable(layer: nn.Module) -> TypeIs[_BatchNorm]:
+    return isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)

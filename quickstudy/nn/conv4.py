@@ -1,0 +1,72 @@
+"""The four-block convolutional network of few-shot image recognition."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from quickstudy.errors import ConfigError, suggest
+from quickstudy.nn.norm import norm as norm_layer
+
+DOWNSAMPLING = ("stride", "pool")
+
+
+def conv4(
+    channels: int = 1,
+    classes: int | None = None,
+    *,
+    filters: int = 64,
+    size: int = 28,
+    norm: str = "batch",
+    downsample: str = "stride",
+) -> nn.Module:
+    """Four blocks of 3x3 convolution, normalisation and ReLU, each halving the image; then a linear head.
+
+    x [n, channels, size, size] -> logits [n, classes], or the embedding [n, d] when `classes` is None.
+    `downsample`: "stride" (stride-2 convolutions, as MAML on Omniglot, Finn 2017) or "pool" (2x2 max pooling, as
+    ProtoNet, Snell 2017). `norm`: "batch", "support", "layer" or "none", see DESIGN "Evaluation". Weights are drawn
+    from torch's global generator: call `torch.manual_seed` before to repeat them.
+
+    >>> conv4(channels=1, classes=5)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 5])
+    """
+    if downsample not in DOWNSAMPLING:
+        raise ConfigError(
+            f"downsample must be 'stride' or 'pool', got {downsample!r}.{suggest(downsample, DOWNSAMPLING)}"
+        )
+    if downsample == "pool" and size < 16:
+        raise ConfigError(f"four 2x2 poolings need images of at least 16x16, got size={size}. Use downsample='stride'.")
+    blocks = [_block(channels if i == 0 else filters, filters, norm, downsample) for i in range(4)]
+    layers = OrderedDict((f"block{i + 1}", block) for i, block in enumerate(blocks))
+    layers["flatten"] = nn.Flatten()
+    if classes is not None:
+        layers["head"] = nn.Linear(filters * _final_side(size, downsample) ** 2, classes)
+    model = nn.Sequential(layers)
+    model.architecture = {  # type: ignore[assignment]  # a plain value beside the weights: how to build it again
+        "name": "conv4",
+        "channels": channels,
+        "classes": classes,
+        "filters": filters,
+        "size": size,
+        "norm": norm,
+        "downsample": downsample,
+    }
+    return model
+
+
+def _block(inputs: int, filters: int, norm: str, downsample: str) -> nn.Module:
+    stride = 2 if downsample == "stride" else 1
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv"] = nn.Conv2d(inputs, filters, 3, stride=stride, padding=1)
+    layers["norm"] = norm_layer(norm, filters)
+    layers["relu"] = nn.ReLU()
+    if downsample == "pool":
+        layers["pool"] = nn.MaxPool2d(2)
+    return nn.Sequential(layers)
+
+
+def _final_side(size: int, downsample: str) -> int:
+    for _ in range(4):
+        size = (size + 1) // 2 if downsample == "stride" else size // 2
+    return size

@@ -1,0 +1,86 @@
+"""Normalisation whose statistics are a declared choice."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from quickstudy.errors import ConfigError, DataError, suggest
+from quickstudy.nn.batch_norm import batch_norm
+from quickstudy.tracing import inside_transform
+
+POLICIES = ("batch", "support", "layer", "none")
+
+
+class BatchNorm(nn.Module):
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias, per channel (dimension 1), with nothing written.
+
+    policy "batch": mean and variance of whatever batch is passed, so queries see each other (transductive).
+    policy "support": queries are normalised with the support set's statistics, which arrive as the buffers `mean`
+    and `variance` (see `quickstudy.model.statistics`); the support set itself with its own.
+    """
+
+    def __init__(self, channels: int, policy: str = "batch", eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.policy, self.eps = policy, eps
+        self.weight: nn.Parameter | None = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.register_buffer("mean", None)
+        self.register_buffer("variance", None)
+
+    def reset_parameters(self) -> None:
+        """Scale one and shift zero, as at the start."""
+        if self.weight is not None and self.bias is not None:
+            nn.init.ones_(self.weight)
+            nn.init.zeros_(self.bias)
+
+    mean: Tensor | None
+    variance: Tensor | None
+
+    @classmethod
+    def like(cls, layer: _BatchNorm) -> BatchNorm:
+        """Ours with torch's parameters, under the same names."""
+        made = cls(layer.num_features, eps=layer.eps, affine=False)
+        made.weight, made.bias = layer.weight, layer.bias
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mean is None or self.variance is None:
+            return self._by_batch(x)
+        scale = (self.variance + self.eps).rsqrt()
+        scale = scale if self.weight is None else scale * self.weight
+        shift = -self.mean * scale if self.bias is None else self.bias - self.mean * scale
+        return x * _per_channel(scale, x) + _per_channel(shift, x)
+
+    def _by_batch(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[1]:
+            raise DataError(
+                "batch normalisation needs more than one value per channel: a single example of one pixel has no "
+                'variance. Give more examples, or use norm="support" or norm="layer".'
+            )
+        if torch.is_grad_enabled() and not inside_transform():
+            return batch_norm(x, self.weight, self.bias, self.eps)  # the same values, a cheaper second derivative
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and (biased) variance of each channel of x [n, channels, ...]."""
+        dims = [0, *range(2, x.dim())]
+        return x.mean(dims), x.var(dims, correction=0)
+
+    def extra_repr(self) -> str:
+        return f"policy={self.policy!r}, eps={self.eps}"
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def norm(policy: str, channels: int) -> nn.Module:
+    """The normalisation layer of a declared policy: 'batch', 'support', 'layer' or 'none'."""
+    if policy not in POLICIES:
+        raise ConfigError(f"norm must be one of {', '.join(POLICIES)}; got {policy!r}.{suggest(policy, POLICIES)}")
+    if policy == "none":
+        return nn.Identity()
+    return nn.GroupNorm(1, channels) if policy == "layer" else BatchNorm(channels, policy)

@@ -1,0 +1,63 @@
+"""Progress on the terminal: rate, loss, accuracy, time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Update = Callable[[Any, dict[str, Any]], None]
+
+
+@contextmanager
+def training_bar(iterations: int, done: int, engine: str, shown: bool) -> Iterator[Update]:
+    """A bar over the outer loop; call it with each step and its metrics line (empty for most steps)."""
+    if not shown:
+        yield lambda step, line: None
+        return
+    console = Console(stderr=True)
+    console.print(f"engine: {engine}", highlight=False, style="dim")
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[text]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        task = progress.add_task("", total=iterations, completed=done, text="", rate="")
+
+        def update(step: Any, line: dict[str, Any]) -> None:
+            progress.advance(task)
+            if line:
+                speed = progress.tasks[0].speed or 0.0
+                progress.update(task, text=_in_words(line), rate=f"{speed:.1f}/s")
+
+        yield update
+
+
+def _in_words(line: dict[str, Any]) -> str:
+    words = [f"loss {line['loss']:.3f}"]
+    if "accuracy" in line:
+        words.append(f"accuracy {100 * line['accuracy']:.0f} %")
+    if "error" in line:
+        words.append(f"error {line['error']:.3f}")
+    if "val" in line:
+        words.append(f"val {100 * line['val']:.1f} %" if "accuracy" in line else f"val {line['val']:.3f}")
+    return "  ".join(words)
+
+
+@contextmanager
+def counting_bar(what: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar over things done; call it with the number done since."""
+    if not shown:
+        yield lambda n: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda n: progress.advance(task, n)

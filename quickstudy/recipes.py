@@ -1,0 +1,117 @@
+"""From names and numbers, as given on a command line, to task sources, networks and learners that suit each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import nn
+
+from quickstudy import nn as networks
+from quickstudy import tasks as sources
+from quickstudy.errors import ConfigError, DataError, suggest
+from quickstudy.learner import Learner
+from quickstudy.learners import LEARNERS
+
+NAMED = ("glyphs", "sinusoid", "omniglot")
+
+# What suits a kind of task where the user says nothing: sizes of an episode, the outer loop, and the inner loop of
+# each learner. Images as MAML and ProtoNet on Omniglot; sinusoids as MAML (Finn 2017, section 5.1).
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
+    "sinusoid": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 25, "iterations": 10000},
+}
+FIELDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("sinusoid", "maml"): {"lr": 0.01, "steps": 1},
+    ("sinusoid", "finetune"): {"lr": 0.01, "steps": 10, "fit": "all"},
+}
+
+
+class Request(NamedTuple):
+    """Which tasks, in which sizes."""
+
+    tasks: str  # a name out of NAMED, or a folder of class folders
+    ways: int | None = None
+    shots: int = 1
+    queries: int = 15
+    data: str | None = None  # folder of the data set
+    size: int = 28  # images from a folder are scaled to size x size
+
+
+def kind_of(tasks: str) -> str:
+    """'sinusoid' or 'images': which defaults apply."""
+    return "sinusoid" if tasks == "sinusoid" else "images"
+
+
+def open_tasks(request: Request, split: str) -> Any:
+    """The task source of a request. Raises DataError or ConfigError that says what is possible."""
+    name = request.tasks
+    if name == "sinusoid":
+        return sources.sinusoid(split, request.shots, request.queries)
+    if request.ways is None:
+        raise ConfigError(f"{name!r} is classification: it needs ways (classes in a task), such as 5.")
+    sizes = (request.ways, request.shots, request.queries)
+    if name == "glyphs":
+        return sources.glyphs(split, *sizes)
+    if name == "omniglot":
+        return sources.omniglot(split, *sizes, root=request.data)
+    path = Path(name)
+    if path.is_dir():
+        return sources.from_folder(path, split, *sizes, size=request.size)
+    if path.is_file():
+        raise DataError(
+            f"{name!r} is a file. TASKS is one of {', '.join(NAMED)}, or a folder with a subfolder per class."
+        )
+    raise DataError(
+        f"there are no tasks {name!r}: neither one of {', '.join(NAMED)} nor a folder.{suggest(name, NAMED)}"
+    )
+
+
+def find_learner(name: str) -> tuple[str, type[Learner]]:
+    """A learner's command-line name and class; case and separators do not matter."""
+    plain = name.lower().replace("-", "").replace("_", "")
+    if plain not in LEARNERS:
+        raise ConfigError(f"unknown learner {name!r}; there are {', '.join(LEARNERS)}.{suggest(plain, LEARNERS)}")
+    return plain, LEARNERS[plain]
+
+
+def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
+    """The learner's fields that are numbers, words or switches: what a command line can set."""
+    fixed = ("model", "encoder", "loss", "ways")
+    return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
+
+
+def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], network: dict[str, Any]) -> Learner:
+    """The learner for these tasks: its network sized to their inputs and answers, its loss to their kind."""
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    ways = getattr(tasks, "ways", None)
+    if ways is None and "loss" not in names:
+        raise ConfigError(
+            f"{cls.__name__} is for classification; these tasks ask for real numbers. Try maml or finetune."
+        )
+    if "loss" in names:
+        fields["loss"] = F.cross_entropy if ways else F.mse_loss
+    if "ways" in names:
+        fields["ways"] = ways
+    if "encoder" in names:
+        fields["encoder"] = build_network(tasks, None, {"downsample": "pool"} | network)
+    if "model" in names:
+        outputs = ways if cls.episodic or ways is None else len(tasks.classes)
+        fields["model"] = build_network(tasks, outputs, network)
+    return cls(**fields)
+
+
+def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:
+    """conv4 for images, mlp for rows of numbers. `outputs` None: an encoder, or the width of y for regression."""
+    example = tasks.sample(1).support
+    shape = tuple(example.x.shape[2:])
+    if getattr(tasks, "ways", None) is None:
+        outputs = example.y.shape[-1]
+    if len(shape) == 3:
+        allowed = {"filters", "norm", "downsample"}
+        chosen = {k: v for k, v in options.items() if k in allowed and v is not None}
+        return networks.conv4(channels=shape[0], classes=outputs, size=shape[-1], **chosen)
+    hidden = options.get("hidden") or (40, 40)
+    return networks.mlp(example.x[0, 0].numel(), outputs, hidden=tuple(hidden))

@@ -1,0 +1,152 @@
+"""Run folders: evaluate what was trained there, and keep what a report needs.
+
+A run holds config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json, learner.qs and, once it is
+evaluated, scores.json and examples.safetensors.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quickstudy import __version__, controls, files, seeds
+from quickstudy.errors import RunError
+from quickstudy.evaluation import Score, evaluate, for_test
+from quickstudy.learner import Batch, Episode
+from quickstudy.progress import counting_bar
+from quickstudy.protocol import is_transductive, normalisation_of
+from quickstudy.trained import Predictor, Trained, load
+
+CURVE = (0, 1, 2, 3, 5, 10)  # inner steps of the curve in the report
+CURVE_EPISODES = 200
+PICTURED = 3  # test episodes kept for the report
+
+
+def load_run(path: str | os.PathLike) -> Trained:
+    """The trained learner of a run folder, or of a `.qs` file. Raises RunError when there is none."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "learner.qs").exists():
+            cut = (path / "checkpoint.safetensors").exists()
+            hint = "its training has not finished: continue it with --resume" if cut else "it is not a run folder"
+            raise RunError(f"{str(path)!r} holds no learner.qs: {hint}.")
+        path = path / "learner.qs"
+    loaded = load(path)
+    if isinstance(loaded, Predictor):
+        raise RunError(
+            f"{str(path)!r} is a predictor, adapted to one task already. Give the run that it was made from."
+        )
+    return loaded
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement was made on, without names of people or places."""
+    model = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        pass  # not Linux: the platform's own word has to do
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": model or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "quickstudy": __version__,
+    }
+
+
+def evaluate_run(
+    folder: str | os.PathLike,
+    trained: Trained,
+    tasks: Any,
+    *,
+    episodes: int = 600,
+    seed: int = 1,
+    steps: int | None = None,
+    names: list[str] | None = None,
+    engine: str = "auto",
+    progress: bool = True,
+) -> list[Score]:
+    """Score a run on test tasks and write scores.json and examples.safetensors into its folder.
+
+    The first score carries the controls (`names`, by default all that make sense). A transductive learner gets a
+    second one with the support set's statistics at the query. Learners with inner steps get a curve over steps.
+    """
+    learner = for_test(trained.learner, tasks, steps)
+    names = controls.available(learner, tasks) if names is None else names
+    both = is_transductive(learner)
+    curve = CURVE if hasattr(learner, "steps") and learner.episodic else ()
+    few = min(episodes, CURVE_EPISODES)
+    with counting_bar("evaluating", episodes * (1 + len(names) + both) + few * len(curve), progress) as count:
+        common = {"seed": seed, "engine": engine, "progress": count}
+        scores = [evaluate(trained, tasks, episodes=episodes, steps=steps, controls=names, **common)]
+        if both:
+            scores.append(evaluate(trained, tasks, episodes=episodes, steps=steps, transductive=False, **common))
+        steps_curve = [(k, evaluate(trained, tasks, episodes=few, steps=k, **common)) for k in curve]
+    plain = {
+        "scores": [score.to_dict() for score in scores],
+        "steps": [{"steps": k, "mean": s.mean, "interval": s.interval} for k, s in steps_curve],
+        "timing": adaptation_timing(trained, tasks, steps),
+        "normalisation": normalisation_of(learner),
+        "machine": machine(),
+    }
+    files.write_json(Path(folder) / "scores.json", plain)
+    _keep_examples(Path(folder), trained, tasks, seed, steps)
+    return scores
+
+
+def adaptation_timing(trained: Trained, tasks: Any, steps: int | None = None) -> dict[str, float]:
+    """Median seconds to adapt to one task and to answer its queries, one task at a time."""
+    learner, theta = for_test(trained.learner, tasks, steps), trained.theta
+    adapting, answering = [], []
+    with torch.no_grad():
+        for i in range(12):
+            support, query = (Batch(*(t[0] for t in b)) for b in tasks.sample(1, seeds.generator(0, "timing", i)))
+            began = time.perf_counter()
+            phi = learner.adapt(theta, support)
+            adapted = time.perf_counter()
+            learner.predict(theta, phi, query.x)
+            adapting.append(adapted - began)
+            answering.append(time.perf_counter() - adapted)
+    return {"adapt_seconds": sorted(adapting[2:])[5], "predict_seconds": sorted(answering[2:])[5]}
+
+
+def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: int | None) -> None:
+    """A few test episodes with the answers given, so that a report needs no data."""
+    learner = for_test(trained.learner, tasks, steps)
+    drawn = [tasks.sample(1, seeds.generator(seed, "test", i)) for i in range(PICTURED)]
+    tensors: dict[str, Tensor] = {}
+    for i, batch in enumerate(drawn):
+        episode = Episode(*(Batch(*(t[0] for t in b)) for b in batch))
+        with torch.no_grad():
+            phi = learner.adapt(trained.theta, episode.support)
+            output = learner.predict(trained.theta, phi, episode.query.x)
+        parts = {"support.x": episode.support.x, "support.y": episode.support.y}
+        parts |= {"query.x": episode.query.x, "query.y": episode.query.y, "output": output}
+        if output.is_floating_point() and episode.query.y.is_floating_point() and episode.query.x.shape[1:] == (1,):
+            parts |= _curves(trained, tasks, episode)
+        tensors |= {f"{i}.{name}": value for name, value in parts.items()}
+    files.write_tensors(folder / "examples.safetensors", "examples", tensors, {"episodes": PICTURED})
+
+
+def _curves(trained: Trained, tasks: Any, episode: Episode) -> dict[str, Tensor]:
+    """The adapted function of one number over its whole range, before and after inner steps."""
+    x = torch.cat([episode.support.x, episode.query.x])
+    grid = torch.linspace(float(x.min()), float(x.max()), 200)[:, None]
+    found = {"grid": grid}
+    for k in (0, 1, 10) if hasattr(trained.learner, "steps") else (None,):
+        learner = for_test(trained.learner, tasks, k)
+        with torch.no_grad():
+            phi = learner.adapt(trained.theta, episode.support)
+            found[f"curve.{'adapted' if k is None else k}"] = learner.predict(trained.theta, phi, grid)
+    return found

@@ -1,0 +1,28 @@
+"""Seeds: one number per run, from which every draw of the run follows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive(seed: int, stream: str, index: int = 0) -> int:
+    """A seed for the index-th draw of a named stream. Streams of one run are independent of each other."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
+    """A generator of its own for the index-th draw of a named stream."""
+    return torch.Generator().manual_seed(derive(seed, stream, index))
+
+
+@contextmanager
+def seeded(seed: int, stream: str, index: int = 0) -> Iterator[None]:
+    """Draw from torch's global generators as seeded here; the caller's generators go on afterwards as if untouched."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, stream, index))
+        yield

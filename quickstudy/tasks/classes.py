@@ -1,0 +1,114 @@
+"""Episodes from a pool of classes: N ways, K shots, Q queries, drawn without replacement."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quickstudy.errors import DataError
+from quickstudy.learner import Batch, Episode
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTasks:
+    """A task is `ways` classes of a pool; support and query are disjoint examples of each.
+
+    `examples` [N, ...] holds all examples sorted by class, class c at `starts[c]:starts[c + 1]`; uint8 images are
+    scaled to [0, 1]. Labels inside an episode are 0..ways-1 in the order in which the classes were drawn.
+    """
+
+    examples: Tensor
+    starts: Tensor  # int64 [classes + 1]
+    classes: Sequence[str]  # class names, for people
+    ways: int
+    shots: int  # support examples per class
+    queries: int  # query examples per class
+    name: str = "classes"
+    split: str = "train"
+    preprocess: Mapping[str, Any] = field(default_factory=dict)  # how raw input became `examples`
+
+    def __post_init__(self) -> None:
+        for word in ("ways", "shots", "queries"):
+            if getattr(self, word) < 1:
+                raise DataError(f"{word} must be at least 1, got {getattr(self, word)}.")
+        if len(self.classes) < self.ways:
+            raise DataError(
+                f"{self.name} {self.split!r} has {len(self.classes)} classes, but ways={self.ways} were asked for. "
+                "Lower ways, or add classes."
+            )
+        counts = self.starts.diff()
+        needed, smallest = self.shots + self.queries, int(counts.argmin())
+        if int(counts[smallest]) < needed:
+            raise DataError(
+                f"class {self.classes[smallest]!r} of {self.name} {self.split!r} has {int(counts[smallest])} examples, "
+                f"but shots={self.shots} and queries={self.queries} need {needed}. Lower them, or add examples."
+            )
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
+        """n episodes: x [n, ways * k, ...] float, y [n, ways * k] int64, class after class."""
+        chosen = torch.rand(n, len(self.classes), generator=generator).argsort(1)[:, : self.ways]
+        indices = self._examples_of(chosen, self.shots + self.queries, generator)
+        support, query = indices.split([self.shots, self.queries], dim=2)
+        return Episode(self._batch(support), self._batch(query))
+
+    def _examples_of(self, chosen: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
+        """Row numbers [n, ways, k] of k different examples of each chosen class [n, ways]."""
+        counts = self.starts.diff()[chosen]
+        most = int(counts.max())
+        scores = torch.rand(*chosen.shape, most, generator=generator)
+        # Classes differ in size: places past a class's last example sort to the end and are never drawn.
+        scores = scores.masked_fill(torch.arange(most) >= counts[..., None], 2.0)
+        return self.starts[chosen][..., None] + scores.argsort(2)[..., :k]
+
+    def _batch(self, indices: Tensor) -> Batch:
+        n, ways, k = indices.shape
+        labels = torch.arange(ways).repeat_interleave(k).repeat(n, 1)
+        return Batch(scaled(self.examples[indices.reshape(n, ways * k)]), labels)
+
+    def pooled(self) -> PooledTasks:
+        """The same examples as one task with all classes: what transfer learning pretrains on."""
+        return PooledTasks(self)
+
+    def describe(self) -> dict[str, Any]:
+        """The task part of a protocol."""
+        words = ("name", "split", "ways", "shots", "queries")
+        return {word: getattr(self, word) for word in words} | {"classes": len(self.classes)}
+
+    def replace(self, **changes: Any) -> ClassTasks:
+        """The same pool with other ways, shots or queries."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class PooledTasks:
+    """Supervised minibatches over all classes of a pool: labels are class numbers of the whole pool."""
+
+    source: ClassTasks
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
+        """n minibatches of ways * (shots + queries) examples, drawn with replacement."""
+        s = self.source
+        rows = torch.randint(len(s.examples), (n, s.ways * (s.shots + s.queries)), generator=generator)
+        labels = torch.searchsorted(s.starts, rows, right=True) - 1
+        batch = Batch(scaled(s.examples[rows]), labels)
+        cut = s.ways * s.shots
+        return Episode(Batch(batch.x[:, :cut], batch.y[:, :cut]), Batch(batch.x[:, cut:], batch.y[:, cut:]))
+
+    def describe(self) -> dict[str, Any]:
+        return self.source.describe() | {"pooled": True}
+
+
+def scaled(examples: Tensor) -> Tensor:
+    """uint8 images to float32 in [0, 1]; anything else unchanged."""
+    return examples.float() / 255 if examples.dtype == torch.uint8 else examples
+
+
+def stack_classes(per_class: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`examples` and `starts` from one tensor of examples per class."""
+    counts = torch.tensor([0, *(len(examples) for examples in per_class)])
+    return torch.cat(list(per_class)), counts.cumsum(0)

@@ -1,0 +1,283 @@
+"""What comes out of training, and what comes out of adapting it to one task."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from quickstudy import __version__, files
+from quickstudy.errors import ConfigError, DataError, FileFormatError
+from quickstudy.evaluation import check_episodes, device_of, for_test
+from quickstudy.inner import first_non_finite
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import constants
+from quickstudy.nn import NETWORKS
+from quickstudy.protocol import is_transductive, networks
+from quickstudy.tasks.classes import scaled
+
+LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss)}
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A learner with the meta-parameters that training found.
+
+    `tasks` describes what it was trained on; `preprocess` is how raw input became the model's input.
+    """
+
+    learner: Learner
+    theta: Theta
+    tasks: Mapping[str, Any] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+
+    def adapt(self, x: Any, y: Any, *, transductive: bool = False) -> Predictor:
+        """Learn one task from its support set.
+
+        x [n, ...] tensor or array (uint8 images are scaled to [0, 1]); y [n] class names or numbers, or [n, d] values
+        for regression. Unless `transductive`, an answer never depends on the other inputs of the call.
+
+        Raises DataError for NaN, lengths that differ, fewer than two classes, or more than the model has outputs.
+        """
+        x = self._inputs(x)
+        names, target = self._answers(y, len(x))
+        learner = self._for_task(names, transductive)
+        support = Batch(x, target)
+        check_episodes(learner, self.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
+        with torch.no_grad():
+            phi = learner.adapt(self.theta, support)
+        self._check_finite(phi)
+        return Predictor(learner, self.theta, phi, names, self.preprocess)
+
+    def _inputs(self, x: Any) -> Tensor:
+        return as_inputs(x, self.theta)
+
+    def _answers(self, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Tensor]:
+        """Class names in order and numbers [n], or None and values [n, d]."""
+        values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        if len(values) != n:
+            raise DataError(f"x has {n} examples, but y has {len(values)}. Give one answer for each example.")
+        if values.dtype.kind == "f":
+            real = torch.as_tensor(values, dtype=next(iter(self.theta.values())).dtype if self.theta else None)
+            return None, real.to(device_of(self.theta))
+        names, numbers = np.unique(values, return_inverse=True)
+        if len(names) < 2:
+            raise DataError(f"the support set has one class only ({names[0]!r}). Give examples of two or more.")
+        return tuple(names.tolist()), torch.as_tensor(numbers.reshape(-1)).to(device_of(self.theta))
+
+    def _for_task(self, names: tuple[Any, ...] | None, transductive: bool) -> Learner:
+        learner = self.learner
+        if names is not None and getattr(learner, "ways", None) is not None:
+            learner = dataclasses.replace(learner, ways=len(names))  # type: ignore[type-var]
+        if is_transductive(learner) and not transductive:
+            learner = for_test(learner, None, transductive=False)
+        return learner
+
+    def _check_finite(self, phi: Any) -> None:
+        leaves = {str(i): leaf for i, leaf in enumerate(pytree.tree_leaves(phi)) if isinstance(leaf, Tensor)}
+        if first_non_finite(leaves) is not None:
+            raise DataError(
+                "adapting to this support set gives values that are not finite. Check the inputs for absurd numbers, or "
+                "lower the inner learning rate."
+            )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a `.qs` file, see `quickstudy.load`."""
+        tensors = {f"theta.{name}": value for name, value in self.theta.items()}
+        header = {"tasks": dict(self.tasks), "preprocess": dict(self.preprocess)}
+        files.write_tensors(path, "trained", tensors | _constants(self.learner), header | _learner_header(self.learner))
+
+
+class Predictor(nn.Module):
+    """A learner adapted to one task: an `nn.Module` that answers, and exports with `torch.export`.
+
+    `classes` are the class names in the order of the output's columns; None for regression.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        theta: Theta,
+        phi: Any,
+        classes: Sequence[Any] | None = None,
+        preprocess: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.learner, self.classes, self.preprocess = learner, classes, dict(preprocess or {})
+        self.names = tuple(theta)
+        leaves, self.structure = pytree.tree_flatten(phi)
+        self.sizes = (len(theta), len(leaves))
+        for i, value in enumerate([*theta.values(), *leaves]):
+            self.register_buffer(f"value{i}", value.detach())
+
+    def _values(self) -> tuple[Theta, Any]:
+        values = [getattr(self, f"value{i}") for i in range(sum(self.sizes))]
+        theta = dict(zip(self.names, values[: self.sizes[0]], strict=True))
+        return theta, pytree.tree_unflatten(values[self.sizes[0] :], self.structure)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [m, classes] or values [m, d] for x [m, ...]."""
+        theta, phi = self._values()
+        output = self.learner.predict(theta, phi, x)
+        return output if self.classes is None else output[:, : len(self.classes)]
+
+    @torch.no_grad()
+    def predict(self, x: Any) -> list[Any] | Tensor:
+        """Class labels as they were given to `adapt` (a list), or values [m, d] for regression."""
+        output = self(self._inputs(x))
+        return output if self.classes is None else [self.classes[i] for i in output.argmax(1).tolist()]
+
+    @torch.no_grad()
+    def predict_proba(self, x: Any) -> Tensor:
+        """Class probabilities [m, classes], columns in the order of `classes`. Classification only."""
+        if self.classes is None:
+            raise ConfigError("predict_proba is for classification; this predictor gives real values: use predict.")
+        return self(self._inputs(x)).softmax(1)
+
+    def _inputs(self, x: Any) -> Tensor:
+        return as_inputs(x, self._values()[0])
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a `.qs` file, see `quickstudy.load`. The support set is not in it."""
+        theta, phi = self._values()
+        tensors = {f"theta.{name}": value for name, value in theta.items()}
+        header = {
+            "classes": None if self.classes is None else list(self.classes),
+            "preprocess": self.preprocess,
+            "phi": files.pack(phi, tensors, "phi"),
+        }
+        tensors |= _constants(self.learner)
+        files.write_tensors(path, "predictor", tensors, header | _learner_header(self.learner))
+
+
+def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
+    """Read a `.qs` file: what `Trained.save` or `Predictor.save` wrote.
+
+    `fields` are the learner's fields that a file cannot hold, such as a model of your own: load(path, model=MyNet()).
+    Raises FileFormatError for a file that is not what it claims to be; nothing is ever unpickled.
+    """
+    kind = files.kind_of(path)
+    tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
+    learner = _build_learner(path, header, tensors, fields)
+    theta = _part(tensors, "theta.")
+    if kind == "predictor":
+        phi = files.unpack(header["phi"], tensors, type(learner).__module__)
+        classes = None if header["classes"] is None else tuple(header["classes"])
+        return Predictor(learner, theta, phi, classes, header["preprocess"])
+    _check_theta(path, learner, theta)
+    return Trained(learner, theta, header["tasks"], header["preprocess"])
+
+
+def as_inputs(x: Any, theta: Theta) -> Tensor:
+    """Tensors, arrays or lists as the model's input: images scaled, floats in theta's precision, on its device."""
+    try:
+        x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"x must be a tensor or an array of numbers [n, ...], got {type(x).__name__}: {error}."
+        ) from error
+    if x.dim() < 1 or len(x) == 0:
+        raise DataError(f"x holds no example: its shape is {tuple(x.shape)}. Give at least one, as [n, ...].")
+    x = scaled(x)
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        raise DataError("x holds NaN or infinity. Remove or fill the missing values first.")
+    floats = [value for value in theta.values() if value.is_floating_point()]
+    return x.to(device_of(theta), floats[0].dtype if floats and x.is_floating_point() else x.dtype)
+
+
+# --- a learner as plain values ---------------------------------------------------------------------------------------
+
+
+def describe_learner(learner: Learner) -> dict[str, Any]:
+    """Name and fields of a learner as plain values."""
+    fields = {f.name: _plain(getattr(learner, f.name)) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
+    return {"name": type(learner).__name__, "fields": fields}
+
+
+def _learner_header(learner: Learner) -> dict[str, Any]:
+    return {"learner": describe_learner(learner), "quickstudy": __version__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return {"network": getattr(value, "architecture", None), "text": str(value)}
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        return {"function": name if LOSSES.get(name) is value else None, "text": name}
+    return value
+
+
+def _build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: Mapping[str, Any]) -> Learner:
+    from quickstudy.learners import LEARNERS  # every learner is listed there, and some import this package's parts
+
+    classes = {cls.__name__: cls for cls in LEARNERS.values()}
+    name, fields = header["learner"]["name"], header["learner"]["fields"]
+    if name not in classes:
+        raise FileFormatError(f"{str(path)!r} holds a {name}, which this Quickstudy does not know. Upgrade it.")
+    known = {f.name for f in dataclasses.fields(classes[name])}  # type: ignore[arg-type]
+    if unknown := set(fields) - known:
+        raise FileFormatError(
+            f"{str(path)!r} needs the field(s) {', '.join(sorted(unknown))} of {name}. Upgrade Quickstudy."
+        )
+    built = {key: _rebuilt(path, key, value, given) for key, value in fields.items()}
+    for key, value in built.items():
+        if isinstance(value, nn.Module):
+            built[key] = _with_constants(value, _part(tensors, f"constant.{key}."))
+    return classes[name](**built)
+
+
+def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
+    if key in given:
+        return given[key]
+    if not isinstance(value, Mapping) or "text" not in value:
+        return value
+    if value.get("network"):
+        options = dict(value["network"])
+        return NETWORKS[options.pop("name")](**options)
+    if value.get("function"):
+        return LOSSES[value["function"]]
+    raise FileFormatError(
+        f"{str(path)!r} was made with a {key} of your own, which a file cannot hold: {value['text'][:200]}. Pass it: "
+        f"qs.load(path, {key}=...)."
+    )
+
+
+def _constants(learner: Learner) -> Theta:
+    parts = (
+        (f"constant.{key}.{name}", value)
+        for key, m in networks(learner).items()
+        for name, value in constants(m).items()
+    )
+    return dict(parts)
+
+
+def _with_constants(model: nn.Module, values: Theta) -> nn.Module:
+    if not values:
+        return model
+    filled = copy.deepcopy(model)
+    filled.load_state_dict(values, strict=False)
+    return filled
+
+
+def _part(tensors: Theta, prefix: str) -> Theta:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _check_theta(path: Any, learner: Learner, theta: Theta) -> None:
+    expected = {name: tuple(value.shape) for name, value in learner.init().items()}
+    found = {name: tuple(value.shape) for name, value in theta.items()}
+    if expected != found:
+        name = next(n for n in [*expected, *found] if expected.get(n) != found.get(n))
+        raise FileFormatError(
+            f"the network does not fit {str(path)!r}: {name!r} has shape {expected.get(name)} in the network and "
+            f"{found.get(name)} in the file. Pass the network that was trained."
+        )

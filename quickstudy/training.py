@@ -1,0 +1,444 @@
+"""The one outer loop: a generator that meta-trains any learner, and `train()` on top of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from quickstudy import engine as engines
+from quickstudy import files, seeds
+from quickstudy.errors import ConfigError, NonFiniteError, RunError
+from quickstudy.evaluation import check_episodes, episode_score, evaluate
+from quickstudy.inner import first_non_finite
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.progress import training_bar
+from quickstudy.trained import Trained, describe_learner
+
+LOG_EVERY = 20  # iterations per line of metrics.jsonl
+SHOWN_TASKS = 4  # tasks whose training accuracy is computed for that line
+CHECKPOINT_SECONDS = 15.0  # at most this much work is lost by a kill
+
+
+class Step(NamedTuple):
+    """One iteration of the outer loop, after its update."""
+
+    iteration: int  # iterations done, from 1
+    loss: float  # mean meta-loss before the update
+    episodes: Episode
+    sampling: float  # seconds spent on drawing episodes
+    computing: float  # seconds spent on the meta-gradient and the update
+
+
+def meta_steps(
+    learner: Learner,
+    theta: Theta,
+    tasks: Any,
+    optimizer: Optimizer,
+    *,
+    iterations: int,
+    meta_batch: int,
+    seed: int = 0,
+    start: int = 0,
+    engine: str = "loop",
+    clip: float | None = None,
+) -> Iterator[Step]:
+    """Run iterations start+1..iterations, updating theta in place and yielding after each.
+
+    Iteration i draws its episodes and its random numbers from (seed, i) alone, so a run that is cut and continued is
+    the same as one that is not. `optimizer` must have been built on `list(theta.values())`.
+
+    Raises NonFiniteError, before any update, when the loss or a gradient is not finite.
+    """
+    device = next(iter(theta.values())).device
+    for iteration in range(start, iterations):
+        began = time.perf_counter()
+        episodes = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", iteration)), device)
+        drawn = time.perf_counter()
+        with seeds.seeded(seed, "iteration", iteration):
+            loss, slope = engines.meta_gradient(learner, theta, episodes, engine)
+        _check_finite(iteration + 1, loss, slope)
+        _update(theta, slope, optimizer, clip)
+        yield Step(iteration + 1, float(loss), episodes, drawn - began, time.perf_counter() - drawn)
+
+
+def _to(episodes: Episode, device: torch.device) -> Episode:
+    return Episode(*(Batch(*(t.to(device) for t in batch)) for batch in episodes))
+
+
+def _update(theta: Theta, slope: Theta, optimizer: Optimizer, clip: float | None) -> None:
+    for name, value in theta.items():
+        value.grad = slope[name]
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(theta.values(), clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _check_finite(iteration: int, loss: Tensor, slope: Theta) -> None:
+    total = torch.nn.utils.get_total_norm(slope.values())
+    if torch.isfinite(loss) and torch.isfinite(total):
+        return
+    name = first_non_finite(slope)
+    where = (
+        f"the meta-gradient of {name!r}" if name else "the loss" if not torch.isfinite(loss) else "the gradient norm"
+    )
+    raise NonFiniteError(
+        f"iteration {iteration}: {where} is not finite (loss {float(loss):g}). theta was not updated. Lower the inner "
+        "or outer learning rate or the inner steps, or clip the gradient."
+    )
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds: all that the rest of the run depends on."""
+
+    theta: Theta
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    engine: str = "loop"
+    reason: str = ""
+    iteration: int = 0
+    best: Theta | None = None
+    best_value: float = -math.inf  # of the validation score, higher is better
+    since_best: int = 0  # validations since the best one
+    timing: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "computing": 0.0, "total": 0.0})
+    window: list[float] = field(default_factory=list)  # losses since the last line of metrics.jsonl
+
+
+def train(
+    learner: Learner,
+    tasks: Any,
+    *,
+    iterations: int,
+    meta_batch: int = 16,
+    seed: int = 0,
+    out: str | os.PathLike | None = None,
+    val: Any = None,
+    val_every: int | None = None,
+    val_episodes: int = 100,
+    patience: int | None = None,
+    engine: str = "auto",
+    optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    clip: float | None = None,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    about: dict[str, Any] | None = None,
+) -> Trained:
+    """Meta-train a learner on a task source.
+
+    learner, tasks   the learner, and any object with `sample(n, generator) -> Episode`
+    iterations       outer updates; meta_batch tasks each
+    seed             from which every draw of the run follows (not the initial weights, which the model brought along)
+    out              run folder: config, protocol, metrics, checkpoint, learner.qs; None keeps everything in memory
+    val              validation tasks: every `val_every` iterations (default a tenth of all) `val_episodes` episodes;
+                     the best theta is kept, and after `patience` validations without a better one training stops
+    engine           "auto" measures vmap, threads and loop on the first iteration
+    optimizer        maps parameters to a torch optimizer, by default Adam with learning rate 1e-3; `scheduler` maps
+                     that to a learning-rate schedule, stepped once per iteration; `clip` bounds the gradient norm
+    resume           go on from the run folder's checkpoint; the result is bit-identical to never having stopped
+    about            plain values to keep in config.json
+
+    Raises ConfigError, DataError, RunError or NonFiniteError. Ctrl-C saves a checkpoint before it passes on.
+    """
+    _check_settings(iterations, meta_batch, val_episodes, val_every, patience)
+    folder = None if out is None else Path(out)
+    if not learner.episodic and hasattr(tasks, "pooled"):
+        tasks = tasks.pooled()
+    theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
+    trained = Trained(learner, theta, _describe(tasks), dict(getattr(tasks, "preprocess", {})))
+    config = {
+        "learner": describe_learner(learner),
+        "tasks": _describe(tasks),
+        "meta_batch": meta_batch,
+        "seed": seed,
+    }
+    state = _prepare(trained, optimizer, scheduler)
+    resumed = _open_run(folder, config, {"iterations": iterations, **(about or {})}, state, resume)
+    if not theta:  # nothing to learn: the learner is ready as it is
+        return _finish(trained, state, folder)
+    if not resumed:
+        first = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
+        if learner.episodic:
+            check_episodes(learner, theta, first)
+        state.engine, state.reason = _choose(learner, theta, first, engine, seed)
+        _save(folder, state)
+    settings = _Settings(folder, val, val_every or max(1, iterations // 10), val_episodes, patience, seed)
+    steps = meta_steps(
+        learner,
+        theta,
+        tasks,
+        state.optimizer,
+        iterations=iterations,
+        meta_batch=meta_batch,
+        seed=seed,
+        start=state.iteration,
+        engine=state.engine,
+        clip=clip,
+    )
+    _run(steps, trained, state, settings, iterations, progress)
+    return _finish(trained, state, folder)
+
+
+class _Settings(NamedTuple):
+    folder: Path | None
+    val: Any
+    val_every: int
+    val_episodes: int
+    patience: int | None
+    seed: int
+
+
+def _run(
+    steps: Iterator[Step], trained: Trained, state: _Progress, settings: _Settings, iterations: int, progress: bool
+) -> None:
+    saved = began = time.monotonic()
+    before = state.timing["total"]
+    engine = f"{state.engine} ({state.reason})"
+    with training_bar(iterations, state.iteration, engine, progress) as bar, _interruptible() as interrupted:
+        for step in steps:
+            _account(state, step, before + time.monotonic() - began)
+            line = _line(trained, state, step, settings, last=step.iteration == iterations)
+            bar(step, line)
+            _append(settings.folder, line)
+            if interrupted() or time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                _save(settings.folder, state)
+                saved = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt
+            if settings.patience is not None and state.since_best > settings.patience:
+                break
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C finishes the iteration first, so that what is saved is whole; a second one stops at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield lambda: False
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _account(state: _Progress, step: Step, total: float) -> None:
+    state.iteration = step.iteration
+    state.timing["sampling"] += step.sampling
+    state.timing["computing"] += step.computing
+    state.timing["total"] = total
+    state.window.append(step.loss)
+    if state.scheduler is not None:
+        state.scheduler.step()
+
+
+def _line(trained: Trained, state: _Progress, step: Step, settings: _Settings, last: bool) -> dict[str, Any]:
+    """What metrics.jsonl says about this iteration; empty for most."""
+    line: dict[str, Any] = {}
+    validate = settings.val is not None and (step.iteration % settings.val_every == 0 or last)
+    if step.iteration % LOG_EVERY == 0 or validate or last:
+        line = {"iteration": step.iteration, "loss": sum(state.window) / len(state.window)}
+        line |= _training_score(trained, step.episodes) if trained.learner.episodic else {}
+        line["seconds"] = round(state.timing["total"], 3)
+        state.window.clear()
+    if validate:
+        line |= _validate(trained, state, settings)
+    return line
+
+
+def _training_score(trained: Trained, episodes: Episode) -> dict[str, float]:
+    few = Episode(*(Batch(*(t[:SHOWN_TASKS] for t in batch)) for batch in episodes))
+    with seeds.seeded(0, "shown"):
+        values = engines.map_tasks(lambda e: episode_score(trained.learner, trained.theta, e), few, "loop")
+    name = "error" if episodes.query.y.is_floating_point() else "accuracy"
+    return {name: float(values.mean())}
+
+
+def _validate(trained: Trained, state: _Progress, settings: _Settings) -> dict[str, float]:
+    score = evaluate(
+        trained, settings.val, episodes=settings.val_episodes, seed=settings.seed + 1_000_003, engine=state.engine
+    )
+    value = score.mean if score.protocol.metric == "accuracy" else -score.mean
+    state.since_best += 1
+    if value > state.best_value:
+        state.best_value, state.since_best = value, 0
+        state.best = {name: tensor.detach().clone() for name, tensor in trained.theta.items()}
+    return {"val": score.mean, "val_interval": score.interval}
+
+
+def _choose(learner: Learner, theta: Theta, episodes: Episode, engine: str, seed: int) -> engines.Choice:
+    def attempt(name: str) -> tuple[Tensor, Theta]:
+        return engines.meta_gradient(learner, theta, episodes, name)
+
+    with seeds.seeded(seed, "choose"):
+        return engines.choose(attempt, engine, len(episodes.query.y), episodes.query.x.device)
+
+
+def _prepare(
+    trained: Trained,
+    optimizer: Callable[[list[Tensor]], Optimizer] | None,
+    scheduler: Callable[[Optimizer], LRScheduler] | None,
+) -> _Progress:
+    values = list(trained.theta.values()) or [torch.zeros(())]  # torch refuses an optimizer of nothing
+    built = optimizer(values) if optimizer else torch.optim.Adam(values, lr=1e-3)
+    return _Progress(trained.theta, built, scheduler(built) if scheduler else None)
+
+
+def _finish(trained: Trained, state: _Progress, folder: Path | None) -> Trained:
+    final = Trained(trained.learner, state.best or trained.theta, trained.tasks, trained.preprocess)
+    if folder is not None:
+        _save(folder, state)
+        final.save(folder / "learner.qs")
+        files.write_json(folder / "timing.json", state.timing | {"engine": state.engine, "reason": state.reason})
+    return final
+
+
+def _check_settings(iterations: int, meta_batch: int, val_episodes: int, *others: int | None) -> None:
+    named = {"iterations": iterations, "meta_batch": meta_batch, "val_episodes": val_episodes}
+    named |= {name: value for name, value in zip(("val_every", "patience"), others, strict=True) if value is not None}
+    for name, value in named.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}.")
+
+
+def _describe(tasks: Any) -> dict[str, Any]:
+    return dict(tasks.describe()) if hasattr(tasks, "describe") else {"name": type(tasks).__name__}
+
+
+# --- the run folder --------------------------------------------------------------------------------------------------
+
+
+def _open_run(
+    folder: Path | None, config: dict[str, Any], about: dict[str, Any], state: _Progress, resume: bool
+) -> bool:
+    """Make the run folder, or load its checkpoint into `state`; True when resumed."""
+    if folder is None:
+        if resume:
+            raise ConfigError("resume=True needs a run folder: pass out=...")
+        return False
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{str(folder)!r} is a file, not a folder. Choose another --out.")
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and not resume:
+        raise RunError(
+            f"the folder {str(folder)!r} exists and is not empty. To continue that run pass --resume (resume=True); to "
+            "start a new one choose another --out or delete the folder."
+        )
+    if (folder / "config.json").exists():
+        _check_config(folder, config)
+    files.write_json(folder / "config.json", config | about)
+    if not (folder / "checkpoint.safetensors").exists():
+        return False
+    _load(folder, state)
+    _cut_metrics(folder / "metrics.jsonl", state.iteration)
+    return True
+
+
+def _check_config(folder: Path, config: dict[str, Any]) -> None:
+    known = files.read_json(folder / "config.json")
+    wanted = json.loads(json.dumps(config))
+    for name, value in wanted.items():
+        if known.get(name) != value:
+            raise RunError(
+                f"the run in {str(folder)!r} was started with another {name}: {_short(known.get(name))}, now "
+                f"{_short(value)}. Resume with the same settings, or start a new run in another folder."
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 300 else text[:300] + "..."
+
+
+def _save(folder: Path | None, state: _Progress) -> None:
+    if folder is None:
+        return
+    tensors: dict[str, Tensor] = {}
+    plain = {
+        "theta": files.pack(state.theta, tensors, "theta"),
+        "best": files.pack(state.best, tensors, "best"),
+        "optimizer": files.pack(state.optimizer.state_dict(), tensors, "optimizer"),
+        "scheduler": files.pack(_schedule_state(state.scheduler), tensors, "scheduler"),
+        "best_value": None if math.isinf(state.best_value) else state.best_value,
+    }
+    names = ("engine", "reason", "iteration", "since_best", "timing", "window")
+    plain |= {name: getattr(state, name) for name in names}
+    files.write_tensors(folder / "checkpoint.safetensors", "checkpoint", tensors, plain)
+
+
+def _schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:
+    if scheduler is None:
+        return None
+    # Functions (LambdaLR's) cannot be written and come back with the scheduler that the caller builds.
+    return {k: v for k, v in scheduler.state_dict().items() if isinstance(v, (int, float, list, bool, str, type(None)))}
+
+
+def _load(folder: Path, state: _Progress) -> None:
+    tensors, plain = files.read_tensors(folder / "checkpoint.safetensors", "checkpoint")
+    with torch.no_grad():
+        for name, value in files.unpack(plain["theta"], tensors).items():
+            state.theta[name].copy_(value)
+    state.best = files.unpack(plain["best"], tensors)
+    state.best_value = -math.inf if plain["best_value"] is None else plain["best_value"]
+    state.optimizer.load_state_dict(files.unpack(plain["optimizer"], tensors))
+    schedule = files.unpack(plain["scheduler"], tensors)
+    if state.scheduler is not None and schedule is not None:
+        state.scheduler.load_state_dict(schedule)
+    for name in ("engine", "reason", "iteration", "since_best", "timing", "window"):
+        setattr(state, name, plain[name])
+
+
+def _append(folder: Path | None, line: dict[str, Any]) -> None:
+    if folder is None or not line:
+        return
+    try:
+        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"cannot write metrics to {str(folder)!r}: {error.strerror}. The last checkpoint is kept."
+        ) from error
+
+
+def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            break
+    return found
+
+
+def _cut_metrics(path: Path, iteration: int) -> None:
+    """Drop what was written after the checkpoint: those iterations are run again."""
+    kept = [line for line in read_metrics(path.parent) if line["iteration"] <= iteration]
+    files.write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
