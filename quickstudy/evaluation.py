@@ -194,7 +194,7 @@ def _score(
     def measure(episodes: Episode, chosen: str) -> Tensor:
         return engines.map_tasks(lambda episode: episode_score(learner, theta, episode), episodes, chosen)
 
-    few = Episode(*(Batch(*(t[:TRIAL] for t in batch)) for batch in blocks[0]))
+    few = engines.first_tasks(blocks[0], TRIAL)
     with seeds.seeded(seed, "choose"):
         choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
     values = []
@@ -244,8 +244,11 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episode) -> None:
 
 def _check_shapes(learner: Learner, theta: Theta, episodes: Episode) -> None:
     one = engines.unstack(episodes)[0]
+    untouched = dataclasses.replace(learner, steps=0) if hasattr(learner, "steps") else learner  # type: ignore[type-var]
     try:
         with torch.no_grad():
+            # Labels first, from the unadapted model: torch's own error about them names no label.
+            _check_answers(untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x), one)
             output = learner.predict(theta, learner.adapt(theta, one.support), one.query.x)
     except (RuntimeError, IndexError) as error:
         raise DataError(
@@ -254,6 +257,10 @@ def _check_shapes(learner: Learner, theta: Theta, episodes: Episode) -> None:
             f"torch says: {str(error).splitlines()[0]}. Check channels, image size and ways against what the model was "
             "built for."
         ) from error
+    _check_answers(output, one)
+
+
+def _check_answers(output: Tensor, one: Episode) -> None:
     y = one.query.y
     if y.is_floating_point():
         if output.shape != y.shape:
@@ -261,9 +268,11 @@ def _check_shapes(learner: Learner, theta: Theta, episodes: Episode) -> None:
                 f"the model answers with shape {tuple(output.shape)}, but the tasks' y has shape {tuple(y.shape)}. "
                 "For regression give y as [n, d] and a model with d outputs."
             )
-    elif not 0 <= int(y.min()) <= int(y.max()) < output.shape[1]:
+        return
+    labels = torch.cat([one.support.y, y])
+    if not 0 <= int(labels.min()) <= int(labels.max()) < output.shape[1]:
         raise DataError(
-            f"labels must be 0..{output.shape[1] - 1}, as the model has {output.shape[1]} outputs; got {_span(y)}. "
+            f"labels must be 0..{output.shape[1] - 1}, as the model has {output.shape[1]} outputs; got {_span(labels)}. "
             "Renumber the labels, or build the model with as many outputs as there are ways."
         )
 

@@ -67,8 +67,9 @@ def read_json(path: str | os.PathLike) -> Any:
 def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """One safetensors file: tensors, and a JSON header with a hash over both."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    text = json.dumps({"kind": kind, "version": VERSION, **header})
-    metadata = {"quickstudy": text, "sha256": _digest(text, plain)}
+    full = {"kind": kind, "version": VERSION, **header}
+    # One entry only: safetensors writes several in no fixed order, and equal runs should give equal files.
+    metadata = {"quickstudy": json.dumps(full | {"sha256": _digest(full, plain)})}
     write_atomically(path, to_bytes(plain, metadata))
 
 
@@ -91,8 +92,9 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
 
 def _refuse_pickle(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(4)
-    if start[:1] == b"\x80" or start == b"PK\x03\x04":
+        start = file.read(9)
+    # A safetensors file begins with eight bytes of length, which may look like anything, and a brace.
+    if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
         raise FileFormatError(
             f"{str(path)!r} is a pickle (as torch.save writes), not a Quickstudy file. Quickstudy never unpickles, "
             "because a pickle can run any code. Save it with trained.save() or predictor.save()."
@@ -113,7 +115,7 @@ def _checked_header(
             f"{str(path)!r} was written by a newer Quickstudy (file version {header['version']}, this one reads up to "
             f"{VERSION}). Upgrade with: pip install --upgrade quickstudy"
         )
-    if metadata.get("sha256") != _digest(metadata["quickstudy"], tensors):
+    if header.pop("sha256", None) != _digest(header, tensors):
         raise FileFormatError(f"{str(path)!r} is damaged: its content does not match its checksum. Copy it again.")
     if header.get("kind") != kind:
         raise FileFormatError(f"{str(path)!r} holds a {header.get('kind')}, but a {kind} was expected.")
@@ -129,8 +131,8 @@ def kind_of(path: str | os.PathLike) -> str:
         return "unknown"
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256(text.encode())
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(json.dumps(header).encode())
     for name in sorted(tensors):
         value = tensors[name]
         found.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())

@@ -1,7 +1,8 @@
 """Any `nn.Module` as a pure function of its parameters, safe to call from several threads and under `vmap`.
 
 torch's `functional_call` swaps tensors *on the module*, so two threads need two modules; batch normalisation in
-training mode writes to its buffers, so `vmap` refuses it. Both are settled here, by calling a private copy.
+training mode writes to its buffers, so `vmap` refuses it; fused scale and shift lose a second-order term under `vmap`.
+All are settled here, by calling a private copy.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import TypeIs
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Theta
-from quickstudy.nn.norm import BatchNorm
+from quickstudy.nn.norm import BatchNorm, LayerNorm
 
 _copies = threading.local()
 
@@ -113,7 +113,7 @@ def with_normalisation(model: nn.Module, policy: str) -> nn.Module:
     """A copy whose batch-normalising layers follow `policy`: 'batch' or 'support'. Parameter names stay."""
     if policy not in ("batch", "support"):
         raise ConfigError(f"normalisation can be switched between 'batch' and 'support', got {policy!r}.")
-    changed = _without_running_statistics(copy.deepcopy(model))
+    changed = _with_safe_layers(copy.deepcopy(model))
     for layer in changed.modules():
         if isinstance(layer, BatchNorm):
             layer.policy = policy
@@ -129,24 +129,23 @@ def _own_copy(model: nn.Module) -> nn.Module:
     mode = tuple(module.training for module in model.modules())
     known = _copies.of.get(model)
     if known is None or known[0] != mode:
-        known = _copies.of[model] = (mode, _without_running_statistics(copy.deepcopy(model)))
+        known = _copies.of[model] = (mode, _with_safe_layers(copy.deepcopy(model)))
     return known[1]
 
 
-def _without_running_statistics(model: nn.Module) -> nn.Module:
-    """Replace each torch batch norm that uses the statistics of its batch by ours, which writes nothing.
+def _with_safe_layers(model: nn.Module) -> nn.Module:
+    """Put our layers in place of torch's normalisations that write to themselves or differentiate wrongly under vmap.
 
-    Running averages mean nothing across tasks, so a layer in training mode just does not keep them. One that the
+    Running averages mean nothing across tasks, so a batch norm in training mode just does not keep them. One that the
     user has put in eval() mode keeps using the averages it came with.
     """
-    if _replaceable(model):
-        return BatchNorm.like(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if _replaceable(child):
-                setattr(parent, name, BatchNorm.like(child))
-    return model
+            setattr(parent, name, _safe(child))
+    return _safe(model)
 
 
-def _replaceable(layer: nn.Module) -> TypeIs[_BatchNorm]:
-    return isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None)
+def _safe(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
+        return BatchNorm.like(layer)
+    return LayerNorm.like(layer) if type(layer) is nn.LayerNorm else layer

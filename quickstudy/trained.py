@@ -86,8 +86,8 @@ class Trained:
         leaves = {str(i): leaf for i, leaf in enumerate(pytree.tree_leaves(phi)) if isinstance(leaf, Tensor)}
         if first_non_finite(leaves) is not None:
             raise DataError(
-                "adapting to this support set gives values that are not finite. Check the inputs for absurd numbers, or "
-                "lower the inner learning rate."
+                "adapting to this support set gives values that are not finite. Check the inputs for absurd numbers, "
+                "or lower the inner learning rate."
             )
 
     def save(self, path: str | os.PathLike) -> None:
@@ -264,7 +264,12 @@ def _with_constants(model: nn.Module, values: Theta) -> nn.Module:
     if not values:
         return model
     filled = copy.deepcopy(model)
-    filled.load_state_dict(values, strict=False)
+    try:
+        filled.load_state_dict(values, strict=False)
+    except RuntimeError as error:
+        raise FileFormatError(
+            f"the network does not fit the file: {str(error).splitlines()[-1].strip()} Pass the network that was trained."
+        ) from error
     return filled
 
 

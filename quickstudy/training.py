@@ -273,7 +273,7 @@ def _line(trained: Trained, state: _Progress, step: Step, settings: _Settings, l
 
 
 def _training_score(trained: Trained, episodes: Episode) -> dict[str, float]:
-    few = Episode(*(Batch(*(t[:SHOWN_TASKS] for t in batch)) for batch in episodes))
+    few = engines.first_tasks(episodes, SHOWN_TASKS)
     with seeds.seeded(0, "shown"):
         values = engines.map_tasks(lambda e: episode_score(trained.learner, trained.theta, e), few, "loop")
     name = "error" if episodes.query.y.is_floating_point() else "accuracy"
@@ -297,7 +297,13 @@ def _choose(learner: Learner, theta: Theta, episodes: Episode, engine: str, seed
         return engines.meta_gradient(learner, theta, episodes, name)
 
     with seeds.seeded(seed, "choose"):
-        return engines.choose(attempt, engine, len(episodes.query.y), episodes.query.x.device)
+        return engines.choose(
+            attempt,
+            engine,
+            len(episodes.query.y),
+            episodes.query.x.device,
+            check=lambda: engines.check_vmap(learner, theta, episodes),
+        )
 
 
 def _prepare(

@@ -62,7 +62,9 @@ class BatchNorm(nn.Module):
             )
         if torch.is_grad_enabled() and not inside_transform():
             return batch_norm(x, self.weight, self.bias, self.eps)  # the same values, a cheaper second derivative
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        # Scale and shift apart: under vmap torch's fused form loses a term of the second derivative, in silence.
+        y = F.batch_norm(x, None, None, None, None, training=True, eps=self.eps)
+        return y if self.weight is None else y * _per_channel(self.weight, x) + _per_channel(self.bias, x)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and (biased) variance of each channel of x [n, channels, ...]."""
@@ -73,7 +75,25 @@ class BatchNorm(nn.Module):
         return f"policy={self.policy!r}, eps={self.eps}"
 
 
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+class LayerNorm(nn.LayerNorm):
+    """torch's layer norm with the right second derivative under `vmap`, see `BatchNorm._by_batch`."""
+
+    @classmethod
+    def like(cls, layer: nn.LayerNorm) -> LayerNorm:
+        """Ours with torch's parameters, under the same names."""
+        made = cls(layer.normalized_shape, eps=layer.eps, elementwise_affine=False)
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not inside_transform() or self.weight is None:
+            return super().forward(input)
+        y = F.layer_norm(input, self.normalized_shape, None, None, self.eps) * self.weight
+        return y if self.bias is None else y + self.bias
+
+
+def _per_channel(values: Tensor | None, x: Tensor) -> Tensor:
+    assert values is not None  # weight and bias are there together or not at all
     return values.reshape(1, -1, *[1] * (x.dim() - 2))
 
 

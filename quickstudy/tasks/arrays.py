@@ -98,6 +98,6 @@ def _check_like(i: int, episode: Episode, first: Episode) -> None:
     ):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise DataError(
-                f"task {i}: {key!r} is {tuple(a.shape)} {a.dtype}, but task 0 has {tuple(b.shape)} {b.dtype}. All tasks "
-                "need the same shapes."
+                f"task {i}: {key!r} is {tuple(a.shape)} {a.dtype}, but task 0 has {tuple(b.shape)} {b.dtype}. All "
+                "tasks need the same shapes."
             )

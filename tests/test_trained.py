@@ -1,0 +1,232 @@
+"""Trained and Predictor: adapting, answering, saving, loading, exporting, and what bad input gets."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import quickstudy as qs
+from quickstudy import files
+from quickstudy.errors import ConfigError, DataError, FileFormatError
+
+
+def conv(classes=5, **options):
+    torch.manual_seed(0)
+    return qs.nn.conv4(channels=1, classes=classes, filters=4, **options)
+
+
+def trained(learner) -> qs.Trained:
+    return qs.Trained(learner, learner.init(), preprocess={"kind": "image", "size": 28, "channels": 1, "invert": True})
+
+
+LEARNERS = {
+    "maml": lambda: qs.MAML(conv(), lr=0.1, steps=2),
+    "protonet": lambda: qs.ProtoNet(conv(None, downsample="pool"), ways=5),
+    "finetune": lambda: qs.FineTune(conv(30), ways=5, steps=5),
+    "nearestcentroid": lambda: qs.NearestCentroid(5),
+}
+
+
+@pytest.fixture
+def support():
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(10, 1, 28, 28, generator=generator), [f"class{i}" for i in range(5) for _ in range(2)]
+
+
+@pytest.fixture
+def x():
+    return torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_saved_and_loaded_is_bit_identical(name, support, x, tmp_path):
+    one = trained(LEARNERS[name]())
+    one.save(tmp_path / "learner.qs")
+    two = qs.load(tmp_path / "learner.qs")
+    predictor = one.adapt(*support)
+    predictor.save(tmp_path / "predictor.qs")
+    loaded = qs.load(tmp_path / "predictor.qs")
+    assert all(torch.equal(one.theta[k], two.theta[k]) for k in one.theta)
+    assert torch.equal(predictor(x), two.adapt(*support)(x))
+    assert torch.equal(predictor(x), loaded(x))
+    assert loaded.classes == predictor.classes == tuple(f"class{i}" for i in range(5))
+    assert loaded.preprocess == one.preprocess
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_exported_program_gives_the_same_output(name, support, x):
+    predictor = trained(LEARNERS[name]()).adapt(*support)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(predictor, (x,), dynamic_shapes=({0: batch},))
+    assert torch.allclose(program.module()(x[:3]), predictor(x[:3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_an_answer_does_not_depend_on_the_other_inputs(name, support, x):
+    predictor = trained(LEARNERS[name]()).adapt(*support)
+    alone = torch.cat([predictor(one[None]) for one in x])
+    assert torch.allclose(alone, predictor(x), atol=1e-5)
+
+
+def test_transductive_when_asked(support, x):
+    predictor = trained(LEARNERS["maml"]()).adapt(*support, transductive=True)
+    assert not torch.allclose(predictor(x[:2]), predictor(x)[:2], atol=1e-5)
+
+
+def test_labels_come_back_as_they_were_given(support, x):
+    inputs, names = support
+    one = trained(LEARNERS["protonet"]())
+    assert set(one.adapt(inputs, names).predict(x)) <= set(names)
+    assert set(one.adapt(inputs, np.array([7, 7, 3, 3, 40, 40, 5, 5, 6, 6])).predict(x)) <= {3, 5, 6, 7, 40}
+    assert one.adapt(inputs.numpy(), torch.arange(10) // 2).predict_proba(x).sum(1).allclose(torch.ones(6))
+
+
+def test_uint8_images_are_scaled(support):
+    inputs, names = support
+    one = trained(LEARNERS["protonet"]())
+    raw = (inputs * 255).round().to(torch.uint8)
+    probabilities = [one.adapt(x, names).predict_proba(x) for x in (raw, raw.float() / 255)]
+    assert torch.equal(*probabilities)
+
+
+def test_more_classes_than_in_training_for_those_that_can(x):
+    inputs, names = torch.rand(9, 1, 28, 28), list("abcdefghi")
+    assert trained(LEARNERS["protonet"]()).adapt(inputs, names).predict_proba(x).shape == (6, 9)
+    with pytest.raises(DataError, match=r"labels must be 0\.\.4, as the model has 5 outputs"):
+        trained(LEARNERS["maml"]()).adapt(inputs, names)
+
+
+def test_fewer_classes_than_outputs_never_answers_a_class_that_is_not_there(x):
+    predictor = trained(LEARNERS["maml"]()).adapt(torch.rand(4, 1, 28, 28), ["no", "no", "yes", "yes"])
+    assert predictor.predict_proba(x).shape == (6, 2)
+
+
+def test_regression():
+    torch.manual_seed(0)
+    one = trained(qs.MAML(qs.nn.mlp(2, 1), loss=F.mse_loss, lr=0.01, steps=3))
+    predictor = one.adapt(np.random.default_rng(0).normal(size=(7, 2)), np.zeros((7, 1)))
+    assert predictor.predict([[0.0, 1.0]]).shape == (1, 1)
+    with pytest.raises(ConfigError, match="classification"):
+        predictor.predict_proba([[0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x[:-1], y), "x has 9 examples, but y has 10"),
+        (lambda x, y: (x, ["one"] * 10), "one class only"),
+        (lambda x, y: (x[:0], y[:0]), "holds no example"),
+        (lambda x, y: (x.clone().fill_(float("nan")), y), "NaN or infinity"),
+        (lambda x, y: (x.repeat(1, 3, 1, 1), y), "cannot read this task"),
+        (lambda x, y: ("picture.png", y), "must be a tensor or an array"),
+        (lambda x, y: (x * 1e38, y), "not finite"),
+    ],
+)
+def test_bad_support(change, message, support):
+    with pytest.raises(DataError, match=message):
+        trained(LEARNERS["maml"]()).adapt(*change(*support))
+
+
+class Own(nn.Module):
+    """A user's own model, with a frozen part and batch norm whose running statistics it uses."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.frozen, self.norm, self.head = nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2)
+        self.frozen.requires_grad_(False)
+        self.norm.eval()
+
+    def forward(self, x):
+        return self.head(self.norm(self.frozen(x)).relu())
+
+
+def test_a_model_of_the_users_own_is_passed_at_load(tmp_path):
+    torch.manual_seed(0)
+    model = Own()
+    model.norm.running_mean += 3.0
+    one = qs.Trained(qs.MAML(model, lr=0.1), qs.MAML(model).init())
+    one.save(tmp_path / "own.qs")
+    with pytest.raises(FileFormatError, match=r"qs\.load\(path, model=\.\.\.\)"):
+        qs.load(tmp_path / "own.qs")
+    with pytest.raises(FileFormatError, match="does not fit"):
+        qs.load(tmp_path / "own.qs", model=Own(width=5))
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
+    # The frozen layer and the running statistics are not in theta, and come back all the same.
+    assert torch.equal(qs.load(tmp_path / "own.qs", model=Own()).adapt(x, y)(x), one.adapt(x, y)(x))
+
+
+def test_a_loss_of_the_users_own_is_passed_at_load(tmp_path):
+    def own_loss(output, y):
+        return F.cross_entropy(output, y)
+
+    one = trained(qs.MAML(conv(), loss=own_loss))
+    one.save(tmp_path / "own.qs")
+    with pytest.raises(FileFormatError, match="loss of your own"):
+        qs.load(tmp_path / "own.qs")
+    assert qs.load(tmp_path / "own.qs", loss=own_loss).learner.loss is own_loss
+
+
+# --- files that are not what they claim ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    trained(LEARNERS["maml"]()).save(tmp_path / "learner.qs")
+    return tmp_path / "learner.qs"
+
+
+@pytest.mark.parametrize("keep", [0, 3, 8, 100, 0.5, 0.999])
+def test_truncated(file, keep):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(FileFormatError, match="truncated or damaged"):
+        qs.load(file)
+
+
+def test_any_flipped_bit_is_found(file):
+    content = file.read_bytes()
+    for place in [*range(0, len(content), 997), len(content) - 1]:
+        flipped = bytearray(content)
+        flipped[place] ^= 4
+        file.write_bytes(flipped)
+        with pytest.raises(FileFormatError):
+            qs.load(file)
+
+
+def test_a_pickle_is_refused_unread(tmp_path):
+    path = tmp_path / "learner.qs"
+    torch.save({"theta": torch.ones(2)}, path)
+    with pytest.raises(FileFormatError, match="never unpickles"):
+        qs.load(path)
+    path.write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(FileFormatError, match="never unpickles"):
+        qs.load(path)
+
+
+def test_from_a_newer_version(file, monkeypatch):
+    monkeypatch.setattr(files, "VERSION", files.VERSION + 1)
+    trained(LEARNERS["maml"]()).save(file)
+    monkeypatch.undo()
+    with pytest.raises(FileFormatError, match="newer Quickstudy"):
+        qs.load(file)
+
+
+def test_foreign_and_missing_files(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, tmp_path / "foreign.qs")
+    with pytest.raises(FileFormatError, match="did not write it"):
+        qs.load(tmp_path / "foreign.qs")
+    with pytest.raises(FileFormatError, match="there is no file"):
+        qs.load(tmp_path / "missing.qs")
+    (tmp_path / "text.qs").write_text("hello")
+    with pytest.raises(FileFormatError, match="truncated or damaged"):
+        qs.load(tmp_path / "text.qs")
+
+
+def test_pack_and_unpack_nested_values():
+    tensors: dict[str, torch.Tensor] = {}
+    tree = {"state": {0: {"step": torch.tensor(3.0), "on": True}}, "groups": [{"betas": (0.9, 0.999), "none": None}]}
+    again = files.unpack(files.pack(tree, tensors, "t"), tensors)
+    assert again == tree
