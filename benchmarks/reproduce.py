@@ -157,7 +157,7 @@ def measure(rows: Sequence[Row], tasks: str, data: str | None, folder: Path) -> 
         if not path.exists():
             made = run_row(row, tasks, data, folder)
             scores = [[s.to_dict() for s in test_row(made["trained"], tasks, test, data)] for test in row.tests]
-            facts = {"timing": made["timing"], "parameters": made["parameters"], "commit": commit()}
+            facts = {"timing": made["timing"], "parameters": made["parameters"], "commit": COMMIT}
             files.write_json(path, {"name": row.name, "scores": scores, **facts})
         done.append(files.read_json(path) | {"published": row.published, "differs": row.differs})
         print(f"{row.name}: {done[-1]['scores'][0][0]['text']}", flush=True)
@@ -196,7 +196,11 @@ def table(result: dict[str, Any]) -> str:
     """The Markdown page of a result."""
     lines = [f"# {result['name']}", "", f"Command: `{result['command']}` · seed {SEED}, test episodes from seed 1", ""]
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
-    lines += [f"Machine: {machine}", "", "| learner | protocol | result (95 % CI) | training | engine | published | differs |"]
+    lines += [
+        f"Machine: {machine}",
+        "",
+        "| learner | protocol | result (95 % CI) | training | engine | published | differs |",
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
     for row in result["rows"]:
         for plain in (plain for test in row["scores"] for plain in test):
@@ -208,7 +212,13 @@ def table(result: dict[str, Any]) -> str:
             cells = (row["name"], what, shown, minutes, row["timing"]["engine"], row["published"], row["differs"])
             lines.append("| " + " | ".join(cells) + " |")
     if result["paired"]:
-        lines += ["", "Paired differences on the same episodes:", "", "| row | protocol | baseline | difference |", "|---|---|---|---|"]
+        lines += [
+            "",
+            "Paired differences on the same episodes:",
+            "",
+            "| row | protocol | baseline | difference |",
+            "|---|---|---|---|",
+        ]
         for d in result["paired"]:
             lines.append(f"| {d['row']} | {d['protocol']} | {d['baseline']} ({d['against']}) | {d['text']} |")
     return "\n".join(lines) + "\n"
@@ -238,6 +248,8 @@ def main(what: str, /, data: str | None = None, folder: Path = Path("runs/reprod
     (RESULTS / f"{what}.md").write_text(table(result), encoding="utf-8")
     print(f"written: benchmarks/results/{what}.json and .md")
 
+
+COMMIT = commit()  # at the start: what runs is what was read then
 
 if __name__ == "__main__":
     tyro.cli(main)
