@@ -25,8 +25,9 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 
 import quickstudy as qs  # noqa: E402
-from quickstudy import files, recipes, runs, seeds  # noqa: E402
+from quickstudy import files, recipes, seeds  # noqa: E402
 from quickstudy.evaluation import Score, compare, in_words  # noqa: E402
+from quickstudy.machine import machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 EPISODES = 1000
@@ -240,7 +241,7 @@ def main(what: str, /, data: str | None = None, folder: Path = Path("runs/reprod
     result = {
         "name": what,
         "command": f"python benchmarks/reproduce.py {what}{given}",
-        "machine": runs.machine(),
+        "machine": machine(),
         "rows": rows + baselines,
         "paired": paired(rows, baselines),
     }

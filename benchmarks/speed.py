@@ -37,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 
 import quickstudy as qs
 from benchmarks import peers
-from quickstudy import engine, files, runs, seeds
+from quickstudy import engine, files, seeds
+from quickstudy.machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 0
@@ -221,7 +222,7 @@ def report(command: str, repeats: int | None, cases: Sequence[Case], console: Co
     """Run the cases and print each one's table as soon as it is done."""
     done = {"command": command, "seed": SEED, "commit": commit(), "date": datetime.now(UTC).isoformat(" ", "seconds")}
     installed = {name: metadata.version(name) for name in ("torch", *peers.PEERS) if util.find_spec(name)}
-    done |= {"machine": runs.machine(), "versions": installed, "legend": LEGEND, "tolerance": TOLERANCE, "cases": []}
+    done |= {"machine": machine(), "versions": installed, "legend": LEGEND, "tolerance": TOLERANCE, "cases": []}
     for case in cases:
         console.print(f"\n[bold]{case.name}[/bold]: {case.description}")
         done["cases"].append(run(case, repeats))

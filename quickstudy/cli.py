@@ -9,15 +9,15 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from quickstudy import __version__, files, recipes, rows, runs, seeds
 from quickstudy.controls import CONTROLS
@@ -28,6 +28,7 @@ from quickstudy.learner import Learner
 from quickstudy.learners import LEARNERS
 from quickstudy.nn.conv4 import DOWNSAMPLING
 from quickstudy.nn.norm import POLICIES
+from quickstudy.options import AdaptOptions, EvaluateOptions, PredictOptions, ReportOptions, TrainOptions
 from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
 from quickstudy.trained import Predictor, Trained, load
 from quickstudy.training import train as train_learner
@@ -44,96 +45,6 @@ OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then le
 quickstudy COMMAND --help tells the options. A first try that works anywhere:
 
   quickstudy train glyphs protonet --iterations 300 --out runs/first"""
-
-
-def number(default: str) -> Any:
-    """A number that may be left out, with words for what happens then."""
-    return arg(metavar="NUMBER", help_behavior_hint=f"(default: {default})")
-
-
-def word(default: str) -> Any:
-    """A word or path that may be left out, with words for what happens then."""
-    return arg(metavar="WORD", help_behavior_hint=f"(default: {default})")
-
-
-def fitting(what: str) -> Any:
-    """A choice that may be left out."""
-    return arg(metavar="{stride,pool}", help_behavior_hint=f"(default: what suits {what})")
-
-
-@dataclass
-class TrainOptions:
-    """Meta-train a learner on many small tasks and keep the run in a folder.
-
-    TASKS is glyphs, sinusoid, omniglot, or a folder of class folders; LEARNER is a name that 'quickstudy list' shows.
-    Further options are the learner's own: see them with 'quickstudy train TASKS LEARNER --help'.
-    """
-
-    ways: Annotated[int | None, arg(metavar="INT")] = None  # classes in a task (None for regression)
-    shots: int = 1  # support examples per class (regression: per task)
-    queries: int = 15  # query examples per class (regression: per task)
-    iterations: int = 2000  # updates of the outer loop
-    meta_batch: int = 16  # tasks per update
-    outer_lr: float = 1e-3  # learning rate of the outer loop (Adam)
-    schedule: Literal["constant", "cosine"] = "constant"  # how the outer learning rate moves; cosine ends at 0
-    seed: int = 0  # from which every draw of the run follows
-    data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
-    out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder
-    resume: Annotated[bool, FlagCreatePairsOff] = False  # go on from the run folder's checkpoint
-    engine: Literal["auto", "vmap", "threads", "loop"] = "auto"  # how tasks are run together
-    val_every: Annotated[int | None, number("a tenth of all")] = None  # iterations between validations
-    val_episodes: int = 100  # episodes of a validation
-    patience: Annotated[int | None, number("never")] = None  # stop after so many validations without a better one
-    clip: Annotated[float | None, number("none")] = None  # bound on the norm of the meta-gradient
-    filters: int = 64  # filters of conv4
-    norm: Literal["batch", "support", "layer", "none"] = "batch"  # normalisation of conv4
-    downsample: Annotated[Literal["stride", "pool"] | None, fitting("the learner")] = None  # how conv4 halves the image
-    hidden: tuple[int, ...] = (40, 40)  # widths of the hidden layers of mlp
-    size: int = 28  # images from a folder are scaled to size x size
-    device: str = "cpu"  # cpu or cuda
-
-
-@dataclass
-class EvaluateOptions:
-    """Score a trained run on unseen tasks: mean with 95 % interval, protocol, controls. Writes scores.json."""
-
-    run: Positional[str]  # run folder
-    episodes: int = 600  # test episodes
-    ways: Annotated[int | None, number("as in training")] = None  # classes in a task
-    shots: Annotated[int | None, number("as in training")] = None  # support examples per class
-    queries: Annotated[int | None, number("as in training")] = None  # query examples per class
-    steps: Annotated[int | None, number("as in training")] = None  # inner steps at test
-    seed: int = 1  # of the test episodes: the same seed gives every learner the same ones
-    split: Literal["test", "val", "train"] = "test"  # whose classes
-    data: Annotated[str | None, word("where training found it")] = None  # folder of the data set
-    controls: Annotated[tuple[str, ...] | None, word("all that make sense")] = None  # controls to run
-    engine: Literal["auto", "vmap", "threads", "loop"] = "auto"  # how tasks are run together
-
-
-@dataclass
-class AdaptOptions:
-    """Teach a trained run one new task. Writes a predictor file."""
-
-    run: Positional[str]  # run folder or .qs file
-    support: Positional[str]  # folder with a subfolder of images per class, or a CSV (inputs..., answer last)
-    out: str = "predictor.qs"  # file to write
-
-
-@dataclass
-class PredictOptions:
-    """Answer for new inputs with an adapted predictor."""
-
-    predictor: Positional[str]  # file that 'quickstudy adapt' wrote
-    inputs: Positional[tuple[str, ...]]  # images, folders of images, or CSV files of input rows
-    json: Annotated[bool, FlagCreatePairsOff] = False  # print a list of objects with input, label, probability
-
-
-@dataclass
-class ReportOptions:
-    """Write one self-contained HTML page about a run, or a comparison of several."""
-
-    runs: Positional[tuple[str, ...]]  # run folders
-    out: Annotated[str | None, word("report.html in the run folder")] = None  # file to write
 
 
 # --- train -----------------------------------------------------------------------------------------------------------

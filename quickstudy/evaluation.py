@@ -272,8 +272,8 @@ def _check_answers(output: Tensor, one: Episode) -> None:
     labels = torch.cat([one.support.y, y])
     if not 0 <= int(labels.min()) <= int(labels.max()) < output.shape[1]:
         raise DataError(
-            f"labels must be 0..{output.shape[1] - 1}, as the model has {output.shape[1]} outputs; got {_span(labels)}. "
-            "Renumber the labels, or build the model with as many outputs as there are ways."
+            f"labels must be 0..{output.shape[1] - 1}, as the model has {output.shape[1]} outputs; got {_span(labels)}."
+            " Renumber the labels, or build the model with as many outputs as there are ways."
         )
 
 

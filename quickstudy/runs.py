@@ -1,13 +1,12 @@
 """Run folders: evaluate what was trained there, and keep what a report needs.
 
-A run holds config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json, learner.qs and, once it is
-evaluated, scores.json and examples.safetensors.
+A run holds config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json, learner.qs; once it is
+evaluated also scores.json and examples.safetensors, and report.html.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quickstudy import __version__, controls, files, seeds
+from quickstudy import controls, files, seeds
 from quickstudy.errors import RunError
 from quickstudy.evaluation import Score, evaluate, for_test
-from quickstudy.learner import Batch, Episode
+from quickstudy.learner import Batch, Episode, Learner
+from quickstudy.machine import machine
 from quickstudy.progress import counting_bar
 from quickstudy.protocol import is_transductive, normalisation_of
 from quickstudy.trained import Predictor, Trained, load
@@ -45,26 +45,6 @@ def load_run(path: str | os.PathLike) -> Trained:
     return loaded
 
 
-def machine() -> dict[str, Any]:
-    """What a measurement was made on, without names of people or places."""
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        pass  # not Linux: the platform's own word has to do
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": model or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": accelerator,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "quickstudy": __version__,
-    }
-
-
 def evaluate_run(
     folder: str | os.PathLike,
     trained: Trained,
@@ -85,7 +65,7 @@ def evaluate_run(
     learner = for_test(trained.learner, tasks, steps)
     names = controls.available(learner, tasks) if names is None else names
     both = is_transductive(learner)
-    curve = CURVE if hasattr(learner, "steps") and learner.episodic else ()
+    curve = _with_own(CURVE, learner) if learner.episodic else ()
     few = min(episodes, CURVE_EPISODES)
     with counting_bar("evaluating", episodes * (1 + len(names) + both) + few * len(curve), progress) as count:
         common = {"seed": seed, "engine": engine, "progress": count}
@@ -101,8 +81,14 @@ def evaluate_run(
         "machine": machine(),
     }
     files.write_json(Path(folder) / "scores.json", plain)
-    _keep_examples(Path(folder), trained, tasks, seed, steps)
+    _add_to_protocol(Path(folder) / "protocol.json", scores)
+    _keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
     return scores
+
+
+def _add_to_protocol(path: Path, scores: list[Score]) -> None:
+    known = files.read_json(path) if path.exists() else {}
+    files.write_json(path, known | {"evaluation": [score.protocol.to_dict() for score in scores]})
 
 
 def adaptation_timing(trained: Trained, tasks: Any, steps: int | None = None) -> dict[str, float]:
@@ -121,10 +107,16 @@ def adaptation_timing(trained: Trained, tasks: Any, steps: int | None = None) ->
     return {"adapt_seconds": sorted(adapting[2:])[5], "predict_seconds": sorted(answering[2:])[5]}
 
 
-def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: int | None) -> None:
+def _with_own(counts: tuple[int, ...], learner: Learner) -> list[int]:
+    """Numbers of inner steps to show, the learner's own among them; none for a learner without."""
+    own = getattr(learner, "steps", None)
+    return [] if own is None else sorted({*counts, own})
+
+
+def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: int | None, episodes: int) -> None:
     """A few test episodes with the answers given, so that a report needs no data."""
     learner = for_test(trained.learner, tasks, steps)
-    drawn = [tasks.sample(1, seeds.generator(seed, "test", i)) for i in range(PICTURED)]
+    drawn = [tasks.sample(1, seeds.generator(seed, "test", i)) for i in range(min(episodes, PICTURED))]
     tensors: dict[str, Tensor] = {}
     for i, batch in enumerate(drawn):
         episode = Episode(*(Batch(*(t[0] for t in b)) for b in batch))
@@ -134,17 +126,17 @@ def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps:
         parts = {"support.x": episode.support.x, "support.y": episode.support.y}
         parts |= {"query.x": episode.query.x, "query.y": episode.query.y, "output": output}
         if output.is_floating_point() and episode.query.y.is_floating_point() and episode.query.x.shape[1:] == (1,):
-            parts |= _curves(trained, tasks, episode)
+            parts |= _curves(trained, tasks, episode, _with_own((0, 1, 10), learner))
         tensors |= {f"{i}.{name}": value for name, value in parts.items()}
-    files.write_tensors(folder / "examples.safetensors", "examples", tensors, {"episodes": PICTURED})
+    files.write_tensors(folder / "examples.safetensors", "examples", tensors, {"episodes": len(drawn)})
 
 
-def _curves(trained: Trained, tasks: Any, episode: Episode) -> dict[str, Tensor]:
+def _curves(trained: Trained, tasks: Any, episode: Episode, counts: list[int]) -> dict[str, Tensor]:
     """The adapted function of one number over its whole range, before and after inner steps."""
     x = torch.cat([episode.support.x, episode.query.x])
     grid = torch.linspace(float(x.min()), float(x.max()), 200)[:, None]
     found = {"grid": grid}
-    for k in (0, 1, 10) if hasattr(trained.learner, "steps") else (None,):
+    for k in counts or [None]:
         learner = for_test(trained.learner, tasks, k)
         with torch.no_grad():
             phi = learner.adapt(trained.theta, episode.support)

@@ -268,7 +268,8 @@ def _with_constants(model: nn.Module, values: Theta) -> nn.Module:
         filled.load_state_dict(values, strict=False)
     except RuntimeError as error:
         raise FileFormatError(
-            f"the network does not fit the file: {str(error).splitlines()[-1].strip()} Pass the network that was trained."
+            f"the network does not fit the file: {str(error).splitlines()[-1].strip()} Pass the network that was "
+            "trained."
         ) from error
     return filled
 

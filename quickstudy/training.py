@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +18,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from quickstudy import engine as engines
 from quickstudy import files, seeds
-from quickstudy.errors import ConfigError, NonFiniteError, RunError
+from quickstudy.checkpoint import TrainingState, append_metrics, open_run, save_checkpoint
+from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
 from quickstudy.inner import first_non_finite
 from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.machine import machine
 from quickstudy.progress import training_bar
 from quickstudy.trained import Trained, describe_learner
 
@@ -105,23 +104,6 @@ def _check_finite(iteration: int, loss: Tensor, slope: Theta) -> None:
 # --- train -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Progress:
-    """What a checkpoint holds: all that the rest of the run depends on."""
-
-    theta: Theta
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
-    engine: str = "loop"
-    reason: str = ""
-    iteration: int = 0
-    best: Theta | None = None
-    best_value: float = -math.inf  # of the validation score, higher is better
-    since_best: int = 0  # validations since the best one
-    timing: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "computing": 0.0, "total": 0.0})
-    window: list[float] = field(default_factory=list)  # losses since the last line of metrics.jsonl
-
-
 def train(
     learner: Learner,
     tasks: Any,
@@ -172,7 +154,8 @@ def train(
         "seed": seed,
     }
     state = _prepare(trained, optimizer, scheduler)
-    resumed = _open_run(folder, config, {"iterations": iterations, **(about or {})}, state, resume)
+    resumed = open_run(folder, config, {"iterations": iterations, **(about or {})}, state, resume)
+    _write_protocol(folder, config | {"iterations": iterations, "val_every": val_every, "val_episodes": val_episodes})
     if not theta:  # nothing to learn: the learner is ready as it is
         return _finish(trained, state, folder)
     if not resumed:
@@ -180,7 +163,7 @@ def train(
         if learner.episodic:
             check_episodes(learner, theta, first)
         state.engine, state.reason = _choose(learner, theta, first, engine, seed)
-        _save(folder, state)
+        save_checkpoint(folder, state)
     settings = _Settings(folder, val, val_every or max(1, iterations // 10), val_episodes, patience, seed)
     steps = meta_steps(
         learner,
@@ -208,7 +191,7 @@ class _Settings(NamedTuple):
 
 
 def _run(
-    steps: Iterator[Step], trained: Trained, state: _Progress, settings: _Settings, iterations: int, progress: bool
+    steps: Iterator[Step], trained: Trained, state: TrainingState, settings: _Settings, iterations: int, progress: bool
 ) -> None:
     saved = began = time.monotonic()
     before = state.timing["total"]
@@ -218,9 +201,9 @@ def _run(
             _account(state, step, before + time.monotonic() - began)
             line = _line(trained, state, step, settings, last=step.iteration == iterations)
             bar(step, line)
-            _append(settings.folder, line)
+            append_metrics(settings.folder, line)
             if interrupted() or time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                _save(settings.folder, state)
+                save_checkpoint(settings.folder, state)
                 saved = time.monotonic()
             if interrupted():
                 raise KeyboardInterrupt
@@ -248,7 +231,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _account(state: _Progress, step: Step, total: float) -> None:
+def _account(state: TrainingState, step: Step, total: float) -> None:
     state.iteration = step.iteration
     state.timing["sampling"] += step.sampling
     state.timing["computing"] += step.computing
@@ -258,7 +241,7 @@ def _account(state: _Progress, step: Step, total: float) -> None:
         state.scheduler.step()
 
 
-def _line(trained: Trained, state: _Progress, step: Step, settings: _Settings, last: bool) -> dict[str, Any]:
+def _line(trained: Trained, state: TrainingState, step: Step, settings: _Settings, last: bool) -> dict[str, Any]:
     """What metrics.jsonl says about this iteration; empty for most."""
     line: dict[str, Any] = {}
     validate = settings.val is not None and (step.iteration % settings.val_every == 0 or last)
@@ -280,7 +263,7 @@ def _training_score(trained: Trained, episodes: Episode) -> dict[str, float]:
     return {name: float(values.mean())}
 
 
-def _validate(trained: Trained, state: _Progress, settings: _Settings) -> dict[str, float]:
+def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> dict[str, float]:
     score = evaluate(
         trained, settings.val, episodes=settings.val_episodes, seed=settings.seed + 1_000_003, engine=state.engine
     )
@@ -310,19 +293,27 @@ def _prepare(
     trained: Trained,
     optimizer: Callable[[list[Tensor]], Optimizer] | None,
     scheduler: Callable[[Optimizer], LRScheduler] | None,
-) -> _Progress:
+) -> TrainingState:
     values = list(trained.theta.values()) or [torch.zeros(())]  # torch refuses an optimizer of nothing
     built = optimizer(values) if optimizer else torch.optim.Adam(values, lr=1e-3)
-    return _Progress(trained.theta, built, scheduler(built) if scheduler else None)
+    return TrainingState(trained.theta, built, scheduler(built) if scheduler else None)
 
 
-def _finish(trained: Trained, state: _Progress, folder: Path | None) -> Trained:
+def _finish(trained: Trained, state: TrainingState, folder: Path | None) -> Trained:
     final = Trained(trained.learner, state.best or trained.theta, trained.tasks, trained.preprocess)
     if folder is not None:
-        _save(folder, state)
+        save_checkpoint(folder, state)
         final.save(folder / "learner.qs")
-        files.write_json(folder / "timing.json", state.timing | {"engine": state.engine, "reason": state.reason})
+        engine = {"engine": state.engine, "reason": state.reason}
+        files.write_json(folder / "timing.json", state.timing | engine | {"machine": machine()})
     return final
+
+
+def _write_protocol(folder: Path | None, training: dict[str, Any]) -> None:
+    """protocol.json: what the run was trained under; evaluation adds what its scores were measured under."""
+    if folder is not None:
+        kept = {name: value for name, value in training.items() if name != "learner"}
+        files.write_json(folder / "protocol.json", {"training": kept, "machine": machine()})
 
 
 def _check_settings(iterations: int, meta_batch: int, val_episodes: int, *others: int | None) -> None:
@@ -335,116 +326,3 @@ def _check_settings(iterations: int, meta_batch: int, val_episodes: int, *others
 
 def _describe(tasks: Any) -> dict[str, Any]:
     return dict(tasks.describe()) if hasattr(tasks, "describe") else {"name": type(tasks).__name__}
-
-
-# --- the run folder --------------------------------------------------------------------------------------------------
-
-
-def _open_run(
-    folder: Path | None, config: dict[str, Any], about: dict[str, Any], state: _Progress, resume: bool
-) -> bool:
-    """Make the run folder, or load its checkpoint into `state`; True when resumed."""
-    if folder is None:
-        if resume:
-            raise ConfigError("resume=True needs a run folder: pass out=...")
-        return False
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{str(folder)!r} is a file, not a folder. Choose another --out.")
-    used = folder.is_dir() and any(folder.iterdir())
-    if used and not resume:
-        raise RunError(
-            f"the folder {str(folder)!r} exists and is not empty. To continue that run pass --resume (resume=True); to "
-            "start a new one choose another --out or delete the folder."
-        )
-    if (folder / "config.json").exists():
-        _check_config(folder, config)
-    files.write_json(folder / "config.json", config | about)
-    if not (folder / "checkpoint.safetensors").exists():
-        return False
-    _load(folder, state)
-    _cut_metrics(folder / "metrics.jsonl", state.iteration)
-    return True
-
-
-def _check_config(folder: Path, config: dict[str, Any]) -> None:
-    known = files.read_json(folder / "config.json")
-    wanted = json.loads(json.dumps(config))
-    for name, value in wanted.items():
-        if known.get(name) != value:
-            raise RunError(
-                f"the run in {str(folder)!r} was started with another {name}: {_short(known.get(name))}, now "
-                f"{_short(value)}. Resume with the same settings, or start a new run in another folder."
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 300 else text[:300] + "..."
-
-
-def _save(folder: Path | None, state: _Progress) -> None:
-    if folder is None:
-        return
-    tensors: dict[str, Tensor] = {}
-    plain = {
-        "theta": files.pack(state.theta, tensors, "theta"),
-        "best": files.pack(state.best, tensors, "best"),
-        "optimizer": files.pack(state.optimizer.state_dict(), tensors, "optimizer"),
-        "scheduler": files.pack(_schedule_state(state.scheduler), tensors, "scheduler"),
-        "best_value": None if math.isinf(state.best_value) else state.best_value,
-    }
-    names = ("engine", "reason", "iteration", "since_best", "timing", "window")
-    plain |= {name: getattr(state, name) for name in names}
-    files.write_tensors(folder / "checkpoint.safetensors", "checkpoint", tensors, plain)
-
-
-def _schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:
-    if scheduler is None:
-        return None
-    # Functions (LambdaLR's) cannot be written and come back with the scheduler that the caller builds.
-    return {k: v for k, v in scheduler.state_dict().items() if isinstance(v, (int, float, list, bool, str, type(None)))}
-
-
-def _load(folder: Path, state: _Progress) -> None:
-    tensors, plain = files.read_tensors(folder / "checkpoint.safetensors", "checkpoint")
-    with torch.no_grad():
-        for name, value in files.unpack(plain["theta"], tensors).items():
-            state.theta[name].copy_(value)
-    state.best = files.unpack(plain["best"], tensors)
-    state.best_value = -math.inf if plain["best_value"] is None else plain["best_value"]
-    state.optimizer.load_state_dict(files.unpack(plain["optimizer"], tensors))
-    schedule = files.unpack(plain["scheduler"], tensors)
-    if state.scheduler is not None and schedule is not None:
-        state.scheduler.load_state_dict(schedule)
-    for name in ("engine", "reason", "iteration", "since_best", "timing", "window"):
-        setattr(state, name, plain[name])
-
-
-def _append(folder: Path | None, line: dict[str, Any]) -> None:
-    if folder is None or not line:
-        return
-    try:
-        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise RunError(
-            f"cannot write metrics to {str(folder)!r}: {error.strerror}. The last checkpoint is kept."
-        ) from error
-
-
-def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
-    path = Path(folder) / "metrics.jsonl"
-    found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(text))
-        except ValueError:
-            break
-    return found
-
-
-def _cut_metrics(path: Path, iteration: int) -> None:
-    """Drop what was written after the checkpoint: those iterations are run again."""
-    kept = [line for line in read_metrics(path.parent) if line["iteration"] <= iteration]
-    files.write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

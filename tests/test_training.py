@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 import quickstudy as qs
 from quickstudy import files, training
+from quickstudy.checkpoint import read_metrics
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
 
 SCRIPT = """
@@ -115,7 +116,7 @@ def test_killed_at_random_moments_and_resumed_is_bit_identical(tmp_path, engine)
     (a, b) = (files.read_tensors(run / "checkpoint.safetensors", "checkpoint")[0] for run in (whole, cut))
     assert same(a, b)
     kept = ("iteration", "loss", "error", "val")
-    lines = [[{k: line.get(k) for k in kept} for line in training.read_metrics(run)] for run in (whole, cut)]
+    lines = [[{k: line.get(k) for k in kept} for line in read_metrics(run)] for run in (whole, cut)]
     assert lines[0] == lines[1]
 
 
@@ -152,8 +153,10 @@ def test_validation_keeps_the_best_theta(tmp_path):
     """Climbing the loss makes every iteration worse: the best theta is an early one, not the last."""
     learner = maml()
     options = {"val": sines("val"), "val_every": 1, "val_episodes": 8, "iterations": 6}
-    trained = train(learner, optimizer=lambda p: torch.optim.SGD(p, lr=0.01, maximize=True), out=tmp_path / "run", **options)
-    lines = training.read_metrics(tmp_path / "run")
+    trained = train(
+        learner, optimizer=lambda p: torch.optim.SGD(p, lr=0.01, maximize=True), out=tmp_path / "run", **options
+    )
+    lines = read_metrics(tmp_path / "run")
     best = min(line["val"] for line in lines)
     assert best < lines[-1]["val"]
     assert qs.evaluate(trained, sines("val"), episodes=8, seed=1_000_003).mean == pytest.approx(best)
@@ -162,7 +165,7 @@ def test_validation_keeps_the_best_theta(tmp_path):
 def test_patience_stops_early(tmp_path):
     options = {"val": sines("val"), "val_every": 1, "val_episodes": 4, "patience": 2, "iterations": 200}
     train(maml(), optimizer=lambda p: torch.optim.SGD(p, lr=0.01, maximize=True), out=tmp_path / "run", **options)
-    assert training.read_metrics(tmp_path / "run")[-1]["iteration"] < 200
+    assert read_metrics(tmp_path / "run")[-1]["iteration"] < 200
 
 
 def test_non_finite_stops_and_names_the_parameter_and_keeps_the_checkpoint(tmp_path):
@@ -174,9 +177,7 @@ def test_non_finite_stops_and_names_the_parameter_and_keeps_the_checkpoint(tmp_p
             return episode._replace(query=episode.query._replace(y=episode.query.y * scale))
 
     with pytest.raises(NonFiniteError, match=r"iteration \d+: .*not finite") as caught:
-        qs.train(
-            maml(), Diverging(), iterations=20, meta_batch=2, engine="loop", out=tmp_path / "run", progress=False
-        )
+        qs.train(maml(), Diverging(), iterations=20, meta_batch=2, engine="loop", out=tmp_path / "run", progress=False)
     assert "layer1" in str(caught.value) or "the loss" in str(caught.value)
     state = files.read_tensors(tmp_path / "run" / "checkpoint.safetensors", "checkpoint")[0]
     assert all(torch.isfinite(value).all() for value in state.values())
@@ -275,7 +276,7 @@ def test_finetune_pretrains_on_the_whole_pool():
 
 def test_metrics_and_config_are_plain_and_complete(tmp_path):
     train(maml(), out=tmp_path / "run", iterations=45, val=sines("val"), val_every=20, val_episodes=3)
-    lines = training.read_metrics(tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
     assert [line["iteration"] for line in lines] == [20, 40, 45]
     assert all({"loss", "error", "seconds", "val"} <= line.keys() for line in lines)
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -93,9 +93,7 @@ def _check_labels(i: int, y: Tensor, yq: Tensor) -> None:
 
 
 def _check_like(i: int, episode: Episode, first: Episode) -> None:
-    for key, a, b in zip(
-        KEYS, [*episode.support, *episode.query], [*first.support, *first.query], strict=True
-    ):
+    for key, a, b in zip(KEYS, [*episode.support, *episode.query], [*first.support, *first.query], strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             raise DataError(
                 f"task {i}: {key!r} is {tuple(a.shape)} {a.dtype}, but task 0 has {tuple(b.shape)} {b.dtype}. All "

@@ -1,0 +1,146 @@
+"""What a run leaves on disk while it trains: configuration, checkpoints, metrics. Nothing finished is ever lost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from quickstudy import files
+from quickstudy.errors import ConfigError, RunError
+from quickstudy.learner import Theta
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds: all that the rest of the run depends on."""
+
+    theta: Theta
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    engine: str = "loop"
+    reason: str = ""
+    iteration: int = 0
+    best: Theta | None = None
+    best_value: float = -math.inf  # of the validation score, higher is better
+    since_best: int = 0  # validations since the best one
+    timing: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "computing": 0.0, "total": 0.0})
+    window: list[float] = field(default_factory=list)  # losses since the last line of metrics.jsonl
+
+
+def open_run(
+    folder: Path | None, config: dict[str, Any], about: dict[str, Any], state: TrainingState, resume: bool
+) -> bool:
+    """Make the run folder, or load its checkpoint into `state`; True when resumed."""
+    if folder is None:
+        if resume:
+            raise ConfigError("resume=True needs a run folder: pass out=...")
+        return False
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{str(folder)!r} is a file, not a folder. Choose another --out.")
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and not resume:
+        raise RunError(
+            f"the folder {str(folder)!r} exists and is not empty. To continue that run pass --resume (resume=True); to "
+            "start a new one choose another --out or delete the folder."
+        )
+    if (folder / "config.json").exists():
+        _check_config(folder, config)
+    files.write_json(folder / "config.json", config | about)
+    if not (folder / "checkpoint.safetensors").exists():
+        return False
+    _load_checkpoint(folder, state)
+    _cut_metrics(folder / "metrics.jsonl", state.iteration)
+    return True
+
+
+def _check_config(folder: Path, config: dict[str, Any]) -> None:
+    known = files.read_json(folder / "config.json")
+    wanted = json.loads(json.dumps(config))
+    for name, value in wanted.items():
+        if known.get(name) != value:
+            raise RunError(
+                f"the run in {str(folder)!r} was started with another {name}: {_short(known.get(name))}, now "
+                f"{_short(value)}. Resume with the same settings, or start a new run in another folder."
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 300 else text[:300] + "..."
+
+
+def save_checkpoint(folder: Path | None, state: TrainingState) -> None:
+    if folder is None:
+        return
+    tensors: dict[str, Tensor] = {}
+    plain = {
+        "theta": files.pack(state.theta, tensors, "theta"),
+        "best": files.pack(state.best, tensors, "best"),
+        "optimizer": files.pack(state.optimizer.state_dict(), tensors, "optimizer"),
+        "scheduler": files.pack(_schedule_state(state.scheduler), tensors, "scheduler"),
+        "best_value": None if math.isinf(state.best_value) else state.best_value,
+    }
+    names = ("engine", "reason", "iteration", "since_best", "timing", "window")
+    plain |= {name: getattr(state, name) for name in names}
+    files.write_tensors(folder / "checkpoint.safetensors", "checkpoint", tensors, plain)
+
+
+def _schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:
+    if scheduler is None:
+        return None
+    # Functions (LambdaLR's) cannot be written and come back with the scheduler that the caller builds.
+    return {k: v for k, v in scheduler.state_dict().items() if isinstance(v, (int, float, list, bool, str, type(None)))}
+
+
+def _load_checkpoint(folder: Path, state: TrainingState) -> None:
+    tensors, plain = files.read_tensors(folder / "checkpoint.safetensors", "checkpoint")
+    with torch.no_grad():
+        for name, value in files.unpack(plain["theta"], tensors).items():
+            state.theta[name].copy_(value)
+    state.best = files.unpack(plain["best"], tensors)
+    state.best_value = -math.inf if plain["best_value"] is None else plain["best_value"]
+    state.optimizer.load_state_dict(files.unpack(plain["optimizer"], tensors))
+    schedule = files.unpack(plain["scheduler"], tensors)
+    if state.scheduler is not None and schedule is not None:
+        state.scheduler.load_state_dict(schedule)
+    for name in ("engine", "reason", "iteration", "since_best", "timing", "window"):
+        setattr(state, name, plain[name])
+
+
+def append_metrics(folder: Path | None, line: dict[str, Any]) -> None:
+    if folder is None or not line:
+        return
+    try:
+        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"cannot write metrics to {str(folder)!r}: {error.strerror}. The last checkpoint is kept."
+        ) from error
+
+
+def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            break
+    return found
+
+
+def _cut_metrics(path: Path, iteration: int) -> None:
+    """Drop what was written after the checkpoint: those iterations are run again."""
+    kept = [line for line in read_metrics(path.parent) if line["iteration"] <= iteration]
+    files.write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -1,0 +1,32 @@
+"""What a measurement was made on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quickstudy import __version__
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement was made on, without names of people or places."""
+    model = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        pass  # not Linux: the platform's own word has to do
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": model or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "quickstudy": __version__,
+    }

@@ -1,0 +1,138 @@
+"""Test episodes with the answers given: as pictures, as fitted curves, or as a small table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from quickstudy.report.facts import Example
+from quickstudy.report.plots import SHARP, fit, fit_series, is_drawing, is_image, thumbnail
+
+CLASSES = 10  # rows of one episode at most
+SHOWN = 5  # examples of one class at most, in support and in query
+ROWS = 8  # of a table of answers
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def episodes(examples: list[Example], steps: int | None) -> list[dict[str, Any]]:
+    """What the template shows of each episode, by its kind: 'pictures', 'fit' or 'table'.
+
+    `steps`: the inner steps that the answers were given after, None for learners without.
+    """
+    limits, tested = _limits(examples), "adapted" if steps is None else str(steps)
+    return [
+        _episode(example) | {"number": i + 1} | _drawn(example, limits, tested) for i, example in enumerate(examples)
+    ]
+
+
+def letter(label: int, ways: int) -> str:
+    """The name of a class inside an episode: A, B, ... or, when there are too many, 1, 2, ..."""
+    return LETTERS[label] if ways <= len(LETTERS) else str(label + 1)
+
+
+def _episode(example: Example) -> dict[str, Any]:
+    """How it went, and the numbers behind."""
+    if example.query_y.is_floating_point():
+        error = float(((example.output - example.query_y) ** 2).mean())
+        return {"summary": f"mean squared error {error:.3g}", "total": len(example.query_y)}
+    right = int((example.output.argmax(1) == example.query_y).sum())
+    return {"summary": f"{right} of {len(example.query_y)} right", "total": len(example.query_y)}
+
+
+def _drawn(example: Example, limits: tuple[float, float], tested: str) -> dict[str, Any]:
+    real = example.query_y.is_floating_point()
+    if real and example.grid is not None and example.curves:
+        return {"kind": "fit", "svg": fit(example, limits, tested), "legend": _fit_legend(example, tested)}
+    if not real and is_image(example.query_x):
+        looks = {"drawing": is_drawing(example.support_x), "photos": max(example.query_x.shape[2:]) > SHARP}
+        return {"kind": "pictures", "rows": _picture_rows(example)} | looks
+    return {"kind": "table", "real": real, "rows": _value_rows(example) if real else _label_rows(example)}
+
+
+def _limits(examples: list[Example]) -> tuple[float, float]:
+    """One y axis for all fits, so that they compare."""
+    fits = [e for e in examples if e.grid is not None]
+    values = [v.reshape(len(v), -1)[:, 0] for e in fits for v in (e.support_y, e.query_y, *e.curves.values())]
+    low = min((float(v.min()) for v in values), default=0.0)
+    high = max((float(v.max()) for v in values), default=1.0)
+    room = 0.06 * max(high - low, 1e-6)
+    return low - room, high + room
+
+
+def _fit_legend(example: Example, tested: str) -> list[tuple[str, str, int]]:
+    def name(steps: str) -> str:
+        words = f"after {steps} inner step{'s' * (steps != '1')}" if steps.isdigit() else steps
+        return f"{words}, as tested" if steps == tested else "not adapted" if steps == "0" else words
+
+    return [(name(s.name), s.colour, s.dash) for s in fit_series(example, tested)]
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _picture_rows(example: Example) -> list[dict[str, Any]]:
+    """One row per class: its support pictures, and its queries with the answers given."""
+    ways = example.output.shape[1]
+    draw = _painter(example)
+    answers = example.output.argmax(1)
+    rows = []
+    for label in sorted(set(example.support_y.tolist()))[:CLASSES]:
+        queries = (example.query_y == label).nonzero()[:SHOWN, 0].tolist()
+        rows.append(
+            {
+                "name": letter(label, ways),
+                "support": [draw(x) for x in example.support_x[example.support_y == label][:SHOWN]],
+                "queries": [
+                    {
+                        "src": draw(example.query_x[i]),
+                        "answer": letter(int(answers[i]), ways),
+                        "right": answers[i] == label,
+                    }
+                    for i in queries
+                ],
+            }
+        )
+    return rows
+
+
+def _painter(example: Example) -> Any:
+    """Thumbnails of an episode on one scale: [0, 1] as images are, or the range that is there."""
+    low = min(0.0, float(example.support_x.min()), float(example.query_x.min()))
+    high = max(1.0, float(example.support_x.max()), float(example.query_x.max()))
+    drawing = is_drawing(example.support_x)
+    return lambda image: thumbnail(image, low, high, drawing)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _label_rows(example: Example) -> list[dict[str, Any]]:
+    """Queries spread over the classes, with truth, answer and its probability."""
+    ways = example.output.shape[1]
+    probabilities, answers = example.output.double().softmax(1).max(1)
+    rows = []
+    for i in _spread(len(answers)):
+        truth, answer = int(example.query_y[i]), int(answers[i])
+        names = {"truth": letter(truth, ways), "answer": letter(answer, ways), "right": truth == answer}
+        rows.append({"number": i + 1, **names, "extra": f"{100 * float(probabilities[i]):.0f} %"})
+    return rows
+
+
+def _value_rows(example: Example) -> list[dict[str, Any]]:
+    rows = []
+    for i in _spread(len(example.output)):
+        truth, answer = example.query_y[i].flatten(), example.output[i].flatten()
+        miss = f"{float((answer - truth).double().norm()):.3g}"
+        rows.append({"number": i + 1, "truth": _vector(truth), "answer": _vector(answer), "extra": miss})
+    return rows
+
+
+def _spread(n: int) -> list[int]:
+    """At most ROWS numbers below n, evenly apart: queries come class after class."""
+    return sorted({round(i * (n - 1) / max(min(n, ROWS) - 1, 1)) for i in range(min(n, ROWS))})
+
+
+def _vector(values: Tensor) -> str:
+    few = ", ".join(f"{v:.3g}" for v in values[:4].tolist())
+    return few + (", …" if len(values) > 4 else "")

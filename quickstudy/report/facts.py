@@ -1,0 +1,220 @@
+"""A run folder as checked values: everything that a report says comes from here, and from the folder alone."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from quickstudy import files
+from quickstudy.checkpoint import read_metrics
+from quickstudy.errors import FileFormatError, RunError
+from quickstudy.evaluation import Score
+
+Value = TypeVar("Value")
+COLUMNS = ("loss", "accuracy", "error", "val", "val_interval")  # of metrics.jsonl, beside the iteration
+PARTS = ("support.x", "support.y", "query.x", "query.y", "output")  # of an episode in examples.safetensors
+
+
+class Config(NamedTuple):
+    """config.json: what was asked for."""
+
+    learner: str
+    fields: dict[str, Any]  # the learner's hyper-parameters
+    tasks: dict[str, Any]
+    meta_batch: int
+    seed: int
+    iterations: int
+
+
+class StepsPoint(NamedTuple):
+    """The score after `steps` inner steps."""
+
+    steps: int
+    mean: float
+    interval: float
+
+
+class Evaluation(NamedTuple):
+    """scores.json: what was measured. The first score is the main one."""
+
+    scores: list[Score]
+    steps: list[StepsPoint]
+    adapt_seconds: float
+    predict_seconds: float
+    machine: dict[str, Any]
+
+
+class Timing(NamedTuple):
+    """timing.json: where the training time went, in seconds."""
+
+    sampling: float
+    computing: float
+    total: float
+    engine: str
+    reason: str
+
+
+class Example(NamedTuple):
+    """One test episode with the answers given: x [n, ...], y [n] or [n, d], output [m, ways] or [m, d]."""
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    output: Tensor
+    grid: Tensor | None  # [g, 1] for regression of one number
+    curves: dict[str, Tensor]  # the adapted function over the grid, by inner steps
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that a report needs to know of a run; what the folder lacks is None or empty."""
+
+    folder: Path
+    config: Config
+    metrics: list[dict[str, float]]
+    evaluation: Evaluation | None
+    examples: list[Example]
+    timing: Timing | None
+    parameters: int | None  # numbers in theta; None while training has not finished
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def argument(self) -> str:
+        """The run on a command line. Absolute paths stay out of a page that may travel."""
+        return shlex.quote(self.name if self.folder.is_absolute() else str(self.folder))
+
+    @property
+    def score(self) -> Score | None:
+        """The main score, None before evaluation."""
+        return self.evaluation.scores[0] if self.evaluation else None
+
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """Iterations and values of one column of metrics.jsonl, where it has any."""
+        lines = [line for line in self.metrics if name in line]
+        return [line["iteration"] for line in lines], [line[name] for line in lines]
+
+
+def read_run(folder: Path) -> Run:
+    """Read and check a run folder. Raises RunError when it is none, FileFormatError when a file in it is broken."""
+    if not folder.is_dir():
+        raise RunError(f"there is no run folder {str(folder)!r}. Check the path; `quickstudy train --out` makes one.")
+    if not (folder / "config.json").exists():
+        raise RunError(
+            f"{str(folder)!r} is not a run folder: it holds no config.json. `quickstudy train --out` makes one."
+        )
+    config = _checked(folder / "config.json", files.read_json, _config)
+    assert config is not None  # the file exists
+    return Run(
+        folder,
+        config,
+        _checked(folder / "metrics.jsonl", lambda path: read_metrics(path.parent), _metrics) or [],
+        _checked(folder / "scores.json", files.read_json, _evaluation),
+        _checked(folder / "examples.safetensors", _read_examples, _examples) or [],
+        _checked(folder / "timing.json", files.read_json, _timing),
+        _checked(folder / "learner.qs", lambda path: files.read_tensors(path, "trained")[0], _parameters),
+    )
+
+
+def _checked(path: Path, read: Callable[[Path], Any], parse: Callable[[Any], Value]) -> Value | None:
+    """The parsed content of a file of the run, None when there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        return parse(read(path))
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        command = "evaluate" if path.name in ("scores.json", "examples.safetensors") else "train"
+        raise FileFormatError(
+            f"{str(path)!r} is not what Quickstudy writes there ({type(error).__name__}: {error}). Restore it, or make "
+            f"it again with `quickstudy {command}`."
+        ) from error
+
+
+def _check_sizes(sizes: Mapping[str, Any]) -> None:
+    for name in ("ways", "shots", "queries", "classes"):
+        if not isinstance(sizes.get(name), int | None):
+            raise ValueError(f"{name} is {sizes[name]!r}, not a whole number")
+
+
+def _config(plain: Mapping[str, Any]) -> Config:
+    learner = plain["learner"]
+    _check_sizes(plain["tasks"])
+    meta_batch, seed, iterations = (int(plain[key]) for key in ("meta_batch", "seed", "iterations"))
+    return Config(str(learner["name"]), dict(learner["fields"]), dict(plain["tasks"]), meta_batch, seed, iterations)
+
+
+def _metrics(lines: list[Mapping[str, Any]]) -> list[dict[str, float]]:
+    wanted = ("iteration", *COLUMNS)
+    found = [{key: float(line[key]) for key in wanted if key in line} for line in lines]
+    if any("iteration" not in line for line in found):
+        raise ValueError("a line has no iteration")
+    return found
+
+
+def _evaluation(plain: Mapping[str, Any]) -> Evaluation:
+    scores = [Score.from_dict(score) for score in plain["scores"]]
+    if not scores:
+        raise ValueError("there is no score in it")
+    for score in (part for whole in scores for part in (whole, *whole.controls.values())):
+        _check_sizes(score.protocol.to_dict())
+        if len(score.values) != score.protocol.episodes or not torch.isfinite(score.values).all():
+            raise ValueError(
+                f"{len(score.values)} values for {score.protocol.episodes} episodes, or some are not finite"
+            )
+    curve = [StepsPoint(int(p["steps"]), float(p["mean"]), float(p["interval"])) for p in plain["steps"]]
+    adapt, predict = (float(plain["timing"][key]) for key in ("adapt_seconds", "predict_seconds"))
+    return Evaluation(scores, curve, adapt, predict, dict(plain["machine"]))
+
+
+def _timing(plain: Mapping[str, Any]) -> Timing:
+    sampling, computing, total = (float(plain[key]) for key in ("sampling", "computing", "total"))
+    return Timing(sampling, computing, total, str(plain["engine"]), str(plain["reason"]))
+
+
+def _read_examples(path: Path) -> tuple[dict[str, Tensor], int]:
+    tensors, header = files.read_tensors(path, "examples")
+    return tensors, int(header["episodes"])
+
+
+def _examples(found: tuple[dict[str, Tensor], int]) -> list[Example]:
+    tensors, episodes = found
+    return [
+        _example({k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")})
+        for i in range(episodes)
+    ]
+
+
+def _example(parts: dict[str, Tensor]) -> Example:
+    curves = {name.removeprefix("curve."): value for name, value in parts.items() if name.startswith("curve.")}
+    x, y, queries, truth, output = (parts[name] for name in PARTS)
+    example = Example(x, y, queries, truth, output, parts.get("grid"), curves)
+    _check_example(example)
+    return example
+
+
+def _check_example(e: Example) -> None:
+    if not (len(e.output) == len(e.query_y) == len(e.query_x) > 0 and len(e.support_x) == len(e.support_y) > 0):
+        raise ValueError(f"{len(e.output)} answers to {len(e.query_y)} queries")
+    if e.query_y.is_floating_point():
+        if e.output.shape != e.query_y.shape:
+            raise ValueError(f"answers {tuple(e.output.shape)} to truths {tuple(e.query_y.shape)}")
+    elif e.output.dim() != 2 or not 0 <= int(torch.cat([e.support_y, e.query_y]).max()) < e.output.shape[1]:
+        raise ValueError(f"answers {tuple(e.output.shape)} do not fit the labels")
+    if any(e.grid is None or len(curve) != len(e.grid) for curve in e.curves.values()):
+        raise ValueError("the curves do not fit their grid")
+
+
+def _parameters(tensors: Mapping[str, Tensor]) -> int:
+    return sum(math.prod(value.shape) for name, value in tensors.items() if name.startswith("theta."))

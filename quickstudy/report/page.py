@@ -1,0 +1,164 @@
+"""The page of one run: its sections as plain values, and the template that shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from quickstudy import __version__
+from quickstudy.errors import ProtocolError
+from quickstudy.evaluation import Score, compare
+from quickstudy.report import answers, words
+from quickstudy.report.curves import learning_curves, steps_curve
+from quickstudy.report.facts import Run
+
+
+def render(kind: str, **values: Any) -> str:
+    """The HTML of a page: kind 'run' or 'comparison'."""
+    source = (resources.files("quickstudy.report") / "page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(kind=kind, version=__version__, words=words, **values)
+
+
+def run_page(run: Run) -> str:
+    """The report of one run, as HTML."""
+    return render(
+        "run",
+        title=f"{run.config.learner} on {run.config.tasks.get('name', 'tasks')}",
+        run=run,
+        score=run.score,
+        facts=facts(run),
+        controls=controls(run.score) if run.score else [],
+        verdict=verdict(run.score) if run.score else "",
+        chance=_chance_mark(run.score),
+        curves=learning_curves(run),
+        steps=steps_curve(run),
+        episodes=answers.episodes(run.examples, run.score.protocol.steps if run.score else None),
+        most={"classes": answers.CLASSES, "shown": answers.SHOWN},
+        shares=words.shares(run.timing) if run.timing and run.parameters != 0 else [],
+        speed=speed(run),
+    )
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The few things beside the headline that a reader should not miss."""
+    if run.evaluation is None:
+        return []
+    found = [
+        (words.both(score), "when queries are answered one by one, each blind to the others")
+        for score in run.evaluation.scores[1:]
+        if run.evaluation.scores[0].protocol.transductive and not score.protocol.transductive
+    ]
+    main = run.evaluation.scores[0]
+    if "zero_steps" in main.controls:
+        found.append((words.both(main.controls["zero_steps"]), "without inner steps: theta alone, not adapted"))
+    if main.controls:
+        beaten = sum(row["beaten"] for row in controls(main))
+        found.append((f"{beaten} of {len(main.controls)}", "controls beaten, in pairs on the same test tasks"))
+    found.append((words.duration(run.evaluation.adapt_seconds), "to adapt to one new task"))
+    return found
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def controls(score: Score) -> list[dict[str, Any]]:
+    """One row per control: bar, paired difference and reading."""
+    scale = Scale([score, *score.controls.values()])
+    rows = []
+    for name, control in score.controls.items():
+        label, what, _ = words.CONTROLS.get(name, (name, "", ""))
+        row = {"name": name, "label": label, "what": what, "score": control, "bar": scale.bar(control)}
+        rows.append(row | _against(name, score, control) | {"own": scale.bar(score)})
+    return rows
+
+
+def _against(name: str, score: Score, control: Score) -> dict[str, Any]:
+    try:
+        difference = compare(score, control, allow=("transductive",))
+    except ProtocolError:
+        why = words.differing(score.protocol, control.protocol)
+        return {"beaten": False, "reading": f"Not comparable: another protocol, {why}.", "difference": ""}
+    beaten, reading = words.reading(name, score, control, difference)
+    return {"beaten": beaten, "reading": reading, "difference": words.signed(difference)}
+
+
+def verdict(score: Score) -> str:
+    """What the controls say together."""
+    missed = [row["label"] for row in controls(score) if not row["beaten"]]
+    if not missed:
+        why = ": its score is owed to what it learned across tasks and to adapting"
+        enough = {"shuffled_labels", "from_scratch"} <= set(score.controls)
+        return f"{score.protocol.learner} beats every control{why if enough else ''}."
+    text = f"Not beaten: {', '.join(missed)}."
+    return f"{text} Until every control is, the score does not show that meta-learning helped."
+
+
+class Scale:
+    """Scores as places on a horizontal axis, in percent of its width."""
+
+    def __init__(self, scores: Sequence[Score]) -> None:
+        ends = [(s.mean - _finite(s.interval), s.mean + _finite(s.interval)) for s in scores]
+        accuracy = all(s.protocol.metric == "accuracy" for s in scores)
+        self.low = 0.0 if accuracy else min(0.0, *(low for low, _ in ends))
+        self.high = 1.0 if accuracy else max(*(high for _, high in ends), self.low + 1e-12)
+
+    def at(self, value: float) -> float:
+        return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 2)
+
+    def bar(self, score: Score) -> dict[str, float]:
+        """Left end and width of bar and interval, and the mean's own place."""
+        zero, mean = self.at(0), self.at(score.mean)
+        low, high = (self.at(score.mean + sign * _finite(score.interval)) for sign in (-1, 1))
+        return {"left": min(zero, mean), "width": abs(mean - zero), "low": low, "wide": high - low, "mean": mean}
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _chance_mark(score: Score | None) -> float | None:
+    guess = words.chance(score) if score else None
+    return None if guess is None else 100 * guess
+
+
+# --- timing ----------------------------------------------------------------------------------------------------------
+
+
+def speed(run: Run) -> list[tuple[str, str]]:
+    """Rows of the timing table."""
+    trained = _training_speed(run) if run.timing and run.parameters != 0 else []
+    return trained + (_evaluation_speed(run) if run.evaluation else [])
+
+
+def _training_speed(run: Run) -> list[tuple[str, str]]:
+    assert run.timing is not None
+    total, why = run.timing.total, f" ({run.timing.reason})" if run.timing.reason else ""
+    rows = [("training", words.duration(total)), ("engine", f"{run.timing.engine}{why}")]
+    if run.metrics and total > 0:
+        rate = run.metrics[-1]["iteration"] / total
+        tasks = words.short(rate * run.config.meta_batch)
+        rows.insert(1, ("rate", f"{words.short(rate)} iterations per second, {tasks} tasks per second"))
+    return rows
+
+
+def _evaluation_speed(run: Run) -> list[tuple[str, str]]:
+    assert run.evaluation is not None
+    e, p = run.evaluation, run.evaluation.scores[0].protocol
+    queries = words.plural(p.queries * (p.ways or 1), "query", "queries")
+    machine = {key: value for key, value in e.machine.items() if value is not None}
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "quickstudy") if name in machine)
+    cores = f"{machine.get('cores', '?')} cores, torch on {words.plural(machine.get('threads', 1), 'thread')}"
+    return [
+        ("adapting to a task", f"{words.duration(e.adapt_seconds)}, median, one task at a time"),
+        ("answering a task", f"{words.duration(e.predict_seconds)}, median, for its {queries}"),
+        (
+            "evaluated on",
+            ", ".join(str(machine[key]) for key in ("accelerator", "cpu") if key in machine) + f", {cores}",
+        ),
+        ("versions", versions),
+    ]

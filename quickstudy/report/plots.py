@@ -1,0 +1,192 @@
+"""Plots as inline SVG in the page's own colours, and pictures as data URIs.
+
+matplotlib draws with stand-in colours, which become CSS variables: one drawing serves light and dark. No text of the
+user's is drawn; legends and captions are HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+from quickstudy.report.facts import Example
+
+SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")  # CSS variables of the lines, in order of use
+NAMES = ("ink", "muted", "line", "page", *SERIES)
+STAND_INS = {name: f"#0101{i + 1:02x}" for i, name in enumerate(NAMES)}
+DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # for readers who cannot tell the colours apart
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it scales, can be found, and takes the page's font
+    "svg.hashsalt": "quickstudy",  # the same run gives the same bytes
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": STAND_INS["line"],
+    "axes.labelcolor": STAND_INS["muted"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": STAND_INS["line"],
+    "grid.linewidth": 0.6,
+    "xtick.color": STAND_INS["line"],
+    "ytick.color": STAND_INS["line"],
+    "xtick.labelcolor": STAND_INS["muted"],
+    "ytick.labelcolor": STAND_INS["muted"],
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its points, what it is, and how it is drawn."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    name: str
+    colour: str = "s1"  # a key of STAND_INS
+    dash: int = 0  # index into DASHES
+    width: float = 1.8
+    half: Sequence[float] | None = None  # half widths of the 95 % interval
+    marks: bool = False
+    ring: float | None = None  # x of the point to be pointed out
+
+
+def lines(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool, level: float | None = None) -> Markup:
+    """Lines with interval bands; `percent` fixes the axis to 0-100, `level` is a dotted line across."""
+    with rc_context(STYLE):
+        figure, axes = _panel(5.0, 3.0, x_label, y_label)
+        for one in series:
+            _line(axes, one)
+        if level is not None:
+            axes.axhline(level, color=STAND_INS["muted"], linestyle=":", linewidth=1.2)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _limit(axes, series, percent)
+        return _svg(figure)
+
+
+def _limit(axes: Axes, series: Sequence[Series], percent: bool) -> None:
+    """Axes that start at zero and are as wide as a number, even for one point."""
+    x, y = ([v for one in series for v in getattr(one, name)] for name in ("x", "y"))
+    if min(x) == max(x):
+        axes.set_xlim(min(x) - 1, max(x) + 1)
+    if percent:
+        axes.set_ylim(0, 102)  # room for a point at 100
+    elif min(y) >= 0:
+        axes.set_ylim(bottom=0)
+
+
+def _line(axes: Axes, one: Series) -> None:
+    colour = STAND_INS[one.colour]
+    marker = "o" if one.marks or len(one.x) < 3 else ""  # a line of one point would not be seen
+    axes.plot(one.x, one.y, color=colour, linestyle=DASHES[one.dash], linewidth=one.width, marker=marker, markersize=4)
+    if one.half is not None:
+        finite = [h if math.isfinite(h) else 0.0 for h in one.half]
+        low, high = ([y + sign * h for y, h in zip(one.y, finite, strict=True)] for sign in (-1, 1))
+        axes.fill_between(one.x, low, high, color=colour, alpha=0.18, linewidth=0)
+    if one.ring is not None:
+        at = list(one.x).index(one.ring)
+        axes.plot([one.ring], [one.y[at]], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
+
+
+def fit(example: Example, limits: tuple[float, float], tested: str) -> Markup:
+    """Regression of one number: the adapted function by inner steps, support points and query points."""
+    with rc_context(STYLE):
+        figure, axes = _panel(3.6, 2.7, "x", "y")
+        for one in fit_series(example, tested):
+            _line(axes, one)
+        ink = STAND_INS["ink"]
+        x, truth = _column(example.query_x), _column(example.query_y)
+        axes.vlines(x, truth, _column(example.output), color=STAND_INS["muted"], linewidth=0.8)
+        axes.plot(x, truth, "o", markersize=5, markerfacecolor=STAND_INS["page"], markeredgecolor=ink)
+        axes.plot(_column(example.support_x), _column(example.support_y), "o", markersize=5.5, color=ink)
+        axes.set_ylim(*limits)
+        return _svg(figure)
+
+
+def fit_series(example: Example, tested: str) -> list[Series]:
+    """The adapted functions of one episode by inner steps; that which gave the answers, of `tested`, stands out."""
+    grid = [] if example.grid is None else _column(example.grid)
+    looks = {"0": ("muted", 1, 1.4), tested: ("s1", 0, 2.2)}
+    names = sorted(example.curves, key=lambda name: int(name) if name.isdigit() else 0)
+    found = []
+    for name in names:
+        colour, dash, width = looks.get(name, ("s2", 2, 1.8))
+        found.append(Series(grid, _column(example.curves[name]), name, colour, dash, width))
+    return found
+
+
+def _column(values: Tensor) -> list[float]:
+    return values.double().reshape(len(values), -1)[:, 0].tolist()
+
+
+def _panel(width: float, height: float, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label, parse_math=False)  # a metric's name is text, whatever signs are in it
+    axes.tick_params(length=0)
+    axes.margins(x=0.02)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> Markup:
+    """The figure as an <svg> element for HTML: no fixed size, no metadata, page colours, ids of its own."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text).replace("xlink:href", "href")
+    text = _own_ids(text)
+    for name, colour in STAND_INS.items():
+        text = text.replace(colour, f"var(--{name})")
+    return Markup(text)
+
+
+def _own_ids(text: str) -> str:
+    """Drop ids that nothing refers to: they would repeat from plot to plot. The others are hashes of their content."""
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
+    return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+SIDE = 56  # pixels of a thumbnail at most, larger ones would make the page heavy
+SHARP = 32  # side up to which pictures are kept losslessly, larger ones as JPEG
+
+
+def is_image(x: Tensor) -> bool:
+    """Whether inputs [n, channels, height, width] can be shown as pictures."""
+    return x.dim() == 4 and x.shape[1] in (1, 3) and min(x.shape[2:]) >= 4
+
+
+def is_drawing(x: Tensor) -> bool:
+    """Whether the pictures are ink on an empty ground, which is shown as paper: grey, and mostly exactly zero."""
+    return x.shape[1] == 1 and float((x == 0).double().mean()) > 0.5
+
+
+def thumbnail(image: Tensor, low: float, high: float, drawing: bool) -> str:
+    """One picture [channels, height, width] with values from `low` to `high` as a data URI."""
+    scaled = ((image.double() - low) / max(high - low, 1e-12)).clamp(0, 1).permute(1, 2, 0)
+    array = (255 * (1 - scaled if drawing else scaled)).round().byte().numpy()
+    picture = Image.fromarray(array if array.shape[2] == 3 else np.ascontiguousarray(array[:, :, 0]))
+    picture.thumbnail((SIDE, SIDE))
+    lossless = max(image.shape[1:]) <= SHARP
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG" if lossless else "JPEG", **({"optimize": True} if lossless else {"quality": 85}))
+    kind = "png" if lossless else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

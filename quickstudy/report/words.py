@@ -1,0 +1,293 @@
+"""Numbers and settings in words: what a score means, what a control shows, where the time went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from quickstudy import protocol
+from quickstudy.evaluation import Difference, Score, in_words
+from quickstudy.report.facts import Config, Run, Timing
+
+# What one example and one class of a task source are called, where "example" and "class" would be stiff.
+NOUNS = {"omniglot": ("drawing", "character", "characters"), "glyphs": ("drawing", "character", "characters")}
+
+# Control: what it is, and what follows when the learner beats it.
+CONTROLS = {
+    "zero_steps": ("without inner steps", "theta alone, not adapted to the task", "Adaptation matters"),
+    "shuffled_labels": (
+        "with shuffled support labels",
+        "support answers permuted at random",
+        "The support answers matter",
+    ),
+    "nearest_centroid": (
+        "nearest centroid",
+        "nearest class mean of the raw input",
+        "Likeness of raw inputs is not enough",
+    ),
+    "linear_probe": (
+        "linear probe",
+        "a linear model of the raw input, fitted on the support set",
+        "A linear model is not enough",
+    ),
+    "from_scratch": (
+        "from scratch",
+        "the same network from random weights, fitted on the support set",
+        "Meta-training pays",
+    ),
+}
+
+FIELDS = {
+    "lr": "inner learning rate",
+    "steps": "inner steps in training",
+    "first_order": "first order only",
+    "adjoint": "how the inner loop is differentiated",
+    "model": "network",
+    "encoder": "network",
+    "loss": "loss function",
+    "ways": "classes per task",
+}
+
+
+def plural(n: float, noun: str, many: str = "") -> str:
+    """'1 example', '5 examples', '4,112 classes'."""
+    return f"{n:,} {noun if n == 1 else many or noun + 's'}"
+
+
+def short(value: float) -> str:
+    """Two digits, or the whole number: '0.24', '5.8', '8,001'."""
+    return f"{value:.2g}" if abs(value) < 9.95 else f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """'0.24 ms', '5.8 s', '2 min 5 s', '1 h 7 min'."""
+    if seconds < 0.1:
+        return f"{short(1000 * seconds)} ms"
+    if seconds < 60:
+        return f"{short(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def higher_is_better(metric: str) -> bool:
+    return not metric.endswith("error")
+
+
+def number(mean: float, metric: str) -> str:
+    """The mean alone: '97.4 %', '0.152'."""
+    return f"{100 * mean:.1f} %" if metric == "accuracy" else f"{mean:.3g}"
+
+
+def half(interval: float, metric: str) -> str:
+    """The half width alone: '± 0.3'."""
+    if math.isinf(interval):
+        return "(no interval)"
+    return f"± {100 * interval:.1f}" if metric == "accuracy" else f"± {interval:.2g}"
+
+
+def measured(mean: float, interval: float, metric: str) -> str:
+    """Mean and interval: '97.4 % ± 0.3'."""
+    return f"{number(mean, metric)} {half(interval, metric)}"
+
+
+def amount(score: Score) -> str:
+    return number(score.mean, score.protocol.metric)
+
+
+def spread(score: Score) -> str:
+    return half(score.interval, score.protocol.metric)
+
+
+def both(score: Score) -> str:
+    """Mean and interval, where the metric is said beside."""
+    return f"{amount(score)} {spread(score)}"
+
+
+def signed(difference: Difference) -> str:
+    """'+40.5 points ± 3.9', '−1.37 ± 0.32'."""
+    sign, unit = "+" if difference.mean >= 0 else "−", difference.metric
+    text = sign + in_words(abs(difference.mean), difference.interval, unit, points=True).removesuffix(f" {unit}")
+    return text.replace("± inf", "(no interval)")
+
+
+def chance(score: Score) -> float | None:
+    """The accuracy of guessing, None for other metrics."""
+    ways = score.protocol.ways
+    return 1 / ways if ways and score.protocol.metric == "accuracy" else None
+
+
+def percent(share: float) -> str:
+    """'20 %', '0.7 %'."""
+    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
+
+
+def meaning(score: Score) -> str:
+    """The sentence behind the headline number."""
+    p = score.protocol
+    unseen = "unseen " if p.split in ("test", "val") else ""
+    if p.metric != "accuracy":
+        return _meaning_of_error(score, unseen)
+    example, kind, kinds = NOUNS.get(p.tasks, ("example", "class", "classes"))
+    guess = f"; guessing among {p.ways} gives {percent(1 / p.ways)}" if p.ways else ""
+    return f"of {example}s of {unseen}{kinds} named right, from {plural(p.shots, example)} of each {kind}{guess}."
+
+
+def _meaning_of_error(score: Score, unseen: str) -> str:
+    p = score.protocol
+    better = "Larger" if higher_is_better(p.metric) else "Smaller"
+    squared = p.metric == "mean squared error"
+    miss = f"; the typical miss is {math.sqrt(max(score.mean, 0)):.2g} in the units of y" if squared else ""
+    shots = plural(p.shots, "support example")
+    return f"{p.metric} on the queries of {unseen}tasks, after {shots} of each. {better} is better{miss}."
+
+
+def under(score: Score) -> str:
+    """What the headline number was measured under."""
+    p = score.protocol
+    over = f"95 % interval over {p.episodes:,} test tasks" if p.episodes > 1 else "measured on a single test task"
+    seen = " Transductive: the queries of a task were normalised together, so every answer leans on the others."
+    return f"{p.describe()}; {over}.{seen if p.transductive else ''}"
+
+
+def warnings(score: Score) -> list[str]:
+    """What keeps the number from meaning what it seems to."""
+    found, p = [], score.protocol
+    if p.split not in ("test", "val"):
+        found.append(f"Measured on the split “{p.split}”: nothing shows that these tasks were not trained on.")
+    guess = chance(score)
+    if p.episodes < 2:
+        found.append("One test task has no interval: nothing follows from this number.")
+    elif guess is not None and score.mean - score.interval <= guess:
+        found.append("Not shown to be better than guessing: the interval reaches down to chance.")
+    return found
+
+
+def differing(a: protocol.Protocol, b: protocol.Protocol) -> str:
+    """Why two protocols refuse comparison: 'tasks (omniglot against sinusoid), seed (1 against 2)'."""
+    pairs = protocol.differences(a, b).items()
+    return ", ".join(f"{name} ({shown(one)} against {shown(other)})" for name, (one, other) in pairs)
+
+
+def shown(value: Any) -> str:
+    """A plain value for people."""
+    return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def reading(name: str, score: Score, control: Score, difference: Difference) -> tuple[bool, str]:
+    """Whether the control is beaten, and what to conclude."""
+    label, _, claim = CONTROLS.get(name, (name, "", "Beaten"))
+    sign = 1 if higher_is_better(score.protocol.metric) else -1
+    if difference.decided and sign * difference.mean > 0:
+        return True, f"{claim}: {label} {amount(control)}."
+    if difference.decided:
+        return False, f"Not beaten: {label} is better than {score.protocol.learner}."
+    if math.isinf(difference.interval):
+        return False, "Not beaten: one test task cannot show it."
+    return False, "Not beaten: the interval of the difference holds zero."
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def trained_on(run: Run) -> str:
+    """What was trained on what, in one or two sentences."""
+    c, tasks = run.config, run.config.tasks
+    source = f"{tasks.get('name', 'tasks')}, split “{tasks.get('split', 'unknown')}”"
+    if run.parameters == 0:
+        return f"{c.learner} has no meta-parameters: nothing was trained. Its tasks are {source}."
+    if run.parameters is None:
+        return f"{c.learner} is to learn from {source}{_pool(tasks)}, {_size(tasks)}. {_unfinished(run)}"
+    done = int(run.metrics[-1]["iteration"]) if run.metrics else c.iterations
+    early = f" of the {c.iterations:,} asked for" if done < c.iterations else ""
+    how, unit, units = ("pretrained", "batch", "batches") if tasks.get("pooled") else ("meta-trained", "task", "tasks")
+    seen = f"{plural(done, 'iteration')}{early} with {plural(c.meta_batch, unit, units)} each"
+    return (
+        f"{c.learner} was {how} for {seen}: {done * c.meta_batch:,} {units} of {source}{_pool(tasks)}, {_size(tasks)}."
+    )
+
+
+def _unfinished(run: Run) -> str:
+    done = int(run.metrics[-1]["iteration"]) if run.metrics else 0
+    return (
+        f"Training has not finished: {done:,} of {plural(run.config.iterations, 'iteration')} are in metrics.jsonl. "
+        "Continue it with `quickstudy train` and --resume."
+    )
+
+
+def _pool(tasks: Mapping[str, Any]) -> str:
+    return f" ({plural(tasks['classes'], 'class', 'classes')})" if "classes" in tasks else ""
+
+
+def _size(tasks: Mapping[str, Any]) -> str:
+    if tasks.get("pooled"):
+        return "over all classes at once"
+    ways, shots, queries = (tasks.get(word) for word in ("ways", "shots", "queries"))
+    if ways:
+        return f"{ways}-way {shots}-shot with {plural(queries or 0, 'query', 'queries')} per class"
+    return f"with {shots} support and {queries} query points each" if shots else "of its own sizes"
+
+
+def settings(run: Run) -> list[tuple[str, str, str]]:
+    """Rows of the settings table: in words, the name in code, the value."""
+    c = run.config
+    rows = [("learner", "", c.learner)]
+    rows += [(FIELDS.get(name, name), name, setting(value)) for name, value in c.fields.items()]
+    if run.parameters is not None:
+        rows.append(("numbers in theta", "", f"{run.parameters:,}"))
+    if run.parameters == 0:
+        return rows
+    rows.append(("iterations of the outer loop", "iterations", f"{c.iterations:,}"))
+    return [*rows, ("tasks per iteration", "meta_batch", f"{c.meta_batch:,}"), ("seed of the run", "seed", str(c.seed))]
+
+
+def setting(value: Any) -> str:
+    """A hyper-parameter: networks as the call that builds them, functions by name."""
+    if isinstance(value, Mapping) and isinstance(value.get("network"), Mapping):
+        options = dict(value["network"])
+        return f"{options.pop('name', 'network')}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+    if isinstance(value, Mapping):
+        return str(value.get("text", dict(value))).split("\n")[0]
+    return shown(value)
+
+
+def layers(config: Config) -> dict[str, str]:
+    """The networks among the fields, layer by layer."""
+    fields = config.fields.items()
+    return {name: str(v["text"]) for name, v in fields if isinstance(v, Mapping) and "network" in v and "text" in v}
+
+
+def shares(timing: Timing) -> list[tuple[str, str, float]]:
+    """Parts of the training time: key, in words, share of the total."""
+    total = max(timing.total, timing.sampling + timing.computing, 1e-9)
+    rest = total - timing.sampling - timing.computing
+    parts = [("computing", "computing meta-gradients and updates", timing.computing)]
+    parts += [("sampling", "drawing episodes", timing.sampling), ("rest", "validation, logging, checkpoints", rest)]
+    return [(key, text, seconds / total) for key, text, seconds in parts]
+
+
+def protocol_rows(scores: list[Score]) -> list[tuple[str, list[str]]]:
+    """Rows of the protocol table, one value per score."""
+    per = "per class" if scores[0].protocol.ways else "per task"
+    labels = {
+        "tasks": "tasks",
+        "split": "split",
+        "ways": "ways (classes per task)",
+        "shots": f"shots (support examples {per})",
+        "queries": f"queries ({per})",
+        "metric": "metric",
+        "episodes": "episodes (test tasks)",
+        "seed": "seed of the test episodes",
+        "normalisation": "statistics that normalise queries",
+        "transductive": "transductive (queries see each other)",
+        "steps": "inner steps at test",
+        "ensemble": "models averaged",
+    }
+    found = [(label, [shown(getattr(score.protocol, name)) for score in scores]) for name, label in labels.items()]
+    return [("score, 95 % interval", [both(score) for score in scores]), *found]
