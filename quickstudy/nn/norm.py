@@ -81,7 +81,7 @@ class LayerNorm(nn.LayerNorm):
     @classmethod
     def like(cls, layer: nn.LayerNorm) -> LayerNorm:
         """Ours with torch's parameters, under the same names."""
-        made = cls(layer.normalized_shape, eps=layer.eps, elementwise_affine=False)
+        made = cls(list(layer.normalized_shape), eps=layer.eps, elementwise_affine=False)
         made.weight, made.bias = layer.weight, layer.bias
         return made.train(layer.training)
 
