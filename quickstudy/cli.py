@@ -161,9 +161,6 @@ def evaluate(argv: list[str]) -> None:
         raise ConfigError(f"the run {options.run!r} was not made by 'quickstudy train'; evaluate it with qs.evaluate.")
     given = {name: getattr(options, name) for name in ("ways", "shots", "queries", "data")}
     request = recipes.Request(**{**config["request"], **{k: v for k, v in given.items() if v is not None}})
-    for name in options.controls or ():
-        if name not in CONTROLS:
-            raise ConfigError(f"unknown control {name!r}; there are {', '.join(CONTROLS)}.{suggest(name, CONTROLS)}")
     scores = runs.evaluate_run(
         options.run,
         trained,

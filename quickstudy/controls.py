@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from quickstudy import seeds
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.learner import Episode, Learner, Theta
+from quickstudy.inner import descend
+from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.transfer.finetune import FineTune
 from quickstudy.protocol import networks
@@ -23,9 +25,15 @@ Variant = tuple[Learner, Theta, Any]  # a learner, its theta and the tasks it is
 
 def control(name: str, learner: Learner, theta: Theta, tasks: Any) -> Variant:
     """The named control of a learner: what to evaluate in its place."""
+    check_control(name)
+    with seeds.seeded(0, "control"):  # new weights are drawn, always the same, and none of the caller's random numbers
+        return CONTROLS[name](learner, theta, tasks)
+
+
+def check_control(name: str) -> None:
+    """Raise ConfigError for a name that is none."""
     if name not in CONTROLS:
         raise ConfigError(f"unknown control {name!r}; there are {', '.join(CONTROLS)}.{suggest(name, CONTROLS)}")
-    return CONTROLS[name](learner, theta, tasks)
 
 
 def available(learner: Learner, tasks: Any) -> list[str]:
@@ -58,16 +66,57 @@ def nearest_centroid(learner: Learner, theta: Theta, tasks: Any) -> Variant:
 
 
 def linear_probe(learner: Learner, theta: Theta, tasks: Any) -> Variant:
-    """A linear model of the raw input, fitted on the support set from zero."""
-    example = tasks.sample(1, seeds.generator(0, "probe")).support
-    ways = getattr(tasks, "ways", None)
-    outputs = ways or example.y.shape[-1]
-    model = nn.Sequential(nn.Flatten(), nn.Linear(example.x[0, 0].numel(), outputs))
-    for parameter in model.parameters():
-        nn.init.zeros_(parameter)
-    # Rates as plain descent needs them: the steepest safe rate of inputs in [0, 1] and of x in [-5, 5].
-    probe = FineTune(model, _loss(ways), ways, lr=0.1 if ways else 0.02, steps=100)
-    return probe, probe.init(), tasks
+    """A linear model of the raw input, fitted on the support set."""
+    return LinearProbe(getattr(tasks, "ways", None)), {}, tasks
+
+
+class Line(NamedTuple):
+    """x -> (x - centre) / scale @ weight + bias."""
+
+    centre: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe(Learner):
+    """Least squares for values, softmax regression for classes, on inputs scaled so that no unit of x can break it.
+
+    With z = (x - mean) / scale of mean squared length 1: values take the shortest solution pinv(Z) (Y - mean Y);
+    classes descend from zero on the softmax loss, whose curvature in (weight, bias) is then at most 1, at rate 1.
+    """
+
+    ways: int | None = None  # classes in a task; None for regression
+    steps: int = 100  # of descent, for classes
+
+    def init(self) -> Theta:
+        return {}
+
+    def adapt(self, theta: Theta, support: Batch) -> Line:
+        x = support.x.flatten(1)
+        centre = x.mean(0)
+        scale = ((x - centre) ** 2).sum(1).mean().sqrt().clamp(min=1e-12)
+        z = (x - centre) / scale
+        if self.ways is None:
+            level = support.y.mean(0)
+            return Line(centre, scale, torch.linalg.pinv(z) @ (support.y - level), level)
+        start = {"weight": z.new_zeros(z.shape[1], self.ways), "bias": z.new_zeros(self.ways)}
+        phi = descend(
+            lambda p: F.cross_entropy(z @ p["weight"] + p["bias"], support.y),
+            start,
+            lr=1.0,
+            steps=self.steps,
+            adjoint="first_order",
+        )
+        return Line(centre, scale, phi["weight"], phi["bias"])
+
+    def predict(self, theta: Theta, phi: Line, x: Tensor) -> Tensor:
+        return (x.flatten(1) - phi.centre) / phi.scale @ phi.weight + phi.bias
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        output = self.predict(theta, self.adapt(theta, episode.support), episode.query.x)
+        return _loss(self.ways)(output, episode.query.y)
 
 
 def from_scratch(learner: Learner, theta: Theta, tasks: Any) -> Variant:
@@ -92,15 +141,12 @@ def _with_head(model: nn.Module, tasks: Any, ways: int | None) -> nn.Module:
 
 
 def rerandomised(model: nn.Module) -> nn.Module:
-    """A copy with every layer's weights drawn anew, always the same ones (seeded)."""
-    import copy
-
+    """A copy with every layer's weights drawn anew."""
     fresh = copy.deepcopy(model)
-    with seeds.seeded(0, "from_scratch"):
-        for layer in fresh.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
+    for layer in fresh.modules():
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
     return fresh
 
 

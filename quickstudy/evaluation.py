@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +59,7 @@ class Score:
             "mean": self.mean,
             "interval": self.interval,
             "protocol": self.protocol.to_dict(),
-            "values": [round(v, 6) for v in self.values.tolist()],
+            "values": [float(f"{v:.9g}") for v in self.values.tolist()],
             "controls": {name: score.to_dict() for name, score in self.controls.items()},
         }
 
@@ -137,19 +139,22 @@ def evaluate(
 
     Raises ConfigError for settings the learner does not have, NonFiniteError when an output is not finite.
     """
+    from quickstudy.controls import check_control, control  # controls are learners, evaluated by this module
+
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {episodes}.")
+    for name in controls:
+        check_control(name)
     learner = for_test(trained.learner, tasks, steps, transductive)
     score = _score(learner, trained.theta, tasks, episodes, seed, engine, progress)
-    if not controls:
-        return score
-    from quickstudy.controls import control  # controls are learners, evaluated by this module
-
     found = {}
     for name in controls:
         variant, theta, source = control(name, learner, trained.theta, tasks)
-        found[name] = _score(variant, theta, source, episodes, seed, engine, progress, control=name)
-    return dataclasses.replace(score, controls=found)
+        try:
+            found[name] = _score(variant, theta, source, episodes, seed, engine, progress, control=name)
+        except NonFiniteError:
+            warnings.warn(f"the control {name!r} diverged on these tasks and is left out", stacklevel=2)
+    return dataclasses.replace(score, controls=found) if found else score
 
 
 def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductive: bool | None = None) -> Learner:
@@ -187,18 +192,20 @@ def _score(
     progress: Callable[[int], None] | None,
     control: str | None = None,
 ) -> Score:
-    blocks = list(sample_blocks(tasks, episodes, seed, device_of(theta)))
-    check_episodes(learner, theta, blocks[0])
-    metric = "mean squared error" if blocks[0].query.y.is_floating_point() else "accuracy"
+    blocks = sample_blocks(tasks, episodes, seed, device_of(theta))
+    first = next(blocks)
+    outputs = check_episodes(learner, theta, first)
+    metric = "mean squared error" if first.query.y.is_floating_point() else "accuracy"
 
     def measure(episodes: Episode, chosen: str) -> Tensor:
         return engines.map_tasks(lambda episode: episode_score(learner, theta, episode), episodes, chosen)
 
-    few = engines.first_tasks(blocks[0], TRIAL)
+    few = engines.first_tasks(first, TRIAL)
     with seeds.seeded(seed, "choose"):
         choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
     values = []
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(itertools.chain([first], blocks)):
+        check_values(block, outputs)
         with seeds.seeded(seed, "evaluate", number):
             values.append(measure(block, choice.engine))
         if progress:
@@ -209,7 +216,7 @@ def _score(
         raise NonFiniteError(
             f"test episode {first} gives an output that is not finite. Lower the inner learning rate or the steps."
         )
-    return Score(result, protocol_of(learner, tasks, metric, episodes, seed, control))
+    return Score(result, protocol_of(learner, tasks, metric, episodes, seed, control, first))
 
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:
@@ -232,24 +239,20 @@ def sample_blocks(tasks: Any, episodes: int, seed: int, device: torch.device) ->
         )
 
 
-def check_episodes(learner: Learner, theta: Theta, episodes: Episode) -> None:
-    """Refuse episodes that would give a wrong number in silence: NaN in data, labels that the learner cannot answer."""
-    for name, batch in zip(("support", "query"), episodes, strict=True):
-        if batch.x.is_floating_point() and not torch.isfinite(batch.x).all():
-            raise DataError(f"the {name} inputs hold NaN or infinity. Remove or fill the missing values first.")
-        if batch.y.is_floating_point() and not torch.isfinite(batch.y).all():
-            raise DataError(f"the {name} answers hold NaN or infinity. Remove those examples first.")
-    _check_shapes(learner, theta, episodes)
+def check_episodes(learner: Learner, theta: Theta, episodes: Episode) -> int:
+    """Refuse episodes that the learner cannot read or answer; the number of its outputs.
 
-
-def _check_shapes(learner: Learner, theta: Theta, episodes: Episode) -> None:
+    Raises DataError for NaN, wrong shapes and labels that the model has no output for.
+    """
+    _check_finite(episodes)
     one = engines.unstack(episodes)[0]
     untouched = dataclasses.replace(learner, steps=0) if hasattr(learner, "steps") else learner  # type: ignore[type-var]
     try:
         with torch.no_grad():
             # Labels first, from the unadapted model: torch's own error about them names no label.
-            _check_answers(untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x), one)
-            output = learner.predict(theta, learner.adapt(theta, one.support), one.query.x)
+            output = untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x)
+            _check_answers(output, one.query.y, episodes)
+            learner.predict(theta, learner.adapt(theta, one.support), one.query.x)
     except (RuntimeError, IndexError) as error:
         raise DataError(
             f"{type(learner).__name__} cannot read this task: support x {tuple(one.support.x.shape)}, y "
@@ -257,24 +260,36 @@ def _check_shapes(learner: Learner, theta: Theta, episodes: Episode) -> None:
             f"torch says: {str(error).splitlines()[0]}. Check channels, image size and ways against what the model was "
             "built for."
         ) from error
-    _check_answers(output, one)
+    return output.shape[1]
 
 
-def _check_answers(output: Tensor, one: Episode) -> None:
-    y = one.query.y
-    if y.is_floating_point():
-        if output.shape != y.shape:
-            raise DataError(
-                f"the model answers with shape {tuple(output.shape)}, but the tasks' y has shape {tuple(y.shape)}. "
-                "For regression give y as [n, d] and a model with d outputs."
-            )
+def check_values(episodes: Episode, outputs: int) -> None:
+    """Refuse NaN, and labels outside of 0..outputs-1, which would give a wrong number in silence."""
+    _check_finite(episodes)
+    labels = torch.cat([batch.y.reshape(-1) for batch in episodes])
+    if labels.is_floating_point() or 0 <= int(labels.min()) <= int(labels.max()) < outputs:
         return
-    labels = torch.cat([one.support.y, y])
-    if not 0 <= int(labels.min()) <= int(labels.max()) < output.shape[1]:
+    raise DataError(
+        f"labels must be 0..{outputs - 1}, as the model has {outputs} outputs; got {_span(labels)}. "
+        "Renumber the labels, or build the model with as many outputs as there are classes."
+    )
+
+
+def _check_finite(episodes: Episode) -> None:
+    for name, batch in zip(("support", "query"), episodes, strict=True):
+        if batch.x.is_floating_point() and not torch.isfinite(batch.x).all():
+            raise DataError(f"the {name} inputs hold NaN or infinity. Remove or fill the missing values first.")
+        if batch.y.is_floating_point() and not torch.isfinite(batch.y).all():
+            raise DataError(f"the {name} answers hold NaN or infinity. Remove those examples first.")
+
+
+def _check_answers(output: Tensor, y: Tensor, episodes: Episode) -> None:
+    if y.is_floating_point() and output.shape != y.shape:
         raise DataError(
-            f"labels must be 0..{output.shape[1] - 1}, as the model has {output.shape[1]} outputs; got {_span(labels)}."
-            " Renumber the labels, or build the model with as many outputs as there are ways."
+            f"the model answers with shape {tuple(output.shape)}, but the tasks' y has shape {tuple(y.shape)}. "
+            "For regression give y as [n, d] and a model with d outputs."
         )
+    check_values(episodes, output.shape[1])
 
 
 def _span(y: Tensor) -> str:
@@ -286,10 +301,19 @@ def device_of(theta: Theta) -> torch.device:
 
 
 def protocol_of(
-    learner: Learner, tasks: Any, metric: str, episodes: int, seed: int, control: str | None = None
+    learner: Learner,
+    tasks: Any,
+    metric: str,
+    episodes: int,
+    seed: int,
+    control: str | None = None,
+    seen: Episode | None = None,
 ) -> Protocol:
-    """The protocol under which `learner` is tested on `tasks`."""
-    about = tasks.describe() if hasattr(tasks, "describe") else {}
+    """The protocol under which `learner` is tested on `tasks`.
+
+    Sizes that the task source does not tell are read off `seen`, a batch of its episodes.
+    """
+    about = (_sizes(seen) if seen else {}) | (tasks.describe() if hasattr(tasks, "describe") else {})
     return Protocol(
         learner=type(learner).__name__,
         tasks=about.get("name", type(tasks).__name__),
@@ -305,3 +329,9 @@ def protocol_of(
         steps=getattr(learner, "steps", None),
         control=control,
     )
+
+
+def _sizes(episodes: Episode) -> dict[str, Any]:
+    support, query = episodes.support.y, episodes.query.y
+    ways = None if support.is_floating_point() else int(support.max()) + 1
+    return {"ways": ways, "shots": support.shape[1] // (ways or 1), "queries": query.shape[1] // (ways or 1)}

@@ -47,13 +47,23 @@ def gradient(function: LossAt, point: Theta, differentiable: bool = True) -> The
         slope = torch.func.grad(function)(point)
         return slope if differentiable else {name: value.detach() for name, value in slope.items()}
     # Outside of vmap the tape is about a third cheaper than torch.func.grad (docs/performance.md).
-    record = differentiable and torch.is_grad_enabled()
+    record = differentiable and torch.is_grad_enabled() and _is_watched(function, point)
     with torch.enable_grad():
         leaves = {name: v if v.requires_grad else v.detach().requires_grad_() for name, v in point.items()}
+        value = function(leaves)
+        if not (leaves and value.requires_grad):
+            return {name: torch.zeros_like(v) for name, v in point.items()}
         slopes = torch.autograd.grad(
-            function(leaves), list(leaves.values()), create_graph=record, materialize_grads=True, allow_unused=True
+            value, list(leaves.values()), create_graph=record, materialize_grads=True, allow_unused=True
         )
     return dict(zip(leaves, slopes, strict=True))
+
+
+def _is_watched(function: LossAt, point: Theta) -> bool:
+    """Whether anybody asks for a derivative of the result; if not, no graph is kept alive with it."""
+    if any(value.requires_grad for value in point.values()):
+        return True
+    return function({name: value.detach() for name, value in point.items()}).requires_grad
 
 
 def hessian_vector_product(function: LossAt, point: Theta, vector: Mapping[str, Tensor]) -> Theta:
@@ -64,6 +74,12 @@ def hessian_vector_product(function: LossAt, point: Theta, vector: Mapping[str, 
     """
     slope, pull = torch.func.vjp(torch.func.grad(function), dict(point))[:2]
     return pull({name: vector[name] for name in slope})[0]
+
+
+def check_steps(steps: int) -> None:
+    """Raise ConfigError unless `steps` is a whole number, zero or more."""
+    if not isinstance(steps, int) or steps < 0:
+        raise ConfigError(f"steps must be a whole number of inner steps, 0 or more; got {steps!r}.")
 
 
 def check_adjoint(adjoint: str) -> None:

@@ -64,11 +64,13 @@ def with_gradient(value: Tensor, theta: Theta, gradient: Mapping[str, Tensor]) -
     """A scalar whose value is `value` and whose gradient in theta is `gradient`.
 
     With it a learner that does not unroll (Reptile, implicit MAML, evolution strategies) hands in the gradient it
-    computed, and the one training loop serves it like any other: s(theta) = sum_k <theta_k, g_k> is linear, so
-    value + s - stop(s) has the wanted value and the wanted derivative.
+    computed, and the one training loop serves it like any other: sum_k <theta_k - stop(theta_k), g_k> is exactly zero
+    and has the wanted derivative.
     """
-    linear = torch.stack([(theta[name] * g.detach()).sum() for name, g in gradient.items()]).sum()
-    return value.detach() + linear - linear.detach()
+    result = value.detach()
+    for name, g in gradient.items():
+        result = result + ((theta[name] - theta[name].detach()) * g.detach()).sum()
+    return result
 
 
 def as_module(learner: Learner) -> nn.Module:

@@ -11,6 +11,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -24,6 +25,14 @@ from quickstudy.nn.norm import BatchNorm, LayerNorm
 _copies = threading.local()
 
 
+class _Copy(NamedTuple):
+    """A private copy of a model, and where the original keeps what a caller may leave out."""
+
+    module: nn.Module
+    mode: tuple[bool, ...]  # which layers were in training mode
+    tensors: list[tuple[str, weakref.ref[nn.Module], str]]  # dotted name, owner in the original, name there
+
+
 def parameters(model: nn.Module) -> Theta:
     """The trainable parameters as theta: detached copies, tied ones once."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -35,11 +44,50 @@ def constants(model: nn.Module) -> Theta:
     return frozen | {name: b.detach() for name, b in model.named_buffers()}
 
 
+def prepare(model: nn.Module) -> None:
+    """Make this thread's private copy now, so that a tracer such as torch.export does not trace its making."""
+    _own_copy(model)
+
+
 def call(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """model(x) with `params` in place of its own; names that are not given keep the model's values."""
+    """model(x) with `params` in place of its own; names that are not given keep the model's present values."""
+    own = _own_copy(model)
     # The fused attention kernels have no second derivative, the mathematical one has.
-    with sdpa_kernel(SDPBackend.MATH):
-        return functional_call(_own_copy(model), dict(params), (x,))
+    with _mathematical_attention:
+        return functional_call(own.module, {**_left_out(own, params), **params}, (x,))
+
+
+def _left_out(own: _Copy, params: Mapping[str, Tensor]) -> Theta:
+    """Frozen parameters and buffers as the user's module holds them now; buffers as copies: layers write there."""
+    found: Theta = {}
+    for name, owner_ref, key in own.tensors:
+        if name not in params and (owner := owner_ref()) is not None:
+            buffer = owner._buffers.get(key)
+            found[name] = owner._parameters[key].detach() if buffer is None else buffer.clone()  # type: ignore[union-attr]
+    return found
+
+
+class _MathematicalAttention:
+    """torch's attention kernel is one setting for all threads: the first call in sets it, the last out restores it."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.setting = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.setting = sdpa_kernel(SDPBackend.MATH)
+                self.setting.__enter__()
+            self.inside += 1
+
+    def __exit__(self, *error: Any) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0 and self.setting is not None:
+                self.setting.__exit__(None, None, None)
+
+
+_mathematical_attention = _MathematicalAttention()
 
 
 def statistics(model: nn.Module, params: Mapping[str, Tensor], support: Tensor) -> Theta:
@@ -48,7 +96,7 @@ def statistics(model: nn.Module, params: Mapping[str, Tensor], support: Tensor) 
     The result joins the task's parameters: `call(model, params | statistics, x)` then treats every query alike,
     whatever else is in the batch.
     """
-    own, seen = _own_copy(model), {}
+    own, seen = _own_copy(model).module, {}
     layers = [(name, layer) for name, layer in own.named_modules() if _uses_support(layer)]
     if not layers:
         return seen
@@ -87,7 +135,8 @@ def last_linear(model: nn.Module) -> str:
 def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """What the named layer reads when the model is called on x: the features below it."""
     seen: list[Tensor] = []
-    handle = _own_copy(model).get_submodule(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head = _own_copy(model).module.get_submodule(layer)
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         call(model, params, x)
     finally:
@@ -122,15 +171,27 @@ def with_normalisation(model: nn.Module, policy: str) -> nn.Module:
     return changed
 
 
-def _own_copy(model: nn.Module) -> nn.Module:
+def _own_copy(model: nn.Module) -> _Copy:
     """This thread's private copy of the model, made anew if the user switched train() or eval() since."""
     if not hasattr(_copies, "of"):
         _copies.of = weakref.WeakKeyDictionary()
     mode = tuple(module.training for module in model.modules())
     known = _copies.of.get(model)
-    if known is None or known[0] != mode:
-        known = _copies.of[model] = (mode, _with_safe_layers(copy.deepcopy(model)))
-    return known[1]
+    if known is None or known.mode != mode:
+        known = _copies.of[model] = _make_copy(model, mode)
+    return known
+
+
+def _make_copy(model: nn.Module, mode: tuple[bool, ...]) -> _Copy:
+    module = _with_safe_layers(copy.deepcopy(model))
+    kept = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+    tensors = [
+        (name, weakref.ref(owner), key)
+        for prefix, owner in model.named_modules()
+        for key in [*owner._parameters, *owner._buffers]
+        if (name := f"{prefix}.{key}" if prefix else key) in kept
+    ]
+    return _Copy(module, mode, tensors)
 
 
 def _with_safe_layers(model: nn.Module) -> nn.Module:
@@ -139,9 +200,11 @@ def _with_safe_layers(model: nn.Module) -> nn.Module:
     Running averages mean nothing across tasks, so a batch norm in training mode just does not keep them. One that the
     user has put in eval() mode keeps using the averages it came with.
     """
+    made: dict[nn.Module, nn.Module] = {}  # a layer that is used in two places stays one
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            setattr(parent, name, _safe(child))
+        for name, child in parent._modules.items():
+            if child is not None:
+                parent._modules[name] = made.setdefault(child, _safe(child))
     return _safe(model)
 
 

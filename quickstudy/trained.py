@@ -20,7 +20,7 @@ from quickstudy.errors import ConfigError, DataError, FileFormatError
 from quickstudy.evaluation import check_episodes, device_of, for_test
 from quickstudy.inner import first_non_finite
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import constants
+from quickstudy.model import constants, prepare
 from quickstudy.nn import NETWORKS
 from quickstudy.protocol import is_transductive, networks
 from quickstudy.tasks.classes import scaled
@@ -93,7 +93,7 @@ class Trained:
     def save(self, path: str | os.PathLike) -> None:
         """Write a `.qs` file, see `quickstudy.load`."""
         tensors = {f"theta.{name}": value for name, value in self.theta.items()}
-        header = {"tasks": dict(self.tasks), "preprocess": dict(self.preprocess)}
+        header = {"tasks": dict(self.tasks), "preprocess": dict(self.preprocess), "names": list(self.theta)}
         files.write_tensors(path, "trained", tensors | _constants(self.learner), header | _learner_header(self.learner))
 
 
@@ -118,6 +118,8 @@ class Predictor(nn.Module):
         self.sizes = (len(theta), len(leaves))
         for i, value in enumerate([*theta.values(), *leaves]):
             self.register_buffer(f"value{i}", value.detach())
+        for model in networks(learner).values():
+            prepare(model)
 
     def _values(self) -> tuple[Theta, Any]:
         values = [getattr(self, f"value{i}") for i in range(sum(self.sizes))]
@@ -153,6 +155,7 @@ class Predictor(nn.Module):
         header = {
             "classes": None if self.classes is None else list(self.classes),
             "preprocess": self.preprocess,
+            "names": list(theta),
             "phi": files.pack(phi, tensors, "phi"),
         }
         tensors |= _constants(self.learner)
@@ -168,7 +171,8 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     kind = files.kind_of(path)
     tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
     learner = _build_learner(path, header, tensors, fields)
-    theta = _part(tensors, "theta.")
+    # safetensors sorts names; an optimizer's state belongs to theta's values by their order.
+    theta = {name: tensors[f"theta.{name}"] for name in header["names"]}
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])
@@ -242,7 +246,8 @@ def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
         return value
     if value.get("network"):
         options = dict(value["network"])
-        return NETWORKS[options.pop("name")](**options)
+        with torch.random.fork_rng():  # initial weights are drawn, only to be replaced
+            return NETWORKS[options.pop("name")](**options)
     if value.get("function"):
         return LOSSES[value["function"]]
     raise FileFormatError(
@@ -271,6 +276,9 @@ def _with_constants(model: nn.Module, values: Theta) -> nn.Module:
             f"the network does not fit the file: {str(error).splitlines()[-1].strip()} Pass the network that was "
             "trained."
         ) from error
+    for name, parameter in filled.named_parameters():
+        if name in values:  # frozen when it was saved
+            parameter.requires_grad_(False)
     return filled
 
 

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from quickstudy import engine as engines
 from quickstudy import files, seeds
 from quickstudy.checkpoint import TrainingState, append_metrics, open_run, save_checkpoint
-from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
 from quickstudy.inner import first_non_finite
 from quickstudy.learner import Batch, Episode, Learner, Theta
@@ -160,8 +160,7 @@ def train(
         return _finish(trained, state, folder)
     if not resumed:
         first = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
-        if learner.episodic:
-            check_episodes(learner, theta, first)
+        _check_first(learner, theta, first)
         state.engine, state.reason = _choose(learner, theta, first, engine, seed)
         save_checkpoint(folder, state)
     settings = _Settings(folder, val, val_every or max(1, iterations // 10), val_episodes, patience, seed)
@@ -307,6 +306,20 @@ def _finish(trained: Trained, state: TrainingState, folder: Path | None) -> Trai
         engine = {"engine": state.engine, "reason": state.reason}
         files.write_json(folder / "timing.json", state.timing | engine | {"machine": machine()})
     return final
+
+
+def _check_first(learner: Learner, theta: Theta, episodes: Episode) -> None:
+    if learner.episodic:
+        check_episodes(learner, theta, episodes)
+        return
+    try:
+        with torch.no_grad():
+            learner.meta_loss(theta, engines.unstack(episodes)[0])
+    except (RuntimeError, IndexError) as error:
+        raise DataError(
+            f"{type(learner).__name__} cannot pretrain on these tasks: {str(error).splitlines()[0]}. Its model needs "
+            "an output for each training class (len(tasks.classes)) and the inputs' channels and size."
+        ) from error
 
 
 def _write_protocol(folder: Path | None, training: dict[str, Any]) -> None:

@@ -231,7 +231,7 @@ def test_pictures_are_limited_so_that_pages_stay_small(tmp_path):
     tasks = images("test", ways=12, queries=7)
     learner = qs.NearestCentroid(12)
     trained = qs.train(learner, tasks, iterations=1, out=tmp_path / "many", **QUIET)
-    evaluate_run(tmp_path / "many", trained, tasks, episodes=2, names=[], **QUIET)
+    evaluate_run(tmp_path / "many", trained, tasks, episodes=3, names=[], **QUIET)
     page = report(tmp_path / "many")
     assert len(page.all("img")) == 3 * 10 * (1 + SHOWN) and len(page.source) < 1_500_000
     assert "nothing was trained" in page.text and "Measured without controls" in page.text

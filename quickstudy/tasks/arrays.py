@@ -58,13 +58,15 @@ def from_arrays(tasks: Sequence[Mapping[str, Any]], *, split: str = "train", nam
 def _episode(i: int, task: Mapping[str, Any]) -> Episode:
     for key in KEYS:
         if key not in task:
-            close = next((k for k in task if suggest(str(k), [key])), None)
+            close = next((k for k in task if k not in KEYS and suggest(str(k), [key])), None)
             hint = f" It has {close!r} instead." if close else ""
             raise DataError(f"task {i} lacks {key!r}: it has {', '.join(map(repr, task)) or 'nothing'}.{hint}")
     x, y, xq, yq = (_tensor(i, key, task[key]) for key in KEYS)
     for key, a, b in (("support", x, y), ("query", xq, yq)):
         if len(a) != len(b) or len(a) == 0:
             raise DataError(f"task {i} has {len(a)} {key} examples and {len(b)} {key}_labels; give one label for each.")
+    if y.is_floating_point() != yq.is_floating_point():
+        raise DataError(f"task {i}: support_labels are {y.dtype} and query_labels {yq.dtype}; both must be alike.")
     if not y.is_floating_point():
         _check_labels(i, y, yq)
     return Episode(Batch(scaled(x), y), Batch(scaled(xq), yq))
@@ -90,6 +92,10 @@ def _check_labels(i: int, y: Tensor, yq: Tensor) -> None:
         raise DataError(
             f"task {i}: the support set has no example of class(es) {missing}. Each class 0..ways-1 needs at least one."
         )
+    if int(y.max()) == 0:
+        raise DataError(
+            f"task {i} has one class only. Classification needs two or more; for values give floats [n, d]."
+        )
 
 
 def _check_like(i: int, episode: Episode, first: Episode) -> None:
@@ -99,3 +105,6 @@ def _check_like(i: int, episode: Episode, first: Episode) -> None:
                 f"task {i}: {key!r} is {tuple(a.shape)} {a.dtype}, but task 0 has {tuple(b.shape)} {b.dtype}. All "
                 "tasks need the same shapes."
             )
+    ways = [None if e.support.y.is_floating_point() else int(e.support.y.max()) + 1 for e in (episode, first)]
+    if ways[0] != ways[1]:
+        raise DataError(f"task {i} has {ways[0]} classes, but task 0 has {ways[1]}. All tasks need the same number.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class ClassTasks:
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # how raw input became `examples`
 
     def __post_init__(self) -> None:
+        self._check_starts()
         for word in ("ways", "shots", "queries"):
             if getattr(self, word) < 1:
                 raise DataError(f"{word} must be at least 1, got {getattr(self, word)}.")
@@ -48,6 +50,17 @@ class ClassTasks:
                 f"class {self.classes[smallest]!r} of {self.name} {self.split!r} has {int(counts[smallest])} examples, "
                 f"but shots={self.shots} and queries={self.queries} need {needed}. Lower them, or add examples."
             )
+
+    def _check_starts(self) -> None:
+        starts = self.starts.tolist()
+        if len(starts) != len(self.classes) + 1 or starts[0] != 0 or starts[-1] != len(self.examples):
+            raise DataError(
+                f"starts must hold {len(self.classes) + 1} numbers from 0 to {len(self.examples)} for "
+                f"{len(self.classes)} classes of {len(self.examples)} examples; got {len(starts)} from {starts[0]} to "
+                f"{starts[-1]}. `stack_classes` makes both."
+            )
+        if any(b < a for a, b in itertools.pairwise(starts)):
+            raise DataError("starts must not fall: class c is examples[starts[c]:starts[c + 1]].")
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n episodes: x [n, ways * k, ...] float, y [n, ways * k] int64, class after class."""

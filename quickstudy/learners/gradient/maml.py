@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import check_adjoint, descend
+from quickstudy.inner import check_adjoint, check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import call, parameters, statistics
 
@@ -44,6 +44,7 @@ class MAML(Learner):
     adjoint: str = "unroll"  # how to differentiate the inner loop: unroll or first_order
 
     def __post_init__(self) -> None:
+        check_steps(self.steps)
         check_adjoint(self.adjoint)
 
     def init(self) -> Theta:

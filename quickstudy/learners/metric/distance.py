@@ -14,4 +14,7 @@ def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_j|^2 for a [n, d] and b [m, d]: [n, m], by the product form, which needs no [n, m, d] array."""
+    # Far from the origin the product form cancels; a common shift changes no distance.
+    centre = b.mean(0).detach()
+    a, b = a - centre, b - centre
     return (a * a).sum(1)[:, None] - 2 * a @ b.T + (b * b).sum(1)[None]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner import descend
+from quickstudy.inner import check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import call, input_of, last_linear, parameters, statistics
 
@@ -50,6 +50,7 @@ class FineTune(Learner):
     def __post_init__(self) -> None:
         if self.fit not in FITS:
             raise ConfigError(f"fit must be 'head' or 'all', got {self.fit!r}.{suggest(self.fit, FITS)}")
+        check_steps(self.steps)
         last_linear(self.model)
 
     def init(self) -> Theta:

@@ -1,0 +1,440 @@
+"""One suite over every learner. A new learner adds a row to CASES and nothing else here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from problems import (
+    assert_close,
+    clusters,
+    map_tasks,
+    meta_gradient,
+    random_episodes,
+    smooth_conv,
+    snapshot,
+    tensors_of,
+)
+from torch import Tensor, nn
+
+import quickstudy as qs
+from quickstudy import engine, protocol, seeds
+from quickstudy.errors import QuickstudyError
+from quickstudy.learner import Batch, Episode, Learner, Theta
+
+pytestmark = pytest.mark.usefixtures("double")
+
+WAYS, POOL = 3, 6  # classes in a task, classes in the pool it is drawn from
+VECTOR, IMAGE, NUMBER = (4,), (1, 6, 6), (1,)  # shapes of one input
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row: one learner in one use, with what it declares about itself.
+
+    The networks are tiny and smooth, so that finite differences are exact enough.
+    """
+
+    learner: str  # its name in LEARNERS
+    use: str
+    build: Callable[[], Learner]
+    shape: tuple[int, ...] = VECTOR  # of one input
+    regression: bool = False
+    transductive: bool = False  # queries are normalised together
+    exact: bool = True  # the meta-gradient is the derivative of the meta-loss (first-order methods: no)
+    head: str | None = None  # theta entries with this prefix have a row per class of the task
+    unused: frozenset[str] = frozenset()  # theta entries whose meta-gradient is zero by design
+    outer: float = 1e-2  # Adam's learning rate in the training test
+
+    def __str__(self) -> str:
+        return f"{self.learner}-{self.use}"
+
+    def episodes(self, tasks: int = 3, queries: int = 2) -> Episode:
+        return random_episodes(tasks, self.shape, None if self.regression else WAYS, queries=queries)
+
+    def episode(self, queries: int = 2) -> Episode:
+        return engine.unstack(self.episodes(1, queries))[0]
+
+    def source(self) -> Any:
+        return qs.tasks.sinusoid(shots=5, queries=5) if self.regression else clusters(self.shape, POOL)
+
+
+def vector_net(outputs: int | None) -> nn.Module:
+    return qs.nn.mlp(4, outputs, hidden=(5,), activation="tanh")
+
+
+def number_net() -> nn.Module:
+    return qs.nn.mlp(1, 1, hidden=(6,), activation="tanh")
+
+
+def maml(model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
+    return lambda: qs.MAML(model(), **{"lr": 0.3, "steps": 2} | fields)
+
+
+def protonet(model: Callable[[], nn.Module]) -> Callable[[], Learner]:
+    return lambda: qs.ProtoNet(model(), ways=WAYS)
+
+
+def finetune(model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
+    return lambda: qs.FineTune(model(), **{"ways": WAYS, "lr": 0.3, "steps": 3} | fields)
+
+
+def conv(norm: str, classes: int | None) -> Callable[[], nn.Module]:
+    return functools.partial(smooth_conv, norm, classes)
+
+
+regression: dict[str, Any] = {"shape": NUMBER, "regression": True}
+squared: dict[str, Any] = {"loss": qs.mse_loss, "lr": 0.02}
+
+CASES = [
+    Case("maml", "classification", maml(lambda: vector_net(WAYS)), head="head"),
+    Case("maml", "regression", maml(number_net, **squared), **regression),
+    Case("maml", "first order", maml(lambda: vector_net(WAYS), first_order=True), head="head", exact=False),
+    Case("maml", "batch norm", maml(conv("batch", WAYS)), IMAGE, head="head", transductive=True),
+    Case("maml", "support norm", maml(conv("support", WAYS)), IMAGE, head="head"),
+    Case("maml", "layer norm", maml(conv("layer", WAYS)), IMAGE, head="head"),
+    Case("protonet", "classification", protonet(lambda: vector_net(None))),
+    Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
+    Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),
+    Case("finetune", "classification, head", finetune(lambda: vector_net(POOL))),
+    Case("finetune", "classification, all", finetune(lambda: vector_net(POOL), fit="all")),
+    Case("finetune", "batch norm", finetune(conv("batch", POOL)), IMAGE, transductive=True),
+    Case("finetune", "support norm", finetune(conv("support", POOL), fit="all"), IMAGE),
+    Case("finetune", "regression", finetune(number_net, ways=None, **squared), **regression),
+    Case("nearestcentroid", "classification", lambda: qs.NearestCentroid(ways=WAYS)),
+]
+
+
+def rows(cases: Iterable[Case] = CASES) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", list(cases), ids=str)
+
+
+def answers(learner: Learner, theta: Theta, episode: Episode) -> Tensor:
+    """Outputs at the queries after adapting to the support set."""
+    with torch.no_grad():
+        return learner.predict(theta, learner.adapt(theta, episode.support), episode.query.x)
+
+
+def trained_on(case: Case) -> qs.Trained:
+    learner = case.build()
+    return qs.Trained(learner, learner.init())
+
+
+def adapted(case: Case) -> qs.Predictor:
+    """A predictor for one generic task, whose classes have names."""
+    x, y = case.episode().support
+    return trained_on(case).adapt(x, y if case.regression else [f"class {k}" for k in y.tolist()])
+
+
+# --- the list --------------------------------------------------------------------------------------------------------
+
+
+def test_every_learner_has_a_row():
+    assert {case.learner for case in CASES} == set(qs.LEARNERS)
+    assert all(isinstance(case.build(), qs.LEARNERS[case.learner]) for case in CASES)
+
+
+@pytest.mark.parametrize("name", qs.LEARNERS)
+def test_a_learner_is_a_final_frozen_value_with_a_public_name(name):
+    cls = qs.LEARNERS[name]
+    assert cls.__bases__ == (Learner,)
+    assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
+    assert getattr(qs, cls.__name__) is cls and cls.__name__ in qs.__all__
+    assert cls.__name__.lower() == name
+    assert "Deviations" in (cls.__doc__ or "")
+
+
+# --- four pure methods -----------------------------------------------------------------------------------------------
+
+
+@rows()
+def test_shapes(case):
+    learner, episode = case.build(), case.episode(queries=4)
+    theta = learner.init()
+    assert all(isinstance(name, str) and isinstance(value, Tensor) for name, value in theta.items())
+    phi = learner.adapt(theta, episode.support)
+    assert all(torch.isfinite(t).all() for t in tensors_of(phi))
+    output = learner.predict(theta, phi, episode.query.x)
+    assert output.shape == (len(episode.query.x), 1 if case.regression else WAYS)
+    assert output.dtype == torch.float64
+    loss = learner.meta_loss(theta, episode)
+    assert loss.shape == () and torch.isfinite(loss)
+
+
+@rows()
+def test_adapting_a_plain_theta_gives_a_plain_phi(case):
+    """Where nothing asks for a gradient, none is recorded: a graph through every step would be kept alive with phi."""
+    learner, episode = case.build(), case.episode()
+    theta = learner.init()
+    phi = learner.adapt(theta, episode.support)
+    assert not any(t.requires_grad for t in tensors_of(phi))
+    assert not learner.meta_loss(theta, episode).requires_grad
+
+
+@rows()
+def test_init_repeats_itself_and_hands_out_copies(case):
+    learner = case.build()
+    first = learner.init()
+    unchanged = snapshot(*protocol.networks(learner).values())
+    for value in first.values():
+        value += 1
+    assert unchanged()
+    assert_close({name: value - 1 for name, value in first.items()}, learner.init(), 1e-14)
+
+
+@rows()
+def test_no_method_modifies_its_inputs_or_the_network(case):
+    learner, episode = case.build(), case.episode()
+    theta = learner.init()
+    unchanged = snapshot(theta, episode, *protocol.networks(learner).values())
+    phi = learner.adapt(theta, episode.support)
+    same_phi = snapshot(phi)
+    learner.predict(theta, phi, episode.query.x)
+    learner.meta_loss(theta, episode)
+    assert unchanged() and same_phi()
+
+
+@rows()
+@pytest.mark.parametrize("name", ["loop", "threads", "vmap"])
+def test_no_engine_modifies_its_inputs_or_the_network(case, name):
+    learner, episodes = case.build(), case.episodes()
+    theta = learner.init()
+    unchanged = snapshot(theta, episodes, *protocol.networks(learner).values())
+    meta_gradient(learner, theta, episodes, name)
+    map_tasks(lambda episode: answers(learner, theta, episode), episodes, name)
+    assert unchanged()
+    assert all(not value.requires_grad and value.grad is None for value in theta.values())
+
+
+@rows()
+def test_repeating_a_call_repeats_its_bits(case):
+    learner, episode = case.build(), case.episode()
+    theta = learner.init()
+    assert torch.equal(answers(learner, theta, episode), answers(learner, theta, episode))
+    assert torch.equal(learner.meta_loss(theta, episode), learner.meta_loss(theta, episode))
+
+
+# --- engines and gradients -------------------------------------------------------------------------------------------
+
+
+@rows()
+@pytest.mark.parametrize("name", ["threads", "vmap"])
+def test_engines_agree_on_the_meta_gradient(case, name):
+    learner, episodes = case.build(), case.episodes()
+    theta = learner.init()
+    loss, slope = meta_gradient(learner, theta, episodes, "loop")
+    other_loss, other_slope = meta_gradient(learner, theta, episodes, name)
+    assert_close(other_loss, loss, 1e-10)
+    assert_close(other_slope, slope, 1e-10)
+
+
+@rows()
+@pytest.mark.parametrize("name", ["threads", "vmap"])
+def test_engines_agree_on_predictions(case, name):
+    learner, episodes = case.build(), case.episodes()
+    theta = learner.init()
+
+    def both(episode: Episode) -> tuple[Tensor, Tensor]:
+        return answers(learner, theta, episode), learner.meta_loss(theta, episode)
+
+    for ours, loops in zip(map_tasks(both, episodes, name), map_tasks(both, episodes, "loop"), strict=True):
+        assert_close(ours, loops, 1e-10)
+
+
+@rows()
+def test_every_entry_of_theta_matters(case):
+    learner = case.build()
+    slope = qs.meta_gradient(learner, learner.init(), case.episodes())[1]
+    still = {name for name, value in slope.items() if not (value != 0).any()}
+    assert still == case.unused
+
+
+@rows(case for case in CASES if case.exact and case.learner != "nearestcentroid")
+def test_the_meta_gradient_is_the_derivative_of_the_meta_loss(case):
+    learner, episode = case.build(), case.episode()
+    theta = learner.init()
+    # Generic values: at ones and zeros (a fresh normalisation layer) an error of sign or order could hide.
+    leaves = [(value + 0.1 * torch.randn_like(value)).requires_grad_() for value in theta.values()]
+
+    def meta_loss(*values: Tensor) -> Tensor:
+        return learner.meta_loss(dict(zip(theta, values, strict=True)), episode)
+
+    # Fast mode checks random projections, which is enough for the larger networks.
+    assert torch.autograd.gradcheck(meta_loss, leaves, atol=1e-7, rtol=1e-5, fast_mode=case.shape == IMAGE)
+
+
+@rows()
+def test_training_lowers_the_loss(case):
+    learner, tasks = case.build(), case.source()
+    start = learner.init()
+    trained = qs.train(
+        learner,
+        tasks,
+        iterations=40,
+        meta_batch=4,
+        engine="vmap",
+        optimizer=lambda values: torch.optim.Adam(values, lr=case.outer),
+        progress=False,
+    )
+    if not start:  # nothing to learn
+        assert trained.theta == {}
+        return
+    held = tasks if learner.episodic or case.regression else tasks.pooled()
+    episodes = held.sample(40, seeds.generator(1, "held"))
+    before, after = (
+        qs.map_tasks(lambda episode, at=theta: learner.meta_loss(at, episode), episodes)
+        for theta in (start, trained.theta)
+    )
+    fall = before - after
+    assert float(fall.mean()) > 3 * float(fall.std()) / len(fall) ** 0.5
+
+
+# --- what an answer may depend on ------------------------------------------------------------------------------------
+
+
+@rows()
+def test_transduction_is_declared(case):
+    assert protocol.is_transductive(case.build()) == case.transductive
+
+
+@rows()
+def test_an_answer_depends_on_the_other_queries_only_if_transductive(case):
+    learner, episode = case.build(), case.episode(queries=4)
+    theta, x = learner.init(), episode.query.x
+    with torch.no_grad():
+        phi = learner.adapt(theta, episode.support)
+        together = learner.predict(theta, phi, x)
+        alone = torch.cat([learner.predict(theta, phi, one[None]) for one in x])
+    if case.transductive:
+        assert float((together - alone).abs().max()) > 1e-3
+    else:
+        assert_close(alone, together, 1e-10)
+
+
+@rows()
+def test_a_predictor_answers_one_query_at_a_time_as_all_together(case):
+    """Also for networks that normalise by batch: `adapt` switches them to the support set's statistics."""
+    predictor, x = adapted(case), case.episode(queries=4).query.x
+    with torch.no_grad():
+        assert_close(torch.cat([predictor(one[None]) for one in x]), predictor(x), 1e-10)
+
+
+@rows()
+def test_the_order_of_the_support_set_does_not_matter(case):
+    learner, (support, query) = case.build(), case.episode()
+    theta, order = learner.init(), torch.randperm(len(support.x))
+    shuffled = Batch(support.x[order], support.y[order])
+    assert_close(
+        answers(learner, theta, Episode(shuffled, query)), answers(learner, theta, Episode(support, query)), 1e-9
+    )
+
+
+@rows(case for case in CASES if not case.regression)
+def test_renaming_the_classes_renames_the_answers(case):
+    """Calling class k of the support set p(k) moves column k of the logits to p(k).
+
+    A learned head starts with a row per class, so the rows have to move along: that is part of the statement.
+    """
+    learner, (support, query) = case.build(), case.episode()
+    theta, p = learner.init(), torch.tensor([2, 0, 1])
+    back = p.argsort()  # row k of the new head is row back[k] of the old one
+    renamed = {n: v[back] if case.head is not None and n.startswith(case.head) else v for n, v in theta.items()}
+    plain = answers(learner, theta, Episode(support, query))
+    moved = answers(learner, renamed, Episode(support._replace(y=p[support.y]), query))
+    assert_close(moved[:, p], plain, 1e-9)
+
+
+# --- files and export ------------------------------------------------------------------------------------------------
+
+
+def own_networks(case: Case) -> dict[str, nn.Module]:
+    """Networks that a file cannot hold, built anew with other weights, as a user does before loading."""
+    found = protocol.networks(case.build())
+    return {key: net for key, net in found.items() if not hasattr(net, "architecture")}
+
+
+@rows()
+def test_trained_comes_back_from_its_file_bit_for_bit(case, tmp_path):
+    trained, episode = trained_on(case), case.episode()
+    trained.save(tmp_path / "learner.qs")
+    again = qs.load(tmp_path / "learner.qs", **own_networks(case))
+    assert isinstance(again, qs.Trained)
+    assert again.theta.keys() == trained.theta.keys()
+    assert all(torch.equal(again.theta[name], value) for name, value in trained.theta.items())
+    assert torch.equal(answers(again.learner, again.theta, episode), answers(trained.learner, trained.theta, episode))
+    for field in dataclasses.fields(trained.learner):  # type: ignore[arg-type]
+        value = getattr(trained.learner, field.name)
+        assert isinstance(value, nn.Module) or getattr(again.learner, field.name) == value
+
+
+def test_a_loaded_theta_keeps_its_order(tmp_path):
+    """An optimizer's state belongs to `list(theta.values())` by position."""
+    trained = trained_on(CASES[0])
+    trained.save(tmp_path / "learner.qs")
+    assert list(qs.load(tmp_path / "learner.qs").theta) == list(trained.theta)  # type: ignore[union-attr]
+
+
+def test_a_network_frozen_in_part_comes_back_frozen_in_part(tmp_path):
+    """One of the library's own, which a file rebuilds without help."""
+    learner = qs.MAML(vector_net(WAYS))
+    learner.model.layer1.requires_grad_(False)
+    trained, episode = qs.Trained(learner, learner.init()), CASES[0].episode()
+    trained.save(tmp_path / "learner.qs")
+    again = qs.load(tmp_path / "learner.qs")
+    assert list(again.theta) == ["head.weight", "head.bias"] == list(again.learner.init())  # type: ignore[union-attr]
+    assert torch.equal(answers(again.learner, again.theta, episode), answers(learner, trained.theta, episode))  # type: ignore[union-attr]
+
+
+def test_loading_draws_nothing_from_the_callers_stream(tmp_path):
+    trained_on(CASES[0]).save(tmp_path / "learner.qs")
+    before = torch.get_rng_state()
+    qs.load(tmp_path / "learner.qs")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pretraining_on_more_classes_than_outputs_is_refused():
+    """Transfer learning needs an output per class of the pool, which is easily taken for the ways of a task."""
+    learner = qs.FineTune(vector_net(WAYS), ways=WAYS)
+    with pytest.raises(QuickstudyError, match="class"):
+        qs.train(learner, clusters(VECTOR, POOL), iterations=2, progress=False)
+
+
+@rows()
+def test_a_predictor_comes_back_from_its_file_bit_for_bit(case, tmp_path):
+    predictor, x = adapted(case), case.episode().query.x
+    predictor.save(tmp_path / "predictor.qs")
+    again = qs.load(tmp_path / "predictor.qs", **own_networks(case))
+    assert isinstance(again, qs.Predictor)
+    assert torch.equal(again(x), predictor(x)) and again.classes == predictor.classes
+    if not case.regression:
+        assert again.predict(x) == predictor.predict(x)
+        assert torch.equal(again.predict_proba(x), predictor.predict_proba(x))
+
+
+@rows()
+def test_a_predictor_exports(case):
+    predictor, x = adapted(case), case.episode().query.x
+    exported = torch.export.export(predictor, (x,))
+    assert_close(exported.module()(x), predictor(x), 1e-6)
+
+
+@rows(case for case in CASES if case.use in ("classification", "regression", "support norm"))
+def test_a_loaded_predictor_exports_before_its_first_use(case, tmp_path):
+    """What a tracer sees first must not be kept for later calls."""
+    predictor, x = adapted(case), case.episode().query.x
+    predictor.save(tmp_path / "predictor.qs")
+    again = qs.load(tmp_path / "predictor.qs", **own_networks(case))
+    exported = torch.export.export(again, (x,))
+    assert_close(exported.module()(x), predictor(x), 1e-6)
+    assert torch.equal(again(x), predictor(x))
+
+
+def test_the_table_names_each_row_once():
+    names = [str(case) for case in CASES]
+    assert all(a != b for a, b in itertools.combinations(names, 2))
