@@ -144,7 +144,9 @@ def rerandomised(model: nn.Module) -> nn.Module:
     """A copy with every layer's weights drawn anew."""
     fresh = copy.deepcopy(model)
     for layer in fresh.modules():
-        reset = getattr(layer, "reset_parameters", None)
+        reset = getattr(
+            layer, "reset_parameters", getattr(layer, "_reset_parameters", None)
+        )  # attention has the latter
         if callable(reset):
             reset()
     return fresh

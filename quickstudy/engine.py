@@ -179,9 +179,13 @@ def _check_same(result: Any, reference: Any) -> None:
 
 
 def _watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
-    before = torch.get_rng_state()
+    before = _random_states()
     result = attempt()
-    return result, not torch.equal(before, torch.get_rng_state())
+    return result, any(not torch.equal(a, b) for a, b in zip(before, _random_states(), strict=True))
+
+
+def _random_states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
 def _seconds(function: Callable[[], T]) -> tuple[T, float]:

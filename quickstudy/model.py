@@ -11,8 +11,10 @@ import copy
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,7 +31,8 @@ class _Copy(NamedTuple):
     """A private copy of a model, and where the original keeps what a caller may leave out."""
 
     module: nn.Module
-    mode: tuple[bool, ...]  # which layers were in training mode
+    mode: tuple[tuple[int, bool], ...]  # which layers there were, and whether in training mode
+    recurrent: bool  # whether it holds torch's own recurrent layers
     tensors: list[tuple[str, weakref.ref[nn.Module], str]]  # dotted name, owner in the original, name there
 
 
@@ -53,7 +56,7 @@ def call(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """model(x) with `params` in place of its own; names that are not given keep the model's present values."""
     own = _own_copy(model)
     # The fused attention kernels have no second derivative, the mathematical one has.
-    with _mathematical_attention:
+    with _mathematical_attention, _without_cudnn(own, x):
         return functional_call(own.module, {**_left_out(own, params), **params}, (x,))
 
 
@@ -65,6 +68,11 @@ def _left_out(own: _Copy, params: Mapping[str, Tensor]) -> Theta:
             buffer = owner._buffers.get(key)
             found[name] = owner._parameters[key].detach() if buffer is None else buffer.clone()  # type: ignore[union-attr]
     return found
+
+
+def _without_cudnn(own: _Copy, x: Tensor) -> AbstractContextManager:
+    """cuDNN's recurrent layers have no second derivative, torch's own have; everything else is left to cuDNN."""
+    return torch.backends.cudnn.flags(enabled=False) if own.recurrent and x.is_cuda else nullcontext()
 
 
 class _MathematicalAttention:
@@ -172,17 +180,17 @@ def with_normalisation(model: nn.Module, policy: str) -> nn.Module:
 
 
 def _own_copy(model: nn.Module) -> _Copy:
-    """This thread's private copy of the model, made anew if the user switched train() or eval() since."""
+    """This thread's private copy of the model, made anew if a layer was replaced or switched to train() or eval()."""
     if not hasattr(_copies, "of"):
         _copies.of = weakref.WeakKeyDictionary()
-    mode = tuple(module.training for module in model.modules())
+    mode = tuple((id(module), module.training) for module in model.modules())
     known = _copies.of.get(model)
     if known is None or known.mode != mode:
         known = _copies.of[model] = _make_copy(model, mode)
     return known
 
 
-def _make_copy(model: nn.Module, mode: tuple[bool, ...]) -> _Copy:
+def _make_copy(model: nn.Module, mode: tuple[tuple[int, bool], ...]) -> _Copy:
     module = _with_safe_layers(copy.deepcopy(model))
     kept = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
     tensors = [
@@ -191,7 +199,8 @@ def _make_copy(model: nn.Module, mode: tuple[bool, ...]) -> _Copy:
         for key in [*owner._parameters, *owner._buffers]
         if (name := f"{prefix}.{key}" if prefix else key) in kept
     ]
-    return _Copy(module, mode, tensors)
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+    return _Copy(module, mode, recurrent, tensors)
 
 
 def _with_safe_layers(model: nn.Module) -> nn.Module:

@@ -172,7 +172,8 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
     learner = _build_learner(path, header, tensors, fields)
     # safetensors sorts names; an optimizer's state belongs to theta's values by their order.
-    theta = {name: tensors[f"theta.{name}"] for name in header["names"]}
+    theta = _part(tensors, "theta.")
+    theta = {name: theta[name] for name in header.get("names", theta)}
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])

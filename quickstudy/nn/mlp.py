@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 
 from torch import nn
@@ -25,7 +26,7 @@ def mlp(
     if activation not in ACTIVATIONS:
         raise ConfigError(f"unknown activation {activation!r}.{suggest(activation, ACTIVATIONS)}")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    for i, (a, b) in enumerate(zip((inputs, *hidden[:-1]), hidden, strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise((inputs, *hidden))):
         layers[f"layer{i + 1}"] = nn.Linear(a, b)
         layers[f"act{i + 1}"] = ACTIVATIONS[activation]()
     if outputs is not None:

@@ -1,0 +1,119 @@
+"""Networks and normalisation layers: shapes, identities, derivatives of every order that is used."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import quickstudy as qs
+from quickstudy.errors import ConfigError, DataError
+from quickstudy.nn.batch_norm import batch_norm
+from quickstudy.nn.norm import BatchNorm, LayerNorm
+
+
+def values(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (6, 3), (3, 3, 5)])
+def test_batch_norm_and_its_derivatives_up_to_the_third(shape):
+    def normalise(x, weight, bias):
+        return batch_norm(x, weight, bias, 1e-5)
+
+    def of_its_gradient(x, weight, bias):
+        slopes = torch.autograd.grad(normalise(x, weight, bias).tanh().pow(2).sum(), (x, weight), create_graph=True)
+        return slopes[0].pow(3).sum() + slopes[1].pow(2).sum()
+
+    inputs = values(*shape), values(3), values(3)
+    assert torch.allclose(normalise(*inputs), F.batch_norm(inputs[0], None, None, *inputs[1:], training=True))
+    assert torch.autograd.gradcheck(normalise, inputs)
+    assert torch.autograd.gradgradcheck(normalise, inputs)
+    assert torch.autograd.gradgradcheck(of_its_gradient, inputs)
+
+
+def test_batch_norm_in_single_precision_is_as_exact_as_torchs():
+    """A mean far from zero is where folding it into coefficients could lose digits."""
+    x = (torch.randn(25, 8, 7, 7) + 30).requires_grad_()
+    weight, bias = torch.randn(8, requires_grad=True), torch.randn(8, requires_grad=True)
+
+    def second(normalise, *inputs):
+        slopes = torch.autograd.grad(normalise(*inputs).tanh().pow(2).sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum((s * s).sum() for s in slopes), inputs)
+
+    def torchs(x, w, b):
+        return F.batch_norm(x, None, None, w, b, training=True)
+
+    exact = second(torchs, *(t.detach().double().requires_grad_() for t in (x, weight, bias)))
+    ours, theirs = second(lambda x, w, b: batch_norm(x, w, b, 1e-5), x, weight, bias), second(torchs, x, weight, bias)
+    for e, a, b in zip(exact, ours, theirs, strict=True):
+        assert (a - e).norm() <= 3 * (b - e).norm() + 1e-6 * e.norm()
+
+
+@pytest.mark.parametrize("layer", [BatchNorm(3), LayerNorm([3])])
+def test_normalisation_is_the_same_under_vmap(layer):
+    """Second derivatives too, which torch's fused layers get wrong there."""
+    layer = layer.double()
+    x, params = torch.randn(2, 5, 3, dtype=torch.float64), {n: values(3).detach() for n, _ in layer.named_parameters()}
+
+    def second(p, x):
+        def loss(p):
+            return torch.func.functional_call(layer, p, (x,)).tanh().pow(2).sum()
+
+        return torch.func.grad(lambda p: sum((s**2).sum() for s in torch.func.grad(loss)(p).values()))(p)
+
+    mapped = torch.func.vmap(second, in_dims=(None, 0))(params, x)
+    for i in range(2):
+        alone = second(params, x[i])
+        assert all(torch.allclose(mapped[n][i], alone[n], rtol=1e-10) for n in params)
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (3, 84)])
+def test_conv4_shapes(downsample, channels, size):
+    x = torch.zeros(2, channels, size, size)
+    build = {"channels": channels, "size": size, "filters": 4, "downsample": downsample}
+    assert qs.nn.conv4(classes=7, **build)(x).shape == (2, 7)
+    side = {("stride", 28): 2, ("stride", 32): 2, ("stride", 84): 6, ("pool", 28): 1, ("pool", 32): 2, ("pool", 84): 5}
+    assert qs.nn.conv4(**build)(x).shape == (2, 4 * side[downsample, size] ** 2)
+
+
+def test_conv4_has_the_published_size():
+    """MAML's strided Omniglot network: four 3x3 convolutions of 64 filters with batch norm, and a head of 256 x 5."""
+    count = sum(p.numel() for p in qs.nn.conv4(channels=1, classes=5).parameters())
+    assert count == (9 * 64 + 64) + 3 * (9 * 64 * 64 + 64) + 4 * 2 * 64 + 256 * 5 + 5
+
+
+@pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
+def test_declared_normalisation_is_found(norm):
+    from quickstudy.model import normalisation
+
+    assert normalisation(qs.nn.conv4(classes=5, filters=4, norm=norm)) == norm
+
+
+def test_wrong_words_are_refused():
+    with pytest.raises(ConfigError, match="Did you mean 'batch'"):
+        qs.nn.conv4(classes=5, norm="bach")
+    with pytest.raises(ConfigError, match="Did you mean 'stride'"):
+        qs.nn.conv4(classes=5, downsample="strided")
+    with pytest.raises(ConfigError, match="at least 16x16"):
+        qs.nn.conv4(classes=5, downsample="pool", size=12)
+    with pytest.raises(ConfigError, match="Did you mean 'relu'"):
+        qs.nn.mlp(1, 1, activation="rely")
+
+
+def test_one_value_per_channel_has_no_variance():
+    with pytest.raises(DataError, match="more than one value per channel"):
+        BatchNorm(3)(torch.ones(1, 3))
+
+
+def test_batch_norm_without_scale_and_shift():
+    ours, torchs = BatchNorm(3, affine=False), nn.BatchNorm1d(3, affine=False)
+    x = torch.randn(5, 3)
+    assert torch.allclose(ours(x), torchs(x), atol=1e-6)
+
+
+def test_mlp_layers():
+    sizes = [tuple(p.shape) for p in qs.nn.mlp(6, 2, hidden=(5, 4)).parameters()]
+    assert sizes == [(5, 6), (5,), (4, 5), (4,), (2, 4), (2,)]
+    assert qs.nn.mlp(6, 2, hidden=())(torch.zeros(3, 2, 3)).shape == (3, 2)
+    assert qs.nn.mlp(6, hidden=(5, 4))(torch.zeros(3, 6)).shape == (3, 4)
