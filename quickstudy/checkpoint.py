@@ -86,7 +86,7 @@ def save_checkpoint(folder: Path | None, state: TrainingState) -> None:
         "theta": files.pack(state.theta, tensors, "theta"),
         "best": files.pack(state.best, tensors, "best"),
         "optimizer": files.pack(state.optimizer.state_dict(), tensors, "optimizer"),
-        "scheduler": files.pack(_schedule_state(state.scheduler), tensors, "scheduler"),
+        "scheduler": files.pack(schedule_state(state.scheduler), tensors, "scheduler"),
         "best_value": None if math.isinf(state.best_value) else state.best_value,
     }
     names = ("engine", "reason", "iteration", "since_best", "timing", "window")
@@ -94,7 +94,8 @@ def save_checkpoint(folder: Path | None, state: TrainingState) -> None:
     files.write_tensors(folder / "checkpoint.safetensors", "checkpoint", tensors, plain)
 
 
-def _schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:
+def schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:
+    """A scheduler's state as plain values."""
     if scheduler is None:
         return None
     # Functions (LambdaLR's) cannot be written and come back with the scheduler that the caller builds.

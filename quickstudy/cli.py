@@ -75,7 +75,7 @@ def train(argv: list[str]) -> None:
         clip=options.clip,
         resume=options.resume,
         device=_device(options.device),
-        about={"request": request._asdict(), "outer_lr": options.outer_lr, "schedule": options.schedule},
+        about={"request": request._asdict()},
     )
     parameters = sum(value.numel() for value in trained.theta.values())
     print(f"trained {cls.__name__} ({parameters:,} parameters) on {tasks_name}: {out}")

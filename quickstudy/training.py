@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from quickstudy import engine as engines
 from quickstudy import files, seeds
-from quickstudy.checkpoint import TrainingState, append_metrics, open_run, save_checkpoint
+from quickstudy.checkpoint import TrainingState, append_metrics, open_run, save_checkpoint, schedule_state
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
 from quickstudy.inner import first_non_finite
@@ -147,20 +147,23 @@ def train(
         tasks = tasks.pooled()
     theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
     trained = Trained(learner, theta, _describe(tasks), dict(getattr(tasks, "preprocess", {})))
+    state = _prepare(trained, optimizer, scheduler)
     config = {
         "learner": describe_learner(learner),
         "tasks": _describe(tasks),
         "meta_batch": meta_batch,
         "seed": seed,
+        "optimizer": _described(state.optimizer, state.optimizer.defaults),
+        "scheduler": _described(state.scheduler, schedule_state(state.scheduler)),
     }
-    state = _prepare(trained, optimizer, scheduler)
+    if theta:  # before anything is written: a folder is made for a run that can begin
+        first = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
+        _check_first(learner, theta, first)
     resumed = open_run(folder, config, {"iterations": iterations, **(about or {})}, state, resume)
     _write_protocol(folder, config | {"iterations": iterations, "val_every": val_every, "val_episodes": val_episodes})
     if not theta:  # nothing to learn: the learner is ready as it is
         return _finish(trained, state, folder)
     if not resumed:
-        first = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
-        _check_first(learner, theta, first)
         state.engine, state.reason = _choose(learner, theta, first, engine, seed)
         save_checkpoint(folder, state)
     settings = _Settings(folder, val, val_every or max(1, iterations // 10), val_episodes, patience, seed)
@@ -192,6 +195,8 @@ class _Settings(NamedTuple):
 def _run(
     steps: Iterator[Step], trained: Trained, state: TrainingState, settings: _Settings, iterations: int, progress: bool
 ) -> None:
+    if _out_of_patience(state, settings):  # a run that had stopped early, resumed
+        return
     saved = began = time.monotonic()
     before = state.timing["total"]
     engine = f"{state.engine} ({state.reason})"
@@ -206,8 +211,12 @@ def _run(
                 saved = time.monotonic()
             if interrupted():
                 raise KeyboardInterrupt
-            if settings.patience is not None and state.since_best > settings.patience:
+            if _out_of_patience(state, settings):
                 break
+
+
+def _out_of_patience(state: TrainingState, settings: _Settings) -> bool:
+    return settings.patience is not None and state.since_best >= settings.patience
 
 
 @contextmanager
@@ -296,6 +305,16 @@ def _prepare(
     values = list(trained.theta.values()) or [torch.zeros(())]  # torch refuses an optimizer of nothing
     built = optimizer(values) if optimizer else torch.optim.Adam(values, lr=1e-3)
     return TrainingState(trained.theta, built, scheduler(built) if scheduler else None)
+
+
+def _described(part: Any, settings: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An optimizer or scheduler as plain values, by which a resumed run knows whether it is the same."""
+    if part is None:
+        return None
+    plain = {
+        name: value for name, value in (settings or {}).items() if isinstance(value, (int, float, str, tuple, list))
+    }
+    return {"name": type(part).__name__, **plain}
 
 
 def _finish(trained: Trained, state: TrainingState, folder: Path | None) -> Trained:

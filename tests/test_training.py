@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import quickstudy as qs
 from quickstudy import files, training
 from quickstudy.checkpoint import read_metrics
-from quickstudy.errors import ConfigError, NonFiniteError, RunError
+from quickstudy.errors import ConfigError, DataError, NonFiniteError, RunError
 
 SCRIPT = """
 import sys, torch, quickstudy as qs
@@ -165,7 +165,16 @@ def test_validation_keeps_the_best_theta(tmp_path):
 def test_patience_stops_early(tmp_path):
     options = {"val": sines("val"), "val_every": 1, "val_episodes": 4, "patience": 2, "iterations": 200}
     train(maml(), optimizer=lambda p: torch.optim.SGD(p, lr=0.01, maximize=True), out=tmp_path / "run", **options)
-    assert read_metrics(tmp_path / "run")[-1]["iteration"] < 200
+    last = read_metrics(tmp_path / "run")[-1]["iteration"]
+    assert last < 200
+    train(
+        maml(),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.01, maximize=True),
+        out=tmp_path / "run",
+        resume=True,
+        **options,
+    )
+    assert read_metrics(tmp_path / "run")[-1]["iteration"] == last, "a run that had stopped early went on"
 
 
 def test_non_finite_stops_and_names_the_parameter_and_keeps_the_checkpoint(tmp_path):
@@ -197,6 +206,14 @@ def test_resuming_with_other_settings_is_refused_and_named(tmp_path):
         train(maml(), out=tmp_path / "run", meta_batch=8, resume=True)
     with pytest.raises(RunError, match="another learner"):
         train(maml(lr=0.5), out=tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match="another optimizer"):
+        train(maml(), out=tmp_path / "run", resume=True, optimizer=lambda p: torch.optim.Adam(p, lr=0.1))
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
+    with pytest.raises(DataError, match="cannot read this task"):
+        qs.train(qs.MAML(qs.nn.mlp(3, 1), loss=F.mse_loss), sines(), iterations=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_longer_run_continues_a_shorter_one(tmp_path):
