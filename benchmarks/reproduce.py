@@ -30,8 +30,6 @@ from quickstudy.evaluation import Score, compare, in_words  # noqa: E402
 from quickstudy.machine import machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-EPISODES = 1000
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Test:
     shots: int
     queries: int
     steps: int | None = None
+    episodes: int = 1000
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Row:
     fields: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     schedule: str = "cosine"
+    seed: int = 0
     published: str = ""  # the paper's number, under the paper's protocol
     differs: str = ""  # what we did otherwise
 
@@ -102,24 +102,26 @@ BASELINES = [
 ]
 SINUSOID = [
     Row(
-        "maml-10shot",
+        f"maml-10shot-seed{seed}",
         "maml",
         (None, 10, 10),
         10000,
         25,
-        [Test(None, 10, 100, steps=k) for k in (0, 1, 2, 3, 5, 10)],
+        [Test(None, 10, 100, steps=k, episodes=600) for k in (0, 1, 2, 3, 5, 10)],
         {"lr": 0.01, "steps": 1},
         schedule="constant",
         published="no value printed in the paper",
         differs="10,000 of 70,000 iterations",
+        seed=seed,
     )
+    for seed in range(3)
 ]
 
 
 def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, Any]:
     """Train a row, or go on with it; how long it took, and its run folder's trained learner."""
     request = recipes.Request(tasks, *row.sizes, data=data)
-    torch.manual_seed(seeds.derive(SEED, "weights"))
+    torch.manual_seed(seeds.derive(row.seed, "weights"))
     source = recipes.open_tasks(request, "train")
     cls = recipes.find_learner(row.learner)[1]
     learner = recipes.build_learner(cls, source, dict(row.fields), dict(row.network))
@@ -131,7 +133,7 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, A
         source,
         iterations=row.iterations,
         meta_batch=row.meta_batch,
-        seed=SEED,
+        seed=row.seed,
         out=folder / row.name,
         scheduler=schedule,
         resume=True,
@@ -144,9 +146,9 @@ def test_row(trained: qs.Trained, tasks: str, test: Test, data: str | None) -> l
     """The score under a test protocol, and the non-transductive one where that is another."""
     source = recipes.open_tasks(recipes.Request(tasks, test.ways, test.shots, test.queries, data), "test")
     steps = test.steps if isinstance(trained.learner, qs.MAML) else None
-    scores = [qs.evaluate(trained, source, episodes=EPISODES, seed=1, steps=steps)]
+    scores = [qs.evaluate(trained, source, episodes=test.episodes, seed=1, steps=steps)]
     if scores[0].protocol.transductive:
-        scores.append(qs.evaluate(trained, source, episodes=EPISODES, seed=1, steps=steps, transductive=False))
+        scores.append(qs.evaluate(trained, source, episodes=test.episodes, seed=1, steps=steps, transductive=False))
     return scores
 
 
@@ -195,7 +197,12 @@ def commit() -> str:
 
 def table(result: dict[str, Any]) -> str:
     """The Markdown page of a result."""
-    lines = [f"# {result['name']}", "", f"Command: `{result['command']}` · seed {SEED}, test episodes from seed 1", ""]
+    lines = [
+        f"# {result['name']}",
+        "",
+        f"Command: `{result['command']}` · training seed 0 unless named, test episodes from seed 1",
+        "",
+    ]
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
     lines += [
         f"Machine: {machine}",
@@ -208,7 +215,7 @@ def table(result: dict[str, Any]) -> str:
             score = Score.from_dict(plain)
             shown = in_words(score.mean, score.interval, score.protocol.metric)
             p = score.protocol
-            what = f"{p.describe()}; {p.queries} queries, {p.episodes} episodes of {p.tasks} {p.split}"
+            what = f"{p.describe()}; {p.queries} {'query' if p.queries == 1 else 'queries'}, {p.episodes} episodes of {p.tasks} {p.split}"
             minutes = f"{row['timing']['total'] / 60:.1f} min ({row['commit']})"
             cells = (row["name"], what, shown, minutes, row["timing"]["engine"], row["published"], row["differs"])
             lines.append("| " + " | ".join(cells) + " |")
