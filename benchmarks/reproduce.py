@@ -10,6 +10,7 @@ with everything and a Markdown table made from it.
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -215,10 +216,12 @@ def table(result: dict[str, Any]) -> str:
             score = Score.from_dict(plain)
             shown = in_words(score.mean, score.interval, score.protocol.metric)
             p = score.protocol
-            what = f"{p.describe()}; {p.queries} {'query' if p.queries == 1 else 'queries'}, {p.episodes} episodes of {p.tasks} {p.split}"
+            queries = f"{p.queries} {'query' if p.queries == 1 else 'queries'}"
+            what = f"{p.describe()}; {queries}, {p.episodes} episodes of {p.tasks} {p.split}"
             minutes = f"{row['timing']['total'] / 60:.1f} min ({row['commit']})"
             cells = (row["name"], what, shown, minutes, row["timing"]["engine"], row["published"], row["differs"])
             lines.append("| " + " | ".join(cells) + " |")
+    lines += over_seeds(result["rows"])
     if result["paired"]:
         lines += [
             "",
@@ -230,6 +233,22 @@ def table(result: dict[str, Any]) -> str:
         for d in result["paired"]:
             lines.append(f"| {d['row']} | {d['protocol']} | {d['baseline']} ({d['against']}) | {d['text']} |")
     return "\n".join(lines) + "\n"
+
+
+def over_seeds(rows: list[dict[str, Any]]) -> list[str]:
+    """Mean and spread between training seeds, for rows that differ in their seed alone."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):
+            found.setdefault(f"{row['name'].split('-seed')[0]} | {score.protocol.describe()}", []).append(score.mean)
+    found = {key: means for key, means in found.items() if len(means) > 1}
+    if not found:
+        return []
+    lines = ["", "Over training seeds, on the same test tasks:", ""]
+    lines += ["| learner | protocol | mean | standard deviation | seeds |", "|---|---|---|---|---|"]
+    for key, means in found.items():
+        lines.append(f"| {key} | {statistics.mean(means):.3f} | {statistics.stdev(means):.3f} | {len(means)} |")
+    return lines
 
 
 def main(what: str, /, data: str | None = None, folder: Path = Path("runs/reproduce")) -> None:
