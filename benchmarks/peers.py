@@ -137,6 +137,7 @@ CONTESTANTS: dict[str, dict[str, Way]] = {
     "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in ("vmap", "threads", "loop")},
     "quickstudy-loop": {"loop": partial(quickstudy, engine="loop")},
     "higher": {"patched once": higher_patched_once},
-    "torchopt": {"MetaSGD": torchopt_meta_sgd, "vmap": torchopt_vmap},
+    "torchopt": {"MetaSGD": torchopt_meta_sgd},
+    "torchopt under vmap": {"vmap": torchopt_vmap},  # its functional API, mapped over tasks by torch
 }
-PEERS = ("higher", "torchopt")
+PEERS = {"higher": "higher", "torchopt": "torchopt", "torchopt under vmap": "torchopt"}  # contestant -> package

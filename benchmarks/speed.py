@@ -45,10 +45,10 @@ SEED = 0
 TOLERANCE = 1e-8  # relative error in float64, where rounding gives 1e-15
 CASE_SECONDS = 25.0  # of racing per case
 ROUNDS = (7, 200)  # fewest and most that are planned for it
-COLUMNS = ("contestant", "way", "median ms (quartiles)", "speed", "floors")
+COLUMNS = ("contestant", "way", "median ms (quartiles)", "ratio", "floors")
 LEGEND = (
-    "One meta-gradient in float32. Speed: the time of the fastest peer over the contestant's own; above 1 is faster "
-    "than every peer. Floors: its time over the floor's, which is as many forward and backward passes of plain "
+    "One meta-gradient in float32. Ratio: a contestant's time over Quickstudy's; above 1 is slower than Quickstudy. "
+    "WRONG: its gradient is not that of the loop in float64, and it does not race. Floors: its time over the floor's, which is as many forward and backward passes of plain "
     "training with all examples in one batch. Before the race every way is checked in float64 against quickstudy-loop."
 )
 
@@ -129,7 +129,7 @@ class Entry:
     problems: dict[str, str] = field(default_factory=dict)  # of the other ways
     median_ms: float | None = None
     quartiles_ms: list[float] | None = None
-    speed: float | None = None  # fastest peer = 1, more is faster
+    ratio: float | None = None  # its time over Quickstudy's
     floors: float | None = None  # floor = 1, more is slower
 
 
@@ -145,7 +145,7 @@ def enter(name: str, single: peers.Problem, double: peers.Problem, reference: pe
             else:
                 entry.problems[way] = f"WRONG by {error:.1e}"
         except Exception as error:  # whatever goes wrong in a peer is its result; the others go on
-            missing = name in peers.PEERS and util.find_spec(name) is None
+            missing = name in peers.PEERS and util.find_spec(peers.PEERS[name]) is None
             entry.problems[way] = "not installed" if missing else told(f"{type(error).__name__}: {error}")
     way, entry.reason = pick(entry, single)
     entry.way = way if way in entry.tried_ms else None
@@ -186,13 +186,13 @@ def run(case: Case, repeats: int | None) -> dict[str, Any]:
     ways["floor"] = peers.plain_training
     times = race({name: way(single) for name, way in ways.items()}, repeats)
     quartiles = {name: (1e3 * np.percentile(values, [25, 50, 75])).tolist() for name, values in times.items()}
-    best = min((quartiles[name][1] for name in peers.PEERS if name in quartiles), default=None)
+    ours = quartiles["quickstudy"][1]
     entries.append(Entry("floor", "plain training"))
     for entry in entries:
         if entry.name in quartiles:
             low, entry.median_ms, high = quartiles[entry.name]
             entry.quartiles_ms = [low, high]
-            entry.speed = best / entry.median_ms if best and entry.name != "floor" else None
+            entry.ratio = entry.median_ms / ours
             entry.floors = entry.median_ms / quartiles["floor"][1]
     plain = {"name": case.name, "description": case.description, "rounds": len(times["floor"])}
     return plain | {"contestants": [asdict(entry) for entry in entries]}
@@ -221,7 +221,9 @@ def told(text: str) -> str:
 def report(command: str, repeats: int | None, cases: Sequence[Case], console: Console) -> dict[str, Any]:
     """Run the cases and print each one's table as soon as it is done."""
     done = {"command": command, "seed": SEED, "commit": commit(), "date": datetime.now(UTC).isoformat(" ", "seconds")}
-    installed = {name: metadata.version(name) for name in ("torch", *peers.PEERS) if util.find_spec(name)}
+    installed = {
+        name: metadata.version(name) for name in ("torch", *dict.fromkeys(peers.PEERS.values())) if util.find_spec(name)
+    }
     done |= {"machine": machine(), "versions": installed, "legend": LEGEND, "tolerance": TOLERANCE, "cases": []}
     for case in cases:
         console.print(f"\n[bold]{case.name}[/bold]: {case.description}")
@@ -239,7 +241,7 @@ def row(entry: dict[str, Any]) -> list[str]:
         return [entry["name"], "; ".join(dict.fromkeys(entry["problems"].values())), "-", "-", "-"]
     low, high = entry["quartiles_ms"]
     times = f"{entry['median_ms']:.2f} ({low:.2f} to {high:.2f})"
-    return [entry["name"], entry["way"], times, *(f"{entry[k]:.2f}" if entry[k] else "-" for k in ("speed", "floors"))]
+    return [entry["name"], entry["way"], times, *(f"{entry[k]:.2f}" if entry[k] else "-" for k in ("ratio", "floors"))]
 
 
 def notes(case: dict[str, Any]) -> list[str]:
