@@ -48,8 +48,8 @@ ROUNDS = (7, 200)  # fewest and most that are planned for it
 COLUMNS = ("contestant", "way", "median ms (quartiles)", "ratio", "floors")
 LEGEND = (
     "One meta-gradient in float32. Ratio: a contestant's time over Quickstudy's; above 1 is slower than Quickstudy. "
-    "WRONG: its gradient is not that of the loop in float64, and it does not race. Floors: its time over the floor's, which is as many forward and backward passes of plain "
-    "training with all examples in one batch. Before the race every way is checked in float64 against quickstudy-loop."
+    "WRONG: its gradient is not that of the loop in float64, and it does not race. Floors: its time over the floor's, "
+    "which is as many forward and backward passes of plain training with all examples in one batch."
 )
 
 
