@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Theta
+from quickstudy.nn.conv import Conv2d
 from quickstudy.nn.norm import BatchNorm, LayerNorm
 
 _copies = threading.local()
@@ -204,7 +205,7 @@ def _make_copy(model: nn.Module, mode: tuple[tuple[int, bool], ...]) -> _Copy:
 
 
 def _with_safe_layers(model: nn.Module) -> nn.Module:
-    """Put our layers in place of torch's normalisations that write to themselves or differentiate wrongly under vmap.
+    """Put our layers in place of torch's that write to themselves, differentiate wrongly under vmap, or slowly twice.
 
     Running averages mean nothing across tasks, so a batch norm in training mode just does not keep them. One that the
     user has put in eval() mode keeps using the averages it came with.
@@ -220,4 +221,6 @@ def _with_safe_layers(model: nn.Module) -> nn.Module:
 def _safe(layer: nn.Module) -> nn.Module:
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
         return BatchNorm.like(layer)
+    if type(layer) is nn.Conv2d:  # not a subclass, which may compute something else
+        return Conv2d.like(layer)
     return LayerNorm.like(layer) if type(layer) is nn.LayerNorm else layer

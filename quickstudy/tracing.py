@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def on_plain_tape(x: Tensor) -> bool:
+    """Whether derivatives of x are recorded by plain autograd, so that our own second derivatives can serve."""
+    return torch.is_grad_enabled() and not inside_transform() and not torch.is_autocast_enabled(x.device.type)
 
 
 def inside_transform() -> bool:

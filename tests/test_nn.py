@@ -8,6 +8,7 @@ from torch import nn
 import quickstudy as qs
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.nn.batch_norm import batch_norm
+from quickstudy.nn.conv import Conv2d
 from quickstudy.nn.norm import BatchNorm, LayerNorm
 
 
@@ -47,6 +48,35 @@ def test_batch_norm_in_single_precision_is_as_exact_as_torchs():
     ours, theirs = second(lambda x, w, b: batch_norm(x, w, b, 1e-5), x, weight, bias), second(torchs, x, weight, bias)
     for e, a, b in zip(exact, ours, theirs, strict=True):
         assert (a - e).norm() <= 3 * (b - e).norm() + 1e-6 * e.norm()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "padding": 1},
+        {"padding": 2, "dilation": 2, "groups": 2},
+        {"bias": False},
+        {"padding": "same"},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+)
+def test_convolution_and_its_derivatives_up_to_the_third(options):
+    torchs = nn.Conv2d(4, 2, 3, **options).double()
+    ours, names = Conv2d.like(torchs), [name for name, _ in torchs.named_parameters()]
+
+    def convolve(x, *params):
+        return torch.func.functional_call(ours, dict(zip(names, params, strict=True)), (x,))
+
+    def of_its_gradient(x, *params):
+        slopes = torch.autograd.grad(convolve(x, *params).tanh().pow(2).sum(), (x, params[0]), create_graph=True)
+        return slopes[0].pow(3).sum() + slopes[1].pow(2).sum()
+
+    inputs = values(2, 4, 4, 4), *torchs.parameters()
+    assert torch.allclose(ours(inputs[0]), torchs(inputs[0]), rtol=1e-12)
+    assert torch.autograd.gradcheck(convolve, inputs)
+    assert torch.autograd.gradgradcheck(convolve, inputs)
+    assert torch.autograd.gradgradcheck(of_its_gradient, inputs)
 
 
 @pytest.mark.parametrize("layer", [BatchNorm(3), LayerNorm([3])])

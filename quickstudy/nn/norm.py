@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.nn.batch_norm import batch_norm
-from quickstudy.tracing import inside_transform
+from quickstudy.tracing import inside_transform, on_plain_tape
 
 POLICIES = ("batch", "support", "layer", "none")
 
@@ -60,7 +60,7 @@ class BatchNorm(nn.Module):
                 "batch normalisation needs more than one value per channel: a single example of one pixel has no "
                 'variance. Give more examples, or use norm="support" or norm="layer".'
             )
-        if torch.is_grad_enabled() and not inside_transform():
+        if on_plain_tape(x):
             return batch_norm(x, self.weight, self.bias, self.eps)  # the same values, a cheaper second derivative
         # Scale and shift apart: under vmap torch's fused form loses a term of the second derivative, in silence.
         y = F.batch_norm(x, None, None, None, None, training=True, eps=self.eps)
