@@ -28,6 +28,7 @@ def conv4(
     ProtoNet, Snell 2017). `norm`: "batch", "support", "layer" or "none", see DESIGN "Evaluation". Weights are drawn
     from torch's global generator: call `torch.manual_seed` before to repeat them.
 
+    >>> import torch
     >>> conv4(channels=1, classes=5)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 5])
     """

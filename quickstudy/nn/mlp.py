@@ -20,6 +20,7 @@ def mlp(
     x [n, ...] with `inputs` numbers each -> [n, outputs], or the last hidden layer when `outputs` is None. The
     default is the sinusoid network of MAML (Finn 2017), 1-40-40-1. Weights are drawn from torch's global generator.
 
+    >>> import torch
     >>> mlp(1, 1)(torch.zeros(3, 1)).shape
     torch.Size([3, 1])
     """
