@@ -54,12 +54,17 @@ def open_run(
         )
     if (folder / "config.json").exists():
         _check_config(folder, config)
+    known = (folder / "checkpoint.safetensors").exists()
+    if known:
+        _load_checkpoint(folder, state)
+        if state.iteration > about["iterations"]:
+            raise RunError(
+                f"the run in {str(folder)!r} has done {state.iteration} iterations already, more than the "
+                f"{about['iterations']} asked for. Ask for as many or more, or start a new run in another folder."
+            )
+        _cut_metrics(folder / "metrics.jsonl", state.iteration)
     files.write_json(folder / "config.json", config | about)
-    if not (folder / "checkpoint.safetensors").exists():
-        return False
-    _load_checkpoint(folder, state)
-    _cut_metrics(folder / "metrics.jsonl", state.iteration)
-    return True
+    return known
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:

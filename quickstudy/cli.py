@@ -83,12 +83,14 @@ def train(argv: list[str]) -> None:
 
 
 def _validation_tasks(request: recipes.Request) -> Any:
-    """The validation split; None, with a word about it, where there are too few classes for one."""
-    try:
-        return recipes.open_tasks(request, "val")
-    except DataError as error:
-        print(f"training without validation: {error}", file=sys.stderr)
-        return None
+    """The validation split; None where there are too few classes for one. Says so, and the same of the test split."""
+    opened = {}
+    for split, lacking in (("val", "training without validation"), ("test", "'evaluate' will need other sizes")):
+        try:
+            opened[split] = recipes.open_tasks(request, split)
+        except DataError as error:
+            print(f"{lacking}: {error}", file=sys.stderr)
+    return opened.get("val")
 
 
 def _train_options(argv: list[str]) -> tuple[str, str, TrainOptions, dict[str, Any]]:
@@ -96,7 +98,10 @@ def _train_options(argv: list[str]) -> tuple[str, str, TrainOptions, dict[str, A
     words = [a for a in argv[:2] if not a.startswith("-")]
     if len(words) < 2:
         _parse(TrainOptions, [a for a in argv if a in ("-h", "--help")], "train TASKS LEARNER")  # --help ends here
-        raise ConfigError("say what to train on what: quickstudy train TASKS LEARNER, as in: train glyphs protonet")
+        raise ConfigError(
+            "say first what to train on what, then the options: quickstudy train TASKS LEARNER [OPTIONS], as in: "
+            "quickstudy train glyphs protonet --ways 5"
+        )
     name, cls = recipes.find_learner(words[1])
     kind = recipes.kind_of(words[0])
     fields = _field_options(cls, recipes.FIELDS.get((kind, name), {}))
@@ -155,6 +160,8 @@ def _device(name: str) -> torch.device:
 
 def evaluate(argv: list[str]) -> None:
     options = _parse(EvaluateOptions, argv, "evaluate")
+    if options.episodes < 2:
+        raise ConfigError(f"an interval needs at least 2 test episodes, got {options.episodes}.")
     trained = runs.load_run(options.run)
     config = files.read_json(Path(options.run) / "config.json")
     if "request" not in config:

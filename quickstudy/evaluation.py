@@ -57,7 +57,7 @@ class Score:
         return {
             "text": str(self),
             "mean": self.mean,
-            "interval": self.interval,
+            "interval": None if math.isinf(self.interval) else self.interval,
             "protocol": self.protocol.to_dict(),
             "values": [float(f"{v:.9g}") for v in self.values.tolist()],
             "controls": {name: score.to_dict() for name, score in self.controls.items()},

@@ -37,6 +37,8 @@ def load_run(path: str | os.PathLike) -> Trained:
             hint = "its training has not finished: continue it with --resume" if cut else "it is not a run folder"
             raise RunError(f"{str(path)!r} holds no learner.qs: {hint}.")
         path = path / "learner.qs"
+    if not path.exists():
+        raise RunError(f"there is no run folder or .qs file {str(path)!r}. Check the path.")
     loaded = load(path)
     if isinstance(loaded, Predictor):
         raise RunError(

@@ -67,11 +67,15 @@ class Trained:
         if len(values) != n:
             raise DataError(f"x has {n} examples, but y has {len(values)}. Give one answer for each example.")
         if values.dtype.kind == "f":
+            if values.ndim == 1:
+                raise DataError("y holds real numbers [n]. For classes give names or integers, for values [n, d].")
             real = torch.as_tensor(values, dtype=next(iter(self.theta.values())).dtype if self.theta else None)
             return None, real.to(device_of(self.theta))
         names, numbers = np.unique(values, return_inverse=True)
         if len(names) < 2:
-            raise DataError(f"the support set has one class only ({names[0]!r}). Give examples of two or more.")
+            raise DataError(
+                f"the support set has one class only ({names.tolist()[0]!r}). Give examples of two or more."
+            )
         return tuple(names.tolist()), torch.as_tensor(numbers.reshape(-1)).to(device_of(self.theta))
 
     def _for_task(self, names: tuple[Any, ...] | None, transductive: bool) -> Learner:
@@ -135,7 +139,7 @@ class Predictor(nn.Module):
     @torch.no_grad()
     def predict(self, x: Any) -> list[Any] | Tensor:
         """Class labels as they were given to `adapt` (a list), or values [m, d] for regression."""
-        output = self(self._inputs(x))
+        output = self._answer(x)
         return output if self.classes is None else [self.classes[i] for i in output.argmax(1).tolist()]
 
     @torch.no_grad()
@@ -143,10 +147,17 @@ class Predictor(nn.Module):
         """Class probabilities [m, classes], columns in the order of `classes`. Classification only."""
         if self.classes is None:
             raise ConfigError("predict_proba is for classification; this predictor gives real values: use predict.")
-        return self(self._inputs(x)).softmax(1)
+        return self._answer(x).softmax(1)
 
-    def _inputs(self, x: Any) -> Tensor:
-        return as_inputs(x, self._values()[0])
+    def _answer(self, x: Any) -> Tensor:
+        x = as_inputs(x, self._values()[0])
+        try:
+            return self(x)
+        except (RuntimeError, IndexError) as error:
+            raise DataError(
+                f"this predictor cannot read inputs of shape {tuple(x.shape)}: {str(error).splitlines()[0]}. Give them "
+                "as a batch [n, ...], with the channels and the size of the support set."
+            ) from error
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a `.qs` file, see `quickstudy.load`. The support set is not in it."""
@@ -163,22 +174,24 @@ class Predictor(nn.Module):
 
 
 def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
-    """Read a `.qs` file: what `Trained.save` or `Predictor.save` wrote.
+    """Read a `.qs` file (of `Trained.save` or `Predictor.save`), or the learner of a run folder.
 
     `fields` are the learner's fields that a file cannot hold, such as a model of your own: load(path, model=MyNet()).
     Raises FileFormatError for a file that is not what it claims to be; nothing is ever unpickled.
     """
+    if os.path.isdir(path):
+        path = os.path.join(path, "learner.qs")
     kind = files.kind_of(path)
     tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
     learner = _build_learner(path, header, tensors, fields)
     # safetensors sorts names; an optimizer's state belongs to theta's values by their order.
     theta = _part(tensors, "theta.")
     theta = {name: theta[name] for name in header.get("names", theta)}
+    _check_theta(path, learner, theta)
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])
         return Predictor(learner, theta, phi, classes, header["preprocess"])
-    _check_theta(path, learner, theta)
     return Trained(learner, theta, header["tasks"], header["preprocess"])
 
 
@@ -293,6 +306,6 @@ def _check_theta(path: Any, learner: Learner, theta: Theta) -> None:
     if expected != found:
         name = next(n for n in [*expected, *found] if expected.get(n) != found.get(n))
         raise FileFormatError(
-            f"the network does not fit {str(path)!r}: {name!r} has shape {expected.get(name)} in the network and "
-            f"{found.get(name)} in the file. Pass the network that was trained."
+            f"the network does not fit {str(path)!r}: {name!r} has shape {expected.get(name, 'none')} in the network "
+            f"and {found.get(name, 'none')} in the file. Pass the network that was trained."
         )

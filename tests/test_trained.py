@@ -74,6 +74,18 @@ def test_transductive_when_asked(support, x):
     assert not torch.allclose(predictor(x[:2]), predictor(x)[:2], atol=1e-5)
 
 
+def test_inputs_of_another_shape_are_refused_in_words(support, x):
+    predictor = trained(LEARNERS["protonet"]()).adapt(*support)
+    for wrong in (x.repeat(1, 3, 1, 1), x[0, 0]):
+        with pytest.raises(DataError, match="cannot read inputs of shape"):
+            predictor.predict(wrong)
+
+
+def test_a_run_folder_loads_its_learner(tmp_path):
+    trained(LEARNERS["maml"]()).save(tmp_path / "learner.qs")
+    assert isinstance(qs.load(tmp_path), qs.Trained)
+
+
 def test_labels_come_back_as_they_were_given(support, x):
     inputs, names = support
     one = trained(LEARNERS["protonet"]())
@@ -115,7 +127,8 @@ def test_regression():
     ("change", "message"),
     [
         (lambda x, y: (x[:-1], y), "x has 9 examples, but y has 10"),
-        (lambda x, y: (x, ["one"] * 10), "one class only"),
+        (lambda x, y: (x, ["one"] * 10), r"one class only \('one'\)"),
+        (lambda x, y: (x, [0.0, 1.0] * 5), "give names or integers"),
         (lambda x, y: (x[:0], y[:0]), "holds no example"),
         (lambda x, y: (x.clone().fill_(float("nan")), y), "NaN or infinity"),
         (lambda x, y: (x.repeat(1, 3, 1, 1), y), "cannot read this task"),

@@ -222,6 +222,13 @@ def test_a_longer_run_continues_a_shorter_one(tmp_path):
     assert same(longer.theta, train(maml(), iterations=25).theta)
 
 
+def test_fewer_iterations_than_were_done_are_refused(tmp_path):
+    train(maml(), out=tmp_path / "run", iterations=10)
+    with pytest.raises(RunError, match="has done 10 iterations already"):
+        train(maml(), out=tmp_path / "run", iterations=5, resume=True)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["iterations"] == 10
+
+
 def test_out_that_is_a_file_or_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="is a file"):

@@ -17,7 +17,7 @@ from quickstudy.tasks.classes import scaled
 KEYS = ("support", "support_labels", "query", "query_labels")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ArrayTasks:
     """Episodes made beforehand; `sample` draws among them, the same number of examples in each."""
 
@@ -30,6 +30,9 @@ class ArrayTasks:
         """n episodes drawn with replacement."""
         rows = torch.randint(len(self.episodes.query.y), (n,), generator=generator)
         return Episode(*(Batch(*(t[rows] for t in batch)) for batch in self.episodes))
+
+    def __repr__(self) -> str:
+        return f"ArrayTasks({self.describe()})"  # not the tensors
 
     def describe(self) -> dict[str, Any]:
         """The task part of a protocol."""
@@ -78,6 +81,8 @@ def _tensor(i: int, key: str, value: Any) -> Tensor:
     except (TypeError, ValueError) as error:
         raise DataError(f"task {i}: {key!r} is not an array of numbers: {error}.") from error
     if t.is_floating_point():
+        if key.endswith("labels") and t.dim() == 1 and len(t):
+            raise DataError(f"task {i}: {key!r} holds real numbers [n]. For classes give integers, for values [n, d].")
         if not torch.isfinite(t).all():
             raise DataError(f"task {i}: {key!r} holds NaN or infinity. Remove or fill the missing values first.")
         return t.to(torch.get_default_dtype())

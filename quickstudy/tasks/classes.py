@@ -15,7 +15,7 @@ from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ClassTasks:
     """A task is `ways` classes of a pool; support and query are disjoint examples of each.
 
@@ -86,6 +86,9 @@ class ClassTasks:
     def pooled(self) -> PooledTasks:
         """The same examples as one task with all classes: what transfer learning pretrains on."""
         return PooledTasks(self)
+
+    def __repr__(self) -> str:
+        return f"ClassTasks({self.describe()})"  # not the tensors
 
     def describe(self) -> dict[str, Any]:
         """The task part of a protocol."""
