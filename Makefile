@@ -13,8 +13,8 @@ RUN := runs/demo
 
 demo: .venv/ready  ## train on generated characters, evaluate, learn new ones, answer, report: about 3 minutes
 	rm -rf $(RUN)
-	$(BIN)/quickstudy train glyphs protonet --iterations 300 --ways 20 --queries 5 --meta-batch 2 --val-every 100 --out $(RUN)
-	$(BIN)/quickstudy evaluate $(RUN) --ways 5 --queries 15 --episodes 120
+	$(BIN)/quickstudy train glyphs protonet --iterations 300 --ways 20 --queries 5 --meta-batch 2 --val-every 150 --val-episodes 50 --out $(RUN)
+	$(BIN)/quickstudy evaluate $(RUN) --ways 5 --queries 15 --episodes 100
 	$(BIN)/python examples/draw_new_glyphs.py $(RUN)/new
 	$(BIN)/quickstudy adapt $(RUN) $(RUN)/new/support --out $(RUN)/new/predictor.qs
 	$(BIN)/quickstudy predict $(RUN)/new/predictor.qs $(RUN)/new/query
