@@ -69,11 +69,9 @@ def _best(values: list[float], accurate: bool) -> int:
 
 def _score_caption(run: Run, accurate: bool, training: bool) -> str:
     x, y = run.column("val")
-    text = (
-        f"The training {'accuracy' if accurate else 'error'} is of {SHOWN_TASKS} tasks a point, hence its jumps. "
-        if training
-        else ""
-    )
+    tasks = min(SHOWN_TASKS, run.config.meta_batch)
+    what = "accuracy" if accurate else "error"
+    text = f"The training {what} is of {tasks} task{'s' * (tasks != 1)} a point, hence its jumps. " if training else ""
     if not x:
         return text + "There was no validation: train with validation tasks to see when to stop."
     at = _best(y, accurate)
