@@ -13,9 +13,17 @@ from torch.nn.functional import cross_entropy, mse_loss
 from quickstudy import errors, nn, tasks
 from quickstudy.engine import map_tasks, meta_gradient
 from quickstudy.evaluation import Difference, Score, compare, evaluate
-from quickstudy.learner import Batch, Episode, Learner, as_module, with_gradient
+from quickstudy.learner import Batch, Episode, Learner, Outer, as_module, with_gradient
 from quickstudy.learners import LEARNERS
+from quickstudy.learners.gradient.anil import ANIL
+from quickstudy.learners.gradient.boil import BOIL
+from quickstudy.learners.gradient.cavia import CAVIA
+from quickstudy.learners.gradient.imaml import IMAML
 from quickstudy.learners.gradient.maml import MAML
+from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
+from quickstudy.learners.gradient.meta_curvature import MetaCurvature
+from quickstudy.learners.gradient.meta_sgd import MetaSGD
+from quickstudy.learners.gradient.reptile import Reptile
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -24,6 +32,10 @@ from quickstudy.trained import Predictor, Trained, load
 from quickstudy.training import meta_steps, train
 
 __all__ = [
+    "ANIL",
+    "BOIL",
+    "CAVIA",
+    "IMAML",
     "LEARNERS",
     "MAML",
     "Batch",
@@ -31,10 +43,15 @@ __all__ = [
     "Episode",
     "FineTune",
     "Learner",
+    "MAMLPlusPlus",
+    "MetaCurvature",
+    "MetaSGD",
     "NearestCentroid",
+    "Outer",
     "Predictor",
     "ProtoNet",
     "Protocol",
+    "Reptile",
     "Score",
     "Trained",
     "__version__",

@@ -31,6 +31,7 @@ from quickstudy.nn.norm import POLICIES
 from quickstudy.options import AdaptOptions, EvaluateOptions, PredictOptions, ReportOptions, TrainOptions
 from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
 from quickstudy.trained import Predictor, Trained, load
+from quickstudy.training import optimizer_of, schedule_of
 from quickstudy.training import train as train_learner
 
 OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then learn a new task from a few examples.
@@ -58,6 +59,8 @@ def train(argv: list[str]) -> None:
     torch.manual_seed(seeds.derive(options.seed, "weights"))
     tasks = recipes.open_tasks(request, "train")
     learner = recipes.build_learner(cls, tasks, fields, _network_options(options))
+    given = {"lr": options.outer_lr, "schedule": options.schedule}
+    outer = learner.outer()._replace(**{name: value for name, value in given.items() if value is not None})
     trained = train_learner(
         learner,
         tasks,
@@ -70,8 +73,8 @@ def train(argv: list[str]) -> None:
         val_episodes=options.val_episodes,
         patience=options.patience,
         engine=options.engine,
-        optimizer=lambda values: torch.optim.Adam(values, lr=options.outer_lr),
-        scheduler=_schedule(options.schedule, options.iterations),
+        optimizer=optimizer_of(outer),
+        scheduler=schedule_of(outer.schedule, options.iterations),
         clip=options.clip,
         resume=options.resume,
         device=_device(options.device),
@@ -137,12 +140,6 @@ def _request(tasks: str, options: TrainOptions) -> recipes.Request:
 def _network_options(options: TrainOptions) -> dict[str, Any]:
     chosen = {name: getattr(options, name) for name in ("filters", "norm", "downsample", "hidden")}
     return {name: value for name, value in chosen.items() if value is not None}
-
-
-def _schedule(kind: str, iterations: int) -> Callable | None:
-    if kind == "constant":
-        return None
-    return lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
 
 
 def _device(name: str) -> torch.device:

@@ -37,6 +37,10 @@ class ProtocolError(QuickstudyError, ValueError):
     """Scores that were measured under different protocols."""
 
 
+class AccuracyWarning(UserWarning):
+    """A number is less exact than was asked for."""
+
+
 class EngineWarning(UserWarning):
     """The engine could not do what was asked and took another way to the same result."""
 

@@ -35,6 +35,14 @@ class Episode(NamedTuple):
     query: Batch
 
 
+class Outer(NamedTuple):
+    """How the outer loop moves theta."""
+
+    optimizer: str = "adam"  # adam or sgd
+    lr: float = 1e-3
+    schedule: str = "constant"  # constant; cosine or linear: down to 0 over all iterations
+
+
 class Learner(abc.ABC):
     """What every learner is: a frozen dataclass of hyper-parameters with the four methods below.
 
@@ -42,6 +50,7 @@ class Learner(abc.ABC):
     """
 
     episodic: ClassVar[bool] = True  # trains on episodes; False: on the pooled examples of all training tasks
+    approximate: ClassVar[bool] = False  # True: the meta-gradient is not the derivative of the meta-loss, by design
 
     @abc.abstractmethod
     def init(self) -> Theta:
@@ -58,6 +67,14 @@ class Learner(abc.ABC):
     @abc.abstractmethod
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         """Loss of one episode, a scalar. Its gradient in theta is the meta-gradient."""
+
+    def outer(self) -> Outer:
+        """The outer loop that suits this learner, where the caller names none."""
+        return Outer()
+
+    def at(self, progress: float) -> Learner:
+        """The learner that trains at `progress` in [0, 1) of the run: itself, unless its loss changes on the way."""
+        return self
 
 
 def with_gradient(value: Tensor, theta: Theta, gradient: Mapping[str, Tensor]) -> Tensor:

@@ -8,9 +8,10 @@ All are settled here, by calling a private copy.
 from __future__ import annotations
 
 import copy
+import fnmatch
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from quickstudy.learner import Theta
 from quickstudy.nn.conv import Conv2d
 from quickstudy.nn.norm import BatchNorm, LayerNorm
 
+Change = Callable[[Tensor], Tensor]
 _copies = threading.local()
 
 
@@ -53,12 +55,26 @@ def prepare(model: nn.Module) -> None:
     _own_copy(model)
 
 
-def call(model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """model(x) with `params` in place of its own; names that are not given keep the model's present values."""
+def call(
+    model: nn.Module, params: Mapping[str, Tensor], x: Tensor, after: Mapping[str, Change] | None = None
+) -> Tensor:
+    """model(x) with `params` in place of its own; names that are not given keep the model's present values.
+
+    `after` changes what the named layers put out: layer -> function of its output.
+    """
     own = _own_copy(model)
-    # The fused attention kernels have no second derivative, the mathematical one has.
-    with _mathematical_attention, _without_cudnn(own, x):
-        return functional_call(own.module, {**_left_out(own, params), **params}, (x,))
+    handles = [own.module.get_submodule(name).register_forward_hook(_changed(f)) for name, f in (after or {}).items()]
+    try:
+        # The fused attention kernels have no second derivative, the mathematical one has.
+        with _mathematical_attention, _without_cudnn(own, x):
+            return functional_call(own.module, {**_left_out(own, params), **params}, (x,))
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _changed(change: Change) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    return lambda layer, inputs, output: change(output)
 
 
 def _left_out(own: _Copy, params: Mapping[str, Tensor]) -> Theta:
@@ -99,27 +115,54 @@ class _MathematicalAttention:
 _mathematical_attention = _MathematicalAttention()
 
 
-def statistics(model: nn.Module, params: Mapping[str, Tensor], support: Tensor) -> Theta:
+def statistics(
+    model: nn.Module, params: Mapping[str, Tensor], support: Tensor, after: Mapping[str, Change] | None = None
+) -> Theta:
     """Means and variances of the support set, for layers that normalise queries with them (else empty).
 
     The result joins the task's parameters: `call(model, params | statistics, x)` then treats every query alike,
-    whatever else is in the batch.
+    whatever else is in the batch. `after` as in `call`.
     """
-    own, seen = _own_copy(model).module, {}
-    layers = [(name, layer) for name, layer in own.named_modules() if _uses_support(layer)]
-    if not layers:
+    return moments(model, params, support, after, policies=("support",))
+
+
+def moments(
+    model: nn.Module,
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    after: Mapping[str, Change] | None = None,
+    policies: Sequence[str] = ("batch", "support"),
+) -> Theta:
+    """Mean and variance of what each batch-normalising layer of these policies reads when the model is called on x."""
+    seen: Theta = {}
+    handles = [
+        layer.register_forward_pre_hook(_record(name, seen)) for name, layer in _batch_norms(model, policies).items()
+    ]
+    if not handles:
         return seen
-    handles = [layer.register_forward_pre_hook(_record(name, seen)) for name, layer in layers]
     try:
-        call(model, params, support)
+        call(model, params, x, after)
     finally:
         for handle in handles:
             handle.remove()
     return seen
 
 
-def _uses_support(layer: nn.Module) -> bool:
-    return isinstance(layer, BatchNorm) and layer.policy == "support"
+def no_moments(model: nn.Module) -> Theta:
+    """Zeros under the names and in the shapes of what `moments` gives."""
+    found: Theta = {}
+    for name, layer in _batch_norms(model, ("batch", "support")).items():
+        if layer.weight is None:
+            raise ConfigError(f"the layer {name!r} has no scale that tells its channels: use affine=True.")
+        prefix = f"{name}." if name else ""
+        found |= {f"{prefix}{kind}": torch.zeros_like(layer.weight.detach()) for kind in ("mean", "variance")}
+    return found
+
+
+def _batch_norms(model: nn.Module, policies: Sequence[str]) -> dict[str, BatchNorm]:
+    """Those of the private copy, in which torch's own are replaced by ours."""
+    layers = _own_copy(model).module.named_modules()
+    return {name: layer for name, layer in layers if isinstance(layer, BatchNorm) and layer.policy in policies}
 
 
 def _record(name: str, seen: Theta):
@@ -141,6 +184,61 @@ def last_linear(model: nn.Module) -> str:
     return f"{linears[-1]}." if linears[-1] else ""
 
 
+def part(tensors: Mapping[str, Tensor], prefix: str) -> Theta:
+    """The entries under a prefix, such as "rate.", without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def beside(params: Theta, prefix: str, extra: Mapping[str, Tensor]) -> Theta:
+    """The parameters, and further meta-parameters under a prefix of their own: the inverse of `part`.
+
+    Raises ConfigError when the model has parameters under that prefix.
+    """
+    if taken := next((name for name in params if name.startswith(prefix)), None):
+        raise ConfigError(
+            f"the model's parameter {taken!r} begins with {prefix!r}, under which this learner keeps meta-parameters "
+            "of its own. Rename that layer."
+        )
+    return params | {prefix + name: value for name, value in extra.items()}
+
+
+def own(model: nn.Module, theta: Mapping[str, Tensor]) -> Theta:
+    """The model's parameters out of a theta that holds more."""
+    return {name: theta[name] for name, p in model.named_parameters() if p.requires_grad}
+
+
+def matching(model: nn.Module, patterns: str) -> list[str]:
+    """Trainable parameters whose dotted names match one of the comma-separated patterns, such as "head.*,*.norm.*".
+
+    `*` stands for any characters (fnmatch). Raises ConfigError for a pattern that matches nothing.
+    """
+    names = list(parameters(model))
+    found = {pattern: fnmatch.filter(names, pattern) for pattern in patterns.replace(" ", "").split(",") if pattern}
+    for pattern, hits in found.items():
+        if not hits:
+            raise ConfigError(
+                f"no trainable parameter of the model matches {pattern!r}. Its parameters are {', '.join(names)}."
+            )
+    return [name for name in names if any(name in hits for hits in found.values())]
+
+
+def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, head: str) -> Tensor | None:
+    """The features that the linear layer `head` (a prefix, see `last_linear`) turns into the model's output.
+
+    None where anything else happens to them on the way, so that the output is not a function of features and head.
+    """
+    if f"{head}weight" not in params:
+        return None
+    seen: list[tuple[Tensor, Tensor]] = []
+    layer = _own_copy(model).module.get_submodule(head.rstrip("."))
+    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    try:
+        output = call(model, params, x)
+    finally:
+        handle.remove()
+    return seen[0][0] if len(seen) == 1 and seen[0][1] is output else None
+
+
 def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """What the named layer reads when the model is called on x: the features below it."""
     seen: list[Tensor] = []
@@ -151,6 +249,32 @@ def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tens
     finally:
         handle.remove()
     return seen[0]
+
+
+def outputs_of(
+    layers: Sequence[str], model: nn.Module, params: Mapping[str, Tensor], x: Tensor
+) -> dict[str, list[Tensor]]:
+    """What the named layers put out when the model is called on x [n, ...], once for each time they are called.
+
+    A layer that nobody calls (its weights are read by another) or that puts out no row per example is left out.
+    """
+    seen: dict[str, list[Tensor]] = {}
+    handles = [_own_copy(model).module.get_submodule(name).register_forward_hook(_keep(name, seen)) for name in layers]
+    try:
+        call(model, params, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found for name in layers if (found := seen.get(name)) and all(len(h) == len(x) for h in found)}
+
+
+def _keep(name: str, seen: dict[str, list[Tensor]]):
+    def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output  # recurrent layers put out their states beside
+        if isinstance(first, Tensor) and first.dim():
+            seen.setdefault(name, []).append(first)
+
+    return hook
 
 
 def normalisation(model: nn.Module) -> str:

@@ -23,6 +23,9 @@ def fitting(what: str) -> Any:
     return arg(metavar="{stride,pool}", help_behavior_hint=f"(default: what suits {what})")
 
 
+schedules = arg(metavar="{constant,cosine,linear}", help_behavior_hint="(default: what suits the learner)")
+
+
 @dataclass
 class TrainOptions:
     """Meta-train a learner on many small tasks and keep the run in a folder.
@@ -36,8 +39,8 @@ class TrainOptions:
     queries: int = 15  # query examples per class (regression: per task)
     iterations: int = 2000  # updates of the outer loop
     meta_batch: int = 16  # tasks per update
-    outer_lr: float = 1e-3  # learning rate of the outer loop (Adam)
-    schedule: Literal["constant", "cosine"] = "constant"  # how the outer learning rate moves; cosine ends at 0
+    outer_lr: Annotated[float | None, number("what suits the learner")] = None  # learning rate of the outer loop
+    schedule: Annotated[Literal["constant", "cosine", "linear"] | None, schedules] = None  # how it moves, down to 0
     seed: int = 0  # from which every draw of the run follows
     data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
     out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder

@@ -25,6 +25,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sinusoid", "maml"): {"lr": 0.01, "steps": 1},
+    ("sinusoid", "reptile"): {"lr": 0.02, "steps": 5, "batch": 0, "rule": "sgd"},
+    ("sinusoid", "anil"): {"lr": 0.01, "steps": 1},
+    ("sinusoid", "boil"): {"lr": 0.01, "steps": 1},
+    ("sinusoid", "metasgd"): {"lr": 0.01, "steps": 1},
+    ("sinusoid", "mamlplusplus"): {"lr": 0.01, "steps": 5},
+    ("sinusoid", "imaml"): {"lr": 0.05, "steps": 16, "lam": 0.5},
+    ("sinusoid", "metacurvature"): {"lr": 0.01, "steps": 1},
+    ("sinusoid", "cavia"): {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"},
     ("sinusoid", "finetune"): {"lr": 0.01, "steps": 10, "fit": "all"},
 }
 
@@ -79,7 +87,7 @@ def find_learner(name: str) -> tuple[str, type[Learner]]:
 
 def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
     """The learner's fields that are numbers, words or switches: what a command line can set."""
-    fixed = ("model", "encoder", "loss", "ways")
+    fixed = ("model", "encoder", "loss", "ways", "width", "progress")
     return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
 
 

@@ -20,7 +20,7 @@ from quickstudy.errors import ConfigError, DataError, FileFormatError
 from quickstudy.evaluation import check_episodes, device_of, for_test
 from quickstudy.inner import first_non_finite
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import constants, prepare
+from quickstudy.model import constants, part, prepare
 from quickstudy.nn import NETWORKS
 from quickstudy.protocol import is_transductive, networks
 from quickstudy.tasks.classes import scaled
@@ -185,7 +185,7 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
     learner = _build_learner(path, header, tensors, fields)
     # safetensors sorts names; an optimizer's state belongs to theta's values by their order.
-    theta = _part(tensors, "theta.")
+    theta = part(tensors, "theta.")
     theta = {name: theta[name] for name in header.get("names", theta)}
     _check_theta(path, learner, theta)
     if kind == "predictor":
@@ -249,7 +249,7 @@ def _build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: 
     built = {key: _rebuilt(path, key, value, given) for key, value in fields.items()}
     for key, value in built.items():
         if isinstance(value, nn.Module):
-            built[key] = _with_constants(value, _part(tensors, f"constant.{key}."))
+            built[key] = _with_constants(value, part(tensors, f"constant.{key}."))
     return classes[name](**built)
 
 
@@ -294,10 +294,6 @@ def _with_constants(model: nn.Module, values: Theta) -> nn.Module:
         if name in values:  # frozen when it was saved
             parameter.requires_grad_(False)
     return filled
-
-
-def _part(tensors: Theta, prefix: str) -> Theta:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _check_theta(path: Any, learner: Learner, theta: Theta) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from quickstudy import engine as engines
 from quickstudy import files, seeds
@@ -22,7 +22,7 @@ from quickstudy.checkpoint import TrainingState, append_metrics, open_run, save_
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
 from quickstudy.inner import first_non_finite
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Outer, Theta
 from quickstudy.machine import machine
 from quickstudy.progress import training_bar
 from quickstudy.trained import Trained, describe_learner
@@ -68,7 +68,7 @@ def meta_steps(
         episodes = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", iteration)), device)
         drawn = time.perf_counter()
         with seeds.seeded(seed, "iteration", iteration):
-            loss, slope = engines.meta_gradient(learner, theta, episodes, engine)
+            loss, slope = engines.meta_gradient(learner.at(iteration / iterations), theta, episodes, engine)
         _check_finite(iteration + 1, loss, slope)
         _update(theta, slope, optimizer, clip)
         yield Step(iteration + 1, float(loss), episodes, drawn - began, time.perf_counter() - drawn)
@@ -134,8 +134,9 @@ def train(
     val              validation tasks: every `val_every` iterations (default a tenth of all) `val_episodes` episodes;
                      the best theta is kept, and after `patience` validations without a better one training stops
     engine           "auto" measures vmap, threads and loop on the first iteration
-    optimizer        maps parameters to a torch optimizer, by default Adam with learning rate 1e-3; `scheduler` maps
-                     that to a learning-rate schedule, stepped once per iteration; `clip` bounds the gradient norm
+    optimizer        maps parameters to a torch optimizer; `scheduler` maps that to a learning-rate schedule, stepped
+                     once per iteration; None: as the learner's `outer()` says, for most Adam with learning rate 1e-3.
+                     `clip` bounds the gradient norm
     resume           go on from the run folder's checkpoint; the result is bit-identical to never having stopped
     about            plain values to keep in config.json
 
@@ -147,7 +148,7 @@ def train(
         tasks = tasks.pooled()
     theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
     trained = Trained(learner, theta, _describe(tasks), dict(getattr(tasks, "preprocess", {})))
-    state = _prepare(trained, optimizer, scheduler)
+    state = _prepare(trained, optimizer, scheduler or schedule_of(learner.outer().schedule, iterations))
     config = {
         "learner": describe_learner(learner),
         "tasks": _describe(tasks),
@@ -303,8 +304,23 @@ def _prepare(
     scheduler: Callable[[Optimizer], LRScheduler] | None,
 ) -> TrainingState:
     values = list(trained.theta.values()) or [torch.zeros(())]  # torch refuses an optimizer of nothing
-    built = optimizer(values) if optimizer else torch.optim.Adam(values, lr=1e-3)
+    built = (optimizer or optimizer_of(trained.learner.outer()))(values)
     return TrainingState(trained.theta, built, scheduler(built) if scheduler else None)
+
+
+def optimizer_of(outer: Outer) -> Callable[[list[Tensor]], Optimizer]:
+    """Parameters -> the torch optimizer that an `Outer` names."""
+    optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    return lambda values: optimizers[outer.optimizer](values, lr=outer.lr)
+
+
+def schedule_of(name: str, iterations: int) -> Callable[[Optimizer], LRScheduler] | None:
+    """Optimizer -> the torch schedule of that name: constant, or cosine or linear down to 0 over all iterations."""
+    if name == "cosine":
+        return lambda optimizer: CosineAnnealingLR(optimizer, iterations)
+    if name == "linear":
+        return lambda optimizer: LinearLR(optimizer, 1.0, 0.0, iterations)
+    return None
 
 
 def _described(part: Any, settings: dict[str, Any] | None) -> dict[str, Any] | None:

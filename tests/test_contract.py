@@ -48,7 +48,7 @@ class Case:
     regression: bool = False
     transductive: bool = False  # queries are normalised together
     exact: bool = True  # the meta-gradient is the derivative of the meta-loss (first-order methods: no)
-    head: str | None = None  # theta entries with this prefix have a row per class of the task
+    head: str | tuple[str, ...] | None = None  # theta entries with this prefix have a row per class of the task
     unused: frozenset[str] = frozenset()  # theta entries whose meta-gradient is zero by design
     outer: float = 1e-2  # Adam's learning rate in the training test
 
@@ -77,6 +77,10 @@ def maml(model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]
     return lambda: qs.MAML(model(), **{"lr": 0.3, "steps": 2} | fields)
 
 
+def gradient(cls: type[Learner], model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
+    return lambda: cls(model(), **{"lr": 0.3, "steps": 2} | fields)
+
+
 def protonet(model: Callable[[], nn.Module]) -> Callable[[], Learner]:
     return lambda: qs.ProtoNet(model(), ways=WAYS)
 
@@ -91,6 +95,9 @@ def conv(norm: str, classes: int | None) -> Callable[[], nn.Module]:
 
 regression: dict[str, Any] = {"shape": NUMBER, "regression": True}
 squared: dict[str, Any] = {"loss": qs.mse_loss, "lr": 0.02}
+plain: dict[str, Any] = {"batch": 0, "rule": "sgd"}
+by_hand: dict[str, Any] = {"head": "head", "exact": False}  # hand in a gradient of their own
+solved: dict[str, Any] = {"steps": 5, "lam": 4.0, "lr": 0.2, "cg_steps": 60, "tolerance": 1e-8}
 
 CASES = [
     Case("maml", "classification", maml(lambda: vector_net(WAYS)), head="head"),
@@ -99,6 +106,92 @@ CASES = [
     Case("maml", "batch norm", maml(conv("batch", WAYS)), IMAGE, head="head", transductive=True),
     Case("maml", "support norm", maml(conv("support", WAYS)), IMAGE, head="head"),
     Case("maml", "layer norm", maml(conv("layer", WAYS)), IMAGE, head="head"),
+    Case("maml", "momentum", maml(lambda: vector_net(WAYS), rule="momentum"), head="head"),
+    Case("maml", "adam", maml(lambda: vector_net(WAYS), rule="adam", lr=0.05), head="head"),
+    Case("reptile", "classification", gradient(qs.Reptile, lambda: vector_net(WAYS), **plain), **by_hand),
+    Case("reptile", "adam", gradient(qs.Reptile, lambda: vector_net(WAYS), batch=0, lr=0.02), **by_hand),
+    Case("reptile", "regression", gradient(qs.Reptile, number_net, **squared, **plain), exact=False, **regression),
+    Case(
+        "reptile", "batch norm", gradient(qs.Reptile, conv("batch", WAYS), **plain), IMAGE, transductive=True, **by_hand
+    ),
+    Case("reptile", "support norm", gradient(qs.Reptile, conv("support", WAYS), **plain), IMAGE, **by_hand),
+    Case("anil", "classification", gradient(qs.ANIL, lambda: vector_net(WAYS)), head="head"),
+    Case(
+        "anil",
+        "head and last layer",
+        gradient(qs.ANIL, lambda: vector_net(WAYS), adapts="head.*,layer1.w*"),
+        head="head",
+    ),
+    Case("anil", "regression", gradient(qs.ANIL, number_net, **squared), **regression),
+    Case("anil", "batch norm", gradient(qs.ANIL, conv("batch", WAYS)), IMAGE, head="head", transductive=True),
+    Case("anil", "support norm", gradient(qs.ANIL, conv("support", WAYS)), IMAGE, head="head"),
+    Case("boil", "classification", gradient(qs.BOIL, lambda: vector_net(WAYS)), head="head"),
+    Case("boil", "regression", gradient(qs.BOIL, number_net, **squared), **regression),
+    Case("boil", "batch norm", gradient(qs.BOIL, conv("batch", WAYS)), IMAGE, head="head", transductive=True),
+    Case("boil", "support norm", gradient(qs.BOIL, conv("support", WAYS)), IMAGE, head="head"),
+    Case("metasgd", "classification", gradient(qs.MetaSGD, lambda: vector_net(WAYS)), head=("head", "rate.head")),
+    Case("metasgd", "regression", gradient(qs.MetaSGD, number_net, **squared | {"lr": 0.002}), outer=3e-3, **regression),
+    Case(
+        "metasgd",
+        "batch norm",
+        gradient(qs.MetaSGD, conv("batch", WAYS)),
+        IMAGE,
+        transductive=True,
+        head=("head", "rate.head"),
+    ),
+    Case("metasgd", "support norm", gradient(qs.MetaSGD, conv("support", WAYS)), IMAGE, head=("head", "rate.head")),
+    Case("mamlplusplus", "classification", gradient(qs.MAMLPlusPlus, lambda: vector_net(WAYS)), head="head"),
+    Case("mamlplusplus", "regression", gradient(qs.MAMLPlusPlus, number_net, **squared | {"lr": 0.002}), outer=3e-3, **regression),
+    Case(
+        "mamlplusplus",
+        "batch norm",
+        gradient(qs.MAMLPlusPlus, conv("batch", WAYS)),
+        IMAGE,
+        transductive=True,
+        head="head",
+        exact=False,
+    ),
+    Case(
+        "mamlplusplus",
+        "support norm",
+        gradient(qs.MAMLPlusPlus, conv("support", WAYS)),
+        IMAGE,
+        head="head",
+        exact=False,
+    ),
+    Case(
+        "mamlplusplus",
+        "one rate, one norm",
+        gradient(qs.MAMLPlusPlus, conv("support", WAYS), per_step_norm=False, per_step_rates=False),
+        IMAGE,
+        head="head",
+    ),
+    Case(
+        "mamlplusplus",
+        "early in training",
+        gradient(qs.MAMLPlusPlus, conv("layer", WAYS), progress=0.05, derivative_order=0.0),
+        IMAGE,
+        head="head",
+    ),
+    Case("imaml", "classification", gradient(qs.IMAML, lambda: vector_net(WAYS), **solved), **by_hand),
+    Case("imaml", "regression", gradient(qs.IMAML, number_net, **solved | squared), exact=False, **regression),
+    Case("imaml", "batch norm", gradient(qs.IMAML, conv("batch", WAYS), **solved | {"lam": 10.0}), IMAGE, outer=3e-2, transductive=True, **by_hand),
+    Case("imaml", "support norm", gradient(qs.IMAML, conv("support", WAYS), **solved | {"lam": 10.0}), IMAGE, **by_hand),
+    Case("metacurvature", "classification", gradient(qs.MetaCurvature, lambda: vector_net(WAYS)), head="head"),
+    Case("metacurvature", "regression", gradient(qs.MetaCurvature, number_net, **squared), **regression),
+    Case("metacurvature", "batch norm", gradient(qs.MetaCurvature, conv("batch", WAYS)), IMAGE, transductive=True, head="head"),
+    Case("metacurvature", "support norm", gradient(qs.MetaCurvature, conv("support", WAYS)), IMAGE, head="head"),
+    Case("cavia", "classification", gradient(qs.CAVIA, lambda: vector_net(WAYS), context=6, lr=1.0), outer=3e-2, head="head"),
+    Case(
+        "cavia",
+        "regression",
+        gradient(qs.CAVIA, number_net, loss=qs.mse_loss, lr=0.3, context=3, conditioning="shift"),
+        **regression,
+    ),
+    Case(
+        "cavia", "batch norm", gradient(qs.CAVIA, conv("batch", WAYS), context=6), IMAGE, transductive=True, head="head"
+    ),
+    Case("cavia", "support norm", gradient(qs.CAVIA, conv("support", WAYS), context=6), IMAGE, head="head"),
     Case("protonet", "classification", protonet(lambda: vector_net(None))),
     Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
     Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),

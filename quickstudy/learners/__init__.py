@@ -1,7 +1,15 @@
 """Every learner, listed by hand. One file per algorithm, in families."""
 
 from quickstudy.learner import Learner
+from quickstudy.learners.gradient.anil import ANIL
+from quickstudy.learners.gradient.boil import BOIL
+from quickstudy.learners.gradient.cavia import CAVIA
+from quickstudy.learners.gradient.imaml import IMAML
 from quickstudy.learners.gradient.maml import MAML
+from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
+from quickstudy.learners.gradient.meta_curvature import MetaCurvature
+from quickstudy.learners.gradient.meta_sgd import MetaSGD
+from quickstudy.learners.gradient.reptile import Reptile
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -9,6 +17,14 @@ from quickstudy.learners.transfer.finetune import FineTune
 # Names on the command line: lower case, no separators.
 LEARNERS: dict[str, type[Learner]] = {
     "maml": MAML,
+    "reptile": Reptile,
+    "anil": ANIL,
+    "boil": BOIL,
+    "metasgd": MetaSGD,
+    "mamlplusplus": MAMLPlusPlus,
+    "imaml": IMAML,
+    "metacurvature": MetaCurvature,
+    "cavia": CAVIA,
     "protonet": ProtoNet,
     "finetune": FineTune,
     "nearestcentroid": NearestCentroid,

@@ -104,3 +104,15 @@ def norm(policy: str, channels: int) -> nn.Module:
     if policy == "none":
         return nn.Identity()
     return nn.GroupNorm(1, channels) if policy == "layer" else BatchNorm(channels, policy)
+
+
+def affine_of_norms(model: nn.Module) -> list[str]:
+    """Dotted names of the trainable scales and shifts of a model's normalising layers."""
+    kinds = (BatchNorm, _BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    return [
+        f"{layer}.{name}" if layer else name
+        for layer, module in model.named_modules()
+        if isinstance(module, kinds)
+        for name, value in module.named_parameters(recurse=False)
+        if value.requires_grad
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import check_adjoint, check_steps, descend
+from quickstudy.inner import check_adjoint, check_steps, descend, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import call, parameters, statistics
 
@@ -42,10 +42,12 @@ class MAML(Learner):
     steps: int = 1  # inner gradient steps
     first_order: bool = False  # drop the second-order term (FOMAML); the same as adjoint "first_order"
     adjoint: str = "unroll"  # how to differentiate the inner loop: unroll or first_order
+    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
         check_adjoint(self.adjoint)
+        find_rule(self.rule)
 
     def init(self) -> Theta:
         return parameters(self.model)
@@ -55,7 +57,7 @@ class MAML(Learner):
             return self.loss(call(self.model, phi, support.x), support.y)
 
         adjoint = "first_order" if self.first_order else self.adjoint
-        phi = descend(support_loss, theta, lr=self.lr, steps=self.steps, adjoint=adjoint)
+        phi = descend(support_loss, theta, lr=self.lr, steps=self.steps, adjoint=adjoint, rule=self.rule)
         return phi | statistics(self.model, phi, support.x)
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:

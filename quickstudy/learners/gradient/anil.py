@@ -1,0 +1,73 @@
+"""ANIL: almost no inner loop. Only the head adapts, on features that serve every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.inner import LossAt, check_steps, descend, find_rule
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import below_head, call, last_linear, matching, parameters, statistics
+
+
+@dataclass(frozen=True, eq=False)
+class ANIL(Learner):
+    """MAML in which only some parameters, by default the head, take inner steps; the body is shared by all tasks.
+
+        theta = (body, head),   head_0 = head,   head_{k+1} = head_k - lr * grad_head L_S(body, head_k)
+        meta-loss               L_Q(body, head_K), differentiated through every step
+
+    When the head alone adapts, the features of the support set are computed once, whatever the number of steps.
+
+    Raghu, Raghu, Bengio, Vinyals: Rapid Learning or Feature Reuse?, ICLR 2020, https://arxiv.org/abs/1909.09157
+
+    >>> import quickstudy as qs
+    >>> learner = qs.ANIL(qs.nn.conv4(channels=1, classes=5), lr=0.1, steps=5)
+    >>> lower = qs.ANIL(qs.nn.conv4(channels=1, classes=5), adapts="head.*,block4.*")
+
+    Deviations from the paper: none.
+    """
+
+    model: nn.Module  # maps x to logits or values
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    lr: float = 0.1  # inner learning rate
+    steps: int = 5  # inner gradient steps
+    adapts: str = ""  # names of what adapts, such as 'head.*,block4.*'; empty: the last linear layer
+    first_order: bool = False  # drop the second-order term
+    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        find_rule(self.rule)
+        self._moving()
+
+    def _moving(self) -> list[str]:
+        return matching(self.model, self.adapts or f"{last_linear(self.model)}*")
+
+    def init(self) -> Theta:
+        return parameters(self.model)
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        """The adapted parameters alone: the rest is theta's."""
+        start = {name: theta[name] for name in self._moving()}
+        adjoint = "first_order" if self.first_order else "unroll"
+        loss_at = self._support_loss(theta, support, start)
+        phi = descend(loss_at, start, lr=self.lr, steps=self.steps, adjoint=adjoint, rule=self.rule)
+        return phi | statistics(self.model, theta | phi, support.x)
+
+    def _support_loss(self, theta: Theta, support: Batch, moving: Theta) -> LossAt:
+        head = last_linear(self.model) if self.adapts == "" else None
+        z = None if head is None else below_head(self.model, theta, support.x, head)
+        if z is None:
+            return lambda phi: self.loss(call(self.model, theta | phi, support.x), support.y)
+        return lambda phi: self.loss(F.linear(z, phi[f"{head}weight"], phi.get(f"{head}bias")), support.y)
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return call(self.model, theta | phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        phi = self.adapt(theta, episode.support)
+        return self.loss(self.predict(theta, phi, episode.query.x), episode.query.y)

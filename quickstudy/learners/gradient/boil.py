@@ -1,0 +1,72 @@
+"""BOIL: body only in the inner loop. The features move towards a head that stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import call, last_linear, matching, parameters, statistics
+
+
+@dataclass(frozen=True, eq=False)
+class BOIL(Learner):
+    """MAML in which some parameters, by default the head, take no inner steps; everything below them does.
+
+        theta = (body, head),   body_0 = body,   body_{k+1} = body_k - lr * grad_body L_S(body_k, head)
+        meta-loss               L_Q(body_K, head), differentiated through every step
+
+    The opposite of ANIL: a task is learned by changing the representation.
+
+    Oh, Yoo, Kim, Yun: BOIL: Towards Representation Change for Few-shot Learning, ICLR 2021,
+    https://arxiv.org/abs/2008.08882
+
+    >>> import quickstudy as qs
+    >>> learner = qs.BOIL(qs.nn.conv4(channels=1, classes=5), lr=0.5)
+
+    Deviations from the paper: one inner rate for the whole body, as in its main experiments.
+    """
+
+    model: nn.Module  # maps x to logits or values
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    lr: float = 0.5  # inner learning rate
+    steps: int = 1  # inner gradient steps
+    stays: str = ""  # names of what does not adapt, such as 'head.*'; empty: the last linear layer
+    first_order: bool = False  # drop the second-order term
+    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        find_rule(self.rule)
+        self._still()
+
+    def _still(self) -> list[str]:
+        return matching(self.model, self.stays or f"{last_linear(self.model)}*")
+
+    def init(self) -> Theta:
+        return parameters(self.model)
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        """The adapted parameters alone: the rest is theta's."""
+        still = self._still()
+        start = {name: value for name, value in theta.items() if name not in still}
+        phi = descend(
+            lambda phi: self.loss(call(self.model, theta | phi, support.x), support.y),
+            start,
+            lr=self.lr,
+            steps=self.steps,
+            adjoint="first_order" if self.first_order else "unroll",
+            rule=self.rule,
+        )
+        return phi | statistics(self.model, theta | phi, support.x)
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return call(self.model, theta | phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        phi = self.adapt(theta, episode.support)
+        return self.loss(self.predict(theta, phi, episode.query.x), episode.query.y)

@@ -1,0 +1,107 @@
+"""CAVIA: one network for all tasks, and a small context vector for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy import seeds
+from quickstudy.errors import ConfigError, suggest
+from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import Change, beside, call, own, parameters, part, statistics
+from quickstudy.nn.film import conditioned_layer, film, width_of
+
+CONDITIONING = ("film", "shift")
+
+
+@dataclass(frozen=True, eq=False)
+class CAVIA(Learner):
+    """Only a context vector adapts; it scales and shifts what one layer of the shared network puts out.
+
+        c_0 = 0,   c_{k+1} = c_k - lr * grad_c L_S(theta, c_k)
+        layer's output h  ->  (1 + s) * h + b,   [s, b] = W c,   W in theta ("context.weight")
+        meta-loss   L_Q(theta, c_K), differentiated through every step
+
+    What a task needs is `context` numbers, which can be stored, plotted and compared. With conditioning "shift" at
+    the first linear layer this is the context joined to the input, [x, c], as the paper has it for regression; "film"
+    at the third convolution is its form for images.
+
+    Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson: Fast Context Adaptation via Meta-Learning, ICML 2019,
+    https://arxiv.org/abs/1810.03642
+
+    >>> import quickstudy as qs
+    >>> learner = qs.CAVIA(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=1.0, context=4, conditioning="shift")
+
+    Deviations from the paper: the scale is 1 + s, so that a context of zero is the network itself; in "film" the map
+    from context to scale and shift has no constant of its own (the layer before has one).
+    """
+
+    model: nn.Module  # maps x to logits or values
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    lr: float = 1.0  # inner learning rate
+    steps: int = 2  # inner gradient steps
+    context: int = 100  # length of the context vector
+    conditioning: str = "film"  # what the context does to a layer's output: film (scale and shift) or shift
+    layer: str = ""  # which layer's output; empty: the third convolution (normalised), or the first linear layer
+    first_order: bool = False  # drop the second-order term
+    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        find_rule(self.rule)
+        if self.conditioning not in CONDITIONING:
+            hint = suggest(self.conditioning, CONDITIONING)
+            raise ConfigError(f"conditioning must be 'film' or 'shift', got {self.conditioning!r}.{hint}")
+        if self.context < 0:
+            raise ConfigError(f"context is the length of the context vector, 0 or more; got {self.context}.")
+        self._width()
+
+    def _layer(self) -> str:
+        return self.layer or conditioned_layer(self.model)
+
+    def _width(self) -> int:
+        return width_of(self.model, self._layer())
+
+    def init(self) -> Theta:
+        params = parameters(self.model)
+        like = next(iter(params.values()))
+        rows = self._width() * (2 if self.conditioning == "film" else 1)
+        drawn = torch.rand(rows, self.context, generator=seeds.generator(0, "context"), dtype=like.dtype)
+        bound = 1 / math.sqrt(max(self.context, 1))  # as a linear layer of torch starts
+        return beside(params, "context.", {"weight": ((2 * drawn - 1) * bound).to(like.device)})
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        """{"context": c [context]}."""
+        weight = part(theta, "context.")["weight"]
+        phi = descend(
+            lambda phi: self.loss(self._call(theta, phi, support.x), support.y),
+            {"context": weight.new_zeros(self.context)},
+            lr=self.lr,
+            steps=self.steps,
+            adjoint="first_order" if self.first_order else "unroll",
+            rule=self.rule,
+        )
+        return phi | statistics(self.model, own(self.model, theta), support.x, after=self._after(theta, phi))
+
+    def _call(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        seen = {name: value for name, value in phi.items() if name != "context"}
+        return call(self.model, own(self.model, theta) | seen, x, after=self._after(theta, phi))
+
+    def _after(self, theta: Theta, phi: Theta) -> dict[str, Change]:
+        changes = part(theta, "context.")["weight"] @ phi["context"]
+        shift = changes[-self._width() :]
+        scale = changes[: self._width()] if self.conditioning == "film" else None
+        return {self._layer(): lambda h: film(h, scale, shift)}
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return self._call(theta, phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        phi = self.adapt(theta, episode.support)
+        return self.loss(self.predict(theta, phi, episode.query.x), episode.query.y)

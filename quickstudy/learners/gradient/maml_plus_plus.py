@@ -1,0 +1,155 @@
+"""MAML++: how to train your MAML. Six changes to it, each of which can be switched alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.errors import ConfigError
+from quickstudy.inner import check_steps, find_rule, trajectory
+from quickstudy.learner import Batch, Episode, Learner, Outer, Theta, with_gradient
+from quickstudy.model import beside, call, moments, no_moments, normalisation, own, parameters, part, statistics
+from quickstudy.nn.norm import affine_of_norms
+
+
+@dataclass(frozen=True, eq=False)
+class MAMLPlusPlus(Learner):
+    """MAML with learned rates and normalisation of each step, and a loss that changes over training.
+
+        phi_0 = theta,   phi_{k+1} = phi_k - alpha_k * grad L_S(phi_k)   one alpha_k per step and tensor
+        meta-loss        sum_k w_k L_Q(phi_k),   k = 1..K
+
+    - multi_step_loss: the weights w_k start at 1/K each and move to the last step over the part `anneal` of training.
+    - derivative_order: in this first part of training the second-order term is dropped.
+    - per_step_rates: the rates alpha_k are in theta ("rate."); without, all are `lr`.
+    - per_step_norm: scale and shift of the normalising layers get an offset of each phi_k, in theta ("offset."), and
+      theta keeps the mean and log-variance that batch norm sees at each phi_k, averaged over tasks ("seen."). Training
+      normalises queries with their own statistics; a test that is not transductive uses those averages.
+    - cosine: the outer rate falls to zero along a cosine.
+
+    The sixth, averaging the best checkpoints, is an option of evaluation (`ensemble`).
+
+    Antoniou, Edwards, Storkey: How to train your MAML, ICLR 2019, https://arxiv.org/abs/1810.09502
+
+    >>> import quickstudy as qs
+    >>> learner = qs.MAMLPlusPlus(qs.nn.conv4(channels=1, classes=5), lr=0.1, steps=5, per_step_norm=False)
+
+    Deviations from the paper: scale and shift of a step are those of the layer plus the step's offset (all zero at
+    the start), and the layer's own adapt as in MAML; there is one offset per phi_k, so that steps at test beyond those
+    of training take the last. Averages over tasks are kept by the outer optimizer, which pulls them towards what was
+    seen, not by a momentum.
+    """
+
+    model: nn.Module  # maps x to logits or values
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    lr: float = 0.1  # inner learning rate, or what the learned ones start from
+    steps: int = 5  # inner gradient steps
+    multi_step_loss: bool = True  # the query loss counts after every step, not only the last
+    anneal: float = 0.15  # part of training over which the multi-step weights move to the last step
+    derivative_order: float = 0.5  # first part of training that goes without the second-order term
+    per_step_rates: bool = True  # learn an inner rate for each step and parameter tensor
+    per_step_norm: bool = True  # learn scale, shift and statistics of normalising layers for each step
+    cosine: bool = True  # outer rate falls to zero along a cosine
+    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    progress: float = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        find_rule(self.rule)
+        for name in ("anneal", "derivative_order"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a part of training, from 0 to 1; got {getattr(self, name)}.")
+
+    def outer(self) -> Outer:
+        return Outer(schedule="cosine" if self.cosine else "constant")
+
+    def at(self, progress: float) -> MAMLPlusPlus:
+        return dataclasses.replace(self, progress=progress)
+
+    # --- theta -------------------------------------------------------------------------------------------------------
+
+    def init(self) -> Theta:
+        theta = params = parameters(self.model)
+        if self.per_step_rates and self.steps:
+            rates = {name: value.new_full((self.steps,), self.lr) for name, value in params.items()}
+            theta = beside(theta, "rate.", rates)
+        if self.per_step_norm:
+            still = {name: torch.zeros_like(params[name]) for name in affine_of_norms(self.model)}
+            theta = beside(theta, "offset.", self._for_each_step(still))
+            theta = beside(theta, "seen.", self._for_each_step(no_moments(self.model)))
+        return theta
+
+    def _for_each_step(self, values: Theta) -> Theta:
+        """[steps + 1, ...]: one for each of phi_0 ... phi_K."""
+        return {name: value.expand(self.steps + 1, *value.shape).clone() for name, value in values.items()}
+
+    # --- the inner loop ----------------------------------------------------------------------------------------------
+
+    def _path(self, theta: Theta, support: Batch) -> list[Theta]:
+        """phi_0 ... phi_K, without offsets."""
+        start, rates = own(self.model, theta), part(theta, "rate.")
+        each = range(max(self.steps, 1))
+        lr = [{name: _step(value, k) for name, value in rates.items()} for k in each] if rates else self.lr
+        losses = [lambda phi, k=k: self.loss(self._output(theta, phi, k, support.x), support.y) for k in each]
+        adjoint = "first_order" if self.progress < self.derivative_order else "unroll"
+        return [start, *trajectory(losses, start, lr=lr, steps=self.steps, adjoint=adjoint, rule=self.rule)]
+
+    def _output(self, theta: Theta, phi: Theta, k: int, x: Tensor) -> Tensor:
+        return call(self.model, self._at_step(theta, phi, k), x)
+
+    def _at_step(self, theta: Theta, phi: Theta, k: int) -> Theta:
+        """phi_k with the offsets of step k."""
+        return phi | {name: phi[name] + _step(value, k) for name, value in part(theta, "offset.").items()}
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        phi = self._at_step(theta, self._path(theta, support)[-1], self.steps)
+        if not self.per_step_norm:
+            return phi | statistics(self.model, phi, support.x)
+        if normalisation(self.model) != "support":
+            return phi
+        seen = {name: _step(value, self.steps) for name, value in part(theta, "seen.").items()}
+        return phi | {name: value.exp() if name.endswith("variance") else value for name, value in seen.items()}
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return call(self.model, phi, x)
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+
+    def weights(self) -> list[float]:
+        """w_1 ... w_K at this point of training."""
+        moved = 1.0 if not self.multi_step_loss or self.progress >= self.anneal else self.progress / self.anneal
+        early = [(1 - moved) / self.steps] * (self.steps - 1)
+        return [*early, 1 - sum(early)]
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        path = self._path(theta, episode.support)
+        counted = [(w, k) for k, w in enumerate(self.weights(), 1) if w > 0] if self.steps else [(1.0, 0)]
+        loss = torch.stack([w * self._query_loss(theta, path[k], k, episode) for w, k in counted]).sum()
+        return loss + self._pull(theta, path, episode.support.x) if self.per_step_norm else loss
+
+    def _query_loss(self, theta: Theta, phi: Theta, k: int, episode: Episode) -> Tensor:
+        phi = self._at_step(theta, phi, k)
+        if not self.per_step_norm:
+            phi = phi | statistics(self.model, phi, episode.support.x)
+        return self.loss(call(self.model, phi, episode.query.x), episode.query.y)
+
+    def _pull(self, theta: Theta, path: list[Theta], x: Tensor) -> Tensor:
+        """Zero, with the gradient (average - seen) for each average: its fixed point is the mean over tasks."""
+        found: dict[str, list[Tensor]] = {}
+        with torch.no_grad():
+            for k, phi in enumerate(path):
+                for name, value in moments(self.model, self._at_step(theta, phi, k), x).items():
+                    value = value.log() if name.endswith("variance") else value
+                    found.setdefault(f"seen.{name}", []).append(value)
+        apart = {name: theta[name] - torch.stack(values) for name, values in found.items()}
+        return with_gradient(x.new_zeros(()), theta, apart)
+
+
+def _step(values: Tensor, k: int) -> Tensor:
+    """What belongs to step k; steps beyond those of training take the last."""
+    return values[min(k, len(values) - 1)]

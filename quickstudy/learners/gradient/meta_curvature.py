@@ -1,0 +1,91 @@
+"""Meta-Curvature: learn a matrix for each side of each layer's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import beside, call, own, parameters, part, statistics
+
+
+@dataclass(frozen=True, eq=False)
+class MetaCurvature(Learner):
+    """MAML whose inner gradients pass through learned Kronecker-factored matrices.
+
+        phi_{k+1} = phi_k - lr * MC(grad L_S(phi_k)),   phi_0 = theta
+        MC(G) = G x_1 M_out x_2 M_in x_3 M_filter,      vec MC(G) = (M_out kron M_in kron M_filter) vec G
+
+    A convolution's gradient [out, in, k, k] is taken as [out, in, k * k]; a linear layer has M_out and M_in, a vector
+    M_out alone. All start at the identity and are kept in theta under "curvature.".
+
+    Park, Oliva: Meta-Curvature, NeurIPS 2019, https://arxiv.org/abs/1902.03356 (its MC2; with learned diagonal
+    matrices it would be Meta-SGD with rank-one rates)
+
+    >>> import quickstudy as qs
+    >>> learner = qs.MetaCurvature(qs.nn.conv4(channels=1, classes=5), lr=0.1, steps=5)
+
+    Deviations from the paper: sides longer than `largest` keep the identity, as their matrix would outgrow the model.
+    """
+
+    model: nn.Module  # maps x to logits or values
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    lr: float = 0.1  # inner learning rate
+    steps: int = 1  # inner gradient steps
+    largest: int = 1024  # sides of a tensor longer than this keep the identity
+    first_order: bool = False  # drop the second-order term
+    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        find_rule(self.rule)
+
+    def init(self) -> Theta:
+        params = parameters(self.model)
+        matrices = {
+            f"{name}.{side}": torch.eye(n, dtype=value.dtype, device=value.device)
+            for name, value in params.items()
+            for side, n in enumerate(_sides(value).shape)
+            if n <= self.largest
+        }
+        return beside(params, "curvature.", matrices)
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        matrices = part(theta, "curvature.")
+        phi = descend(
+            lambda phi: self.loss(call(self.model, phi, support.x), support.y),
+            own(self.model, theta),
+            lr=self.lr,
+            steps=self.steps,
+            adjoint="first_order" if self.first_order else "unroll",
+            rule=self.rule,
+            transform=lambda slope: {name: transformed(g, matrices, name) for name, g in slope.items()},
+        )
+        return phi | statistics(self.model, phi, support.x)
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return call(self.model, phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        phi = self.adapt(theta, episode.support)
+        return self.loss(self.predict(theta, phi, episode.query.x), episode.query.y)
+
+
+def transformed(slope: Tensor, matrices: Mapping[str, Tensor], name: str) -> Tensor:
+    """MC(G): each side of G times its matrix `name.side`; sides without one stay."""
+    result = _sides(slope)
+    for side in range(result.dim()):
+        matrix = matrices.get(f"{name}.{side}")
+        if matrix is not None:
+            result = torch.tensordot(matrix, result, ([1], [side])).movedim(0, side)
+    return result.reshape(slope.shape)
+
+
+def _sides(value: Tensor) -> Tensor:
+    """The tensor with the sides that have matrices: [out], [out, in] or [out, in, filter]."""
+    return value.reshape(1) if value.dim() == 0 else value.flatten(2) if value.dim() > 3 else value

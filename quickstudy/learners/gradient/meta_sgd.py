@@ -1,0 +1,66 @@
+"""Meta-SGD: learn the initialisation, the direction and the rate of the inner steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import beside, call, own, parameters, part, statistics
+
+
+@dataclass(frozen=True, eq=False)
+class MetaSGD(Learner):
+    """MAML with a learned rate for every single parameter.
+
+        phi_{k+1} = phi_k - alpha * grad L_S(phi_k)   elementwise,   phi_0 = theta
+        meta-loss   L_Q(phi_K), differentiated in theta and in alpha
+
+    alpha starts at `lr` everywhere and may become zero (do not adapt) or negative. It is kept in theta under "rate.".
+
+    Li, Zhou, Chen, Li: Meta-SGD: Learning to Learn Quickly for Few-Shot Learning, 2017,
+    https://arxiv.org/abs/1707.09835
+
+    >>> import quickstudy as qs
+    >>> learner = qs.MetaSGD(qs.nn.conv4(channels=1, classes=5), lr=0.1)
+
+    Deviations from the paper: alpha starts at one value, where the paper draws it at random (from [0.005, 0.1]).
+    """
+
+    model: nn.Module  # maps x to logits or values
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    lr: float = 0.1  # what every inner learning rate starts from
+    steps: int = 1  # inner gradient steps
+    first_order: bool = False  # drop the second-order term
+    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        find_rule(self.rule)
+
+    def init(self) -> Theta:
+        params = parameters(self.model)
+        return beside(params, "rate.", {name: torch.full_like(value, self.lr) for name, value in params.items()})
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        phi = descend(
+            lambda phi: self.loss(call(self.model, phi, support.x), support.y),
+            own(self.model, theta),
+            lr=part(theta, "rate."),
+            steps=self.steps,
+            adjoint="first_order" if self.first_order else "unroll",
+            rule=self.rule,
+        )
+        return phi | statistics(self.model, phi, support.x)
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return call(self.model, phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        phi = self.adapt(theta, episode.support)
+        return self.loss(self.predict(theta, phi, episode.query.x), episode.query.y)
