@@ -1,22 +1,25 @@
 """Train and test on real data under published settings, side by side with baselines on the same episodes.
 
-    python benchmarks/reproduce.py omniglot --data FOLDER      about 45 minutes on 2 cores
-    python benchmarks/reproduce.py sinusoid                    about 2 minutes
+    python benchmarks/reproduce.py omniglot --data FOLDER                       about 45 minutes on 2 cores
+    python benchmarks/reproduce.py omniglot --data FOLDER --family gradient     about 2 hours; --budget long: days
+    python benchmarks/reproduce.py sinusoid                                     about 2 minutes
+    python benchmarks/reproduce.py sinusoid --family gradient                   about half an hour
 
-Each row trains once in runs/reproduce (resumable; a row whose result stands is skipped) and is tested under its own
-protocol; baselines meet the same episodes, so differences are paired. Results go to benchmarks/results: a JSON file
-with everything and a Markdown table made from it.
+Each row (benchmarks/rows.py) trains once in runs/reproduce and is tested under its own protocol, on the same episodes
+as the others, so differences are paired. Results go to benchmarks/results after every row: a JSON file with everything
+and a Markdown table made from it. A row whose result stands there is skipped, one that was cut goes on.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # also when run as a file
@@ -26,97 +29,14 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 
 import quickstudy as qs  # noqa: E402
+from benchmarks import rows  # noqa: E402
+from benchmarks.rows import Row, Test  # noqa: E402
 from quickstudy import files, recipes, seeds  # noqa: E402
 from quickstudy.evaluation import Score, compare, in_words  # noqa: E402
 from quickstudy.machine import machine  # noqa: E402
+from quickstudy.training import optimizer_of, schedule_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-@dataclass(frozen=True)
-class Test:
-    """A protocol under which a row is tested."""
-
-    ways: int | None
-    shots: int
-    queries: int
-    steps: int | None = None
-    episodes: int = 1000
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training and its tests."""
-
-    name: str
-    learner: str
-    sizes: tuple[int | None, int, int]  # ways, shots, queries in training
-    iterations: int
-    meta_batch: int
-    tests: Sequence[Test]
-    fields: dict[str, Any] = field(default_factory=dict)
-    network: dict[str, Any] = field(default_factory=dict)
-    schedule: str = "cosine"
-    seed: int = 0
-    published: str = ""  # the paper's number, under the paper's protocol
-    differs: str = ""  # what we did otherwise
-
-
-ONE, FIVE, MAML_TEST = Test(5, 1, 15), Test(5, 5, 15), Test(5, 1, 1, steps=3)
-
-OMNIGLOT = [
-    Row(
-        "maml-5way-1shot",
-        "maml",
-        (5, 1, 5),
-        3000,
-        16,
-        [MAML_TEST],
-        {"lr": 0.4, "steps": 1},
-        published="98.7 ± 0.4 (60,000 iterations of 32 tasks)",
-        differs="3,000 iterations of 16 tasks; 5 queries per class in training",
-    ),
-    Row(
-        "protonet-5way-1shot",
-        "protonet",
-        (20, 1, 5),
-        3000,
-        2,
-        [ONE],
-        published="98.8 (60-way training)",
-        differs="20-way training, 6,000 episodes; queries normalised by their own batch",
-    ),
-    Row(
-        "protonet-5way-5shot",
-        "protonet",
-        (20, 5, 5),
-        1500,
-        2,
-        [FIVE],
-        published="99.7 (60-way training)",
-        differs="20-way training, 3,000 episodes; queries normalised by their own batch",
-    ),
-]
-BASELINES = [
-    Row("finetune", "finetune", (5, 1, 15), 3000, 2, [ONE, FIVE, MAML_TEST], {"steps": 100, "lr": 0.1}),
-    Row("nearest-centroid", "nearestcentroid", (5, 1, 15), 1, 1, [ONE, FIVE, MAML_TEST]),
-]
-SINUSOID = [
-    Row(
-        f"maml-10shot-seed{seed}",
-        "maml",
-        (None, 10, 10),
-        10000,
-        25,
-        [Test(None, 10, 100, steps=k, episodes=600) for k in (0, 1, 2, 3, 5, 10)],
-        {"lr": 0.01, "steps": 1},
-        schedule="constant",
-        published="no value printed in the paper",
-        differs="10,000 of 70,000 iterations",
-        seed=seed,
-    )
-    for seed in range(3)
-]
 
 
 def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, Any]:
@@ -126,9 +46,7 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, A
     source = recipes.open_tasks(request, "train")
     cls = recipes.find_learner(row.learner)[1]
     learner = recipes.build_learner(cls, source, dict(row.fields), dict(row.network))
-    schedule = None
-    if row.schedule == "cosine":
-        schedule = lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, row.iterations)  # noqa: E731
+    outer = learner.outer() if row.schedule is None else qs.Outer(schedule=row.schedule)
     trained = qs.train(
         learner,
         source,
@@ -136,46 +54,68 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, A
         meta_batch=row.meta_batch,
         seed=row.seed,
         out=folder / row.name,
-        scheduler=schedule,
+        optimizer=optimizer_of(outer),
+        scheduler=schedule_of(outer.schedule, row.iterations),
         resume=True,
+        **({"keep": row.keep, "val": recipes.open_tasks(request, "val")} if row.keep > 1 else {}),
     )
-    timing = files.read_json(folder / row.name / "timing.json")
-    return {"trained": trained, "timing": timing, "parameters": sum(v.numel() for v in trained.theta.values())}
+    trained_by = folder / row.name / "commit.json"
+    if not trained_by.exists():
+        files.write_json(trained_by, {"commit": COMMIT})
+    return {
+        "trained": trained,
+        "timing": files.read_json(folder / row.name / "timing.json"),
+        "commit": files.read_json(trained_by)["commit"],
+        "parameters": sum(v.numel() for v in trained.theta.values()),
+    }
 
 
 def test_row(trained: qs.Trained, tasks: str, test: Test, data: str | None) -> list[Score]:
     """The score under a test protocol, and the non-transductive one where that is another."""
     source = recipes.open_tasks(recipes.Request(tasks, test.ways, test.shots, test.queries, data), "test")
-    steps = test.steps if isinstance(trained.learner, qs.MAML) else None
-    scores = [qs.evaluate(trained, source, episodes=test.episodes, seed=1, steps=steps)]
+    settings: dict[str, Any] = {"episodes": test.episodes, "seed": 1, "ensemble": test.ensemble}
+    settings["steps"] = test.steps if hasattr(trained.learner, "steps") and test.steps is not None else None
+    scores = [qs.evaluate(trained, source, controls=test.controls, **settings)]
     if scores[0].protocol.transductive:
-        scores.append(qs.evaluate(trained, source, episodes=test.episodes, seed=1, steps=steps, transductive=False))
+        scores.append(qs.evaluate(trained, source, transductive=False, **settings))
     return scores
 
 
-def measure(rows: Sequence[Row], tasks: str, data: str | None, folder: Path) -> list[dict[str, Any]]:
-    """Train and test every row; results that stand are read back."""
-    done = []
+def measure(
+    rows: Sequence[Row], tasks: str, data: str | None, folder: Path, known: Sequence[dict[str, Any]] = ()
+) -> Iterator[dict[str, Any]]:
+    """Train and test every row; a result that stands, in the run folder or in the result file, is taken as it is."""
+    standing = {(row["name"], json.dumps(row.get("settings"))): row for row in known}
     for row in rows:
+        settings = json.loads(json.dumps(row.settings()))
         path = folder / row.name / "results.json"
-        if not path.exists():
+        done = standing.get((row.name, json.dumps(settings)))
+        if done is None and path.exists():
+            kept = files.read_json(path)
+            done = kept if kept.get("settings", settings) == settings else None
+        if done is None:
             made = run_row(row, tasks, data, folder)
             scores = [[s.to_dict() for s in test_row(made["trained"], tasks, test, data)] for test in row.tests]
-            facts = {"timing": made["timing"], "parameters": made["parameters"], "commit": COMMIT}
-            files.write_json(path, {"name": row.name, "scores": scores, **facts})
-        done.append(files.read_json(path) | {"published": row.published, "differs": row.differs})
-        print(f"{row.name}: {done[-1]['scores'][0][0]['text']}", flush=True)
-    return done
+            facts = {name: made[name] for name in ("timing", "parameters", "commit")}
+            done = {"name": row.name, "settings": settings, "scores": scores, **facts}
+            files.write_json(path, done)
+        print(f"{row.name}: {done['scores'][0][0]['text']}", flush=True)
+        yield done | {"published": row.published, "differs": row.differs}
 
 
-def paired(rows: list[dict[str, Any]], baselines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row's scores minus each baseline's on the same episodes."""
+def paired(
+    rows: list[dict[str, Any]], baselines: list[dict[str, Any]], like_for_like: bool = False
+) -> list[dict[str, Any]]:
+    """Each row's scores minus each baseline's on the same episodes; or only where both are transductive or neither."""
     found = []
     for row in rows:
         for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):
             for baseline in baselines:
                 others = [Score.from_dict(plain) for test in baseline["scores"] for plain in test]
-                for other in (o for o in others if same_episodes(score, o)):
+                alike = [o for o in others if same_episodes(score, o)]
+                if like_for_like:
+                    alike = [o for o in alike if o.protocol.transductive == score.protocol.transductive]
+                for other in alike:
                     difference = compare(score, other, allow=("transductive",))
                     about = {"row": row["name"], "baseline": baseline["name"], "protocol": score.protocol.describe()}
                     against = other.protocol.describe()
@@ -251,29 +191,69 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main(what: str, /, data: str | None = None, folder: Path = Path("runs/reproduce")) -> None:
-    """Reproduce a table.
+def main(
+    what: str,
+    /,
+    data: str | None = None,
+    family: Literal["foundation", "gradient"] = "foundation",
+    budget: Literal["short", "long"] = "short",
+    only: str = "*",
+    folder: Path = Path("runs/reproduce"),
+) -> None:
+    """Reproduce a table. A row whose result stands is skipped; what is cut goes on from its last checkpoint.
 
     Args:
         what: omniglot or sinusoid.
         data: folder of the data set.
+        family: which learners.
+        budget: short (the same few minutes for every learner) or long (the papers' own settings and three seeds).
+        only: rows whose names match this pattern, such as 'maml-*'.
         folder: where the runs are kept.
     """
     if what not in ("omniglot", "sinusoid"):
         sys.exit(f"there are omniglot and sinusoid, got {what!r}")
-    rows = measure(OMNIGLOT if what == "omniglot" else SINUSOID, what, data, folder / what)
-    baselines = measure(BASELINES, what, data, folder / what) if what == "omniglot" else []
-    given = " --data DATA" if data else ""
+    name = what if family == "foundation" else f"{what}-{family}" + ("-long" if budget == "long" else "")
+    rows, baselines = tables(what, family, budget)
+    old = files.read_json(RESULTS / f"{name}.json")["rows"] if (RESULTS / f"{name}.json").exists() else []
+    given = f"{' --data DATA' if data else ''}{f' --family {family}' if family != 'foundation' else ''}"
     result = {
-        "name": what,
-        "command": f"python benchmarks/reproduce.py {what}{given}",
+        "name": name,
+        "command": f"python benchmarks/reproduce.py {what}{given}{' --budget long' if budget == 'long' else ''}",
         "machine": machine(),
-        "rows": rows + baselines,
-        "paired": paired(rows, baselines),
     }
-    files.write_json(RESULTS / f"{what}.json", result)
-    (RESULTS / f"{what}.md").write_text(table(result), encoding="utf-8")
-    print(f"written: benchmarks/results/{what}.json and .md")
+    chosen = [row for row in [*rows, *baselines] if fnmatch.fnmatch(row.name, only)]
+    # What stands is kept in the table also when only other rows are asked for.
+    others = [row for row in old if row["name"] in {r.name for r in [*rows, *baselines]} - {r.name for r in chosen}]
+    order = [row.name for row in [*rows, *baselines]]
+    done = list(others)
+    for row in measure(chosen, what, data, folder / name, old):
+        done = sorted([*done, row], key=lambda r: order.index(r["name"]))
+        write(result | {"rows": done, "paired": differences(done, baselines, family)})
+    print(f"written: benchmarks/results/{name}.json and .md")
+
+
+def tables(what: str, family: str, budget: str) -> tuple[list[Row], list[Row]]:
+    """Rows and the baselines they are held against."""
+    if family == "foundation":
+        return (rows.OMNIGLOT, rows.BASELINES) if what == "omniglot" else (rows.SINUSOID, [])
+    if what == "sinusoid":
+        return rows.sinusoid_rows(), []
+    return (rows.short_rows() if budget == "short" else rows.long_rows()), []
+
+
+def differences(done: list[dict[str, Any]], baselines: list[Row], family: str) -> list[dict[str, Any]]:
+    """Paired differences to the baselines; in the family to MAML."""
+    names = {row.name for row in baselines}
+    if family == "foundation":
+        return paired([r for r in done if r["name"] not in names], [r for r in done if r["name"] in names])
+    maml = [row for row in done if row["name"].startswith("maml-")]
+    return paired([row for row in done if row not in maml], maml, like_for_like=True)
+
+
+def write(result: dict[str, Any]) -> None:
+    """The result file and the page made from it."""
+    files.write_json(RESULTS / f"{result['name']}.json", result)
+    (RESULTS / f"{result['name']}.md").write_text(table(result), encoding="utf-8")
 
 
 COMMIT = commit()  # at the start: what runs is what was read then

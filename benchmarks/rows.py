@@ -1,0 +1,273 @@
+"""What `reproduce.py` trains and tests: one row per training, with its protocol and the published number beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Test:
+    """A protocol under which a row is tested."""
+
+    ways: int | None
+    shots: int
+    queries: int
+    steps: int | None = None  # inner steps, for learners that take them; None: as in training
+    episodes: int = 1000
+    ensemble: int = 1  # best checkpoints averaged
+    controls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training and its tests."""
+
+    name: str
+    learner: str
+    sizes: tuple[int | None, int, int]  # ways, shots, queries in training
+    iterations: int
+    meta_batch: int
+    tests: Sequence[Test]
+    fields: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    schedule: str | None = "cosine"  # of the outer rate; None: the learner's own outer loop
+    seed: int = 0
+    keep: int = 1  # best checkpoints kept; more than one trains with validation
+    published: str = ""  # the paper's number, under the paper's protocol
+    differs: str = ""  # what we did otherwise
+
+    def settings(self) -> dict[str, Any]:
+        """All that its numbers depend on, as plain values: a result stands as long as these are the same."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("published", "differs")}
+
+
+# --- the foundation's tables -----------------------------------------------------------------------------------------
+
+ONE, FIVE, MAML_TEST = Test(5, 1, 15), Test(5, 5, 15), Test(5, 1, 1, steps=3)
+
+OMNIGLOT = [
+    Row(
+        "maml-5way-1shot",
+        "maml",
+        (5, 1, 5),
+        3000,
+        16,
+        [MAML_TEST],
+        {"lr": 0.4, "steps": 1},
+        published="98.7 ± 0.4 (60,000 iterations of 32 tasks)",
+        differs="3,000 iterations of 16 tasks; 5 queries per class in training",
+    ),
+    Row(
+        "protonet-5way-1shot",
+        "protonet",
+        (20, 1, 5),
+        3000,
+        2,
+        [ONE],
+        published="98.8 (60-way training)",
+        differs="20-way training, 6,000 episodes; queries normalised by their own batch",
+    ),
+    Row(
+        "protonet-5way-5shot",
+        "protonet",
+        (20, 5, 5),
+        1500,
+        2,
+        [FIVE],
+        published="99.7 (60-way training)",
+        differs="20-way training, 3,000 episodes; queries normalised by their own batch",
+    ),
+]
+BASELINES = [
+    Row("finetune", "finetune", (5, 1, 15), 3000, 2, [ONE, FIVE, MAML_TEST], {"steps": 100, "lr": 0.1}),
+    Row("nearest-centroid", "nearestcentroid", (5, 1, 15), 1, 1, [ONE, FIVE, MAML_TEST]),
+]
+SINUSOID = [
+    Row(
+        f"maml-10shot-seed{seed}",
+        "maml",
+        (None, 10, 10),
+        10000,
+        25,
+        [Test(None, 10, 100, steps=k, episodes=600) for k in (0, 1, 2, 3, 5, 10)],
+        {"lr": 0.01, "steps": 1},
+        schedule="constant",
+        published="no value printed in the paper",
+        differs="10,000 of 70,000 iterations",
+        seed=seed,
+    )
+    for seed in range(3)
+]
+
+# --- the gradient family on Omniglot ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A learner of the family: its settings, and how many iterations fit the short budget at 1 and at 5 shots.
+
+    The iterations are 600 seconds of processor time (5 minutes on 2 cores) over what one costs (benchmarks/cost.py).
+    """
+
+    learner: str
+    fields: dict[str, Any]
+    short: tuple[int, int]  # iterations at 1 and 5 shots
+    published: tuple[str, str]
+    test_steps: int | None = None
+    training: tuple[int | None, int] = (None, 5)  # shots (None: as at test) and queries
+    meta_batch: int = 8
+    own_outer: bool = False
+    keep: int = 1
+    controls: tuple[str, ...] = ()
+
+
+FAMILY = [
+    Entry(
+        "maml",
+        {"lr": 0.4, "steps": 1},
+        (4000, 2400),
+        ("98.7 ± 0.4", "99.9 ± 0.1"),
+        test_steps=3,
+        controls=("zero_steps", "nil"),
+    ),
+    Entry(
+        "reptile",
+        {"lr": 1e-3, "steps": 5, "batch": 10},
+        (3200, 3200),
+        ("95.39, transductive 97.68", "98.90, transductive 99.48"),
+        test_steps=50,
+        training=(10, 1),
+        meta_batch=5,
+        own_outer=True,
+    ),
+    Entry("anil", {"lr": 0.1, "steps": 5}, (5400, 3600), ("none printed", "none printed"), controls=("nil",)),
+    Entry("boil", {"lr": 0.5, "steps": 1}, (4000, 2400), ("none printed", "none printed")),
+    Entry("metasgd", {"lr": 0.4, "steps": 1}, (3700, 2300), ("99.53", "99.93")),
+    Entry(
+        "mamlplusplus",
+        {"lr": 0.1, "steps": 5},
+        (1400, 560),
+        ("99.47 (5 checkpoints averaged)", "99.93 (5 checkpoints averaged)"),
+        keep=5,
+    ),
+    Entry("imaml", {"lr": 0.5, "steps": 8, "lam": 2.0}, (1000, 450), ("99.50 (Hessian-free)", "99.74 (Hessian-free)")),
+    Entry("metacurvature", {"lr": 0.4, "steps": 1}, (3000, 1900), ("99.97 (MC2+)", "99.89 (MC2+)")),
+    Entry("cavia", {"lr": 1.0, "steps": 2, "context": 100}, (3400, 2500), ("none printed", "none printed")),
+    Entry("leo", {}, (3000, 2000), ("none printed", "none printed")),
+]
+
+
+def short_rows() -> list[Row]:
+    """Every learner under one budget: 5 minutes of training on 2 cores."""
+    return [_short(entry, shots, i) for i, shots in enumerate((1, 5)) for entry in FAMILY]
+
+
+def _short(entry: Entry, shots: int, i: int) -> Row:
+    test = Test(5, shots, 15, steps=entry.test_steps, episodes=600, controls=entry.controls)
+    tests = [test] + ([dataclasses.replace(test, ensemble=entry.keep)] if entry.keep > 1 else [])
+    trained = "its own outer loop" if entry.own_outer else "Adam 1e-3, cosine"
+    return Row(
+        f"{entry.learner}-{shots}shot",
+        entry.learner,
+        (5, entry.training[0] or shots, entry.training[1]),
+        entry.short[i],
+        entry.meta_batch,
+        tests,
+        dict(entry.fields),
+        schedule=None if entry.own_outer else "cosine",
+        keep=entry.keep,
+        published=entry.published[i],
+        differs=f"{entry.short[i]:,} iterations of {entry.meta_batch} tasks ({trained}); 15 queries at test",
+    )
+
+
+# The papers' own settings where they print them, and MAML's (60,000 iterations of 32 tasks, Adam 1e-3) where not.
+LONG: dict[str, dict[str, Any]] = {
+    "maml": {"fields": {"lr": 0.4, "steps": 1}, "queries": (1, 5)},
+    "reptile": {
+        "fields": {"lr": 1e-3, "steps": 5, "batch": 10},
+        "iterations": 100_000,
+        "meta_batch": 5,
+        "network": {"downsample": "pool"},
+    },
+    "anil": {"fields": {"lr": 0.4, "steps": 1}},
+    "boil": {"fields": {"lr": 0.5, "steps": 1}},
+    "metasgd": {"fields": {"lr": 0.1, "steps": 1}},
+    "mamlplusplus": {
+        "fields": {"lr": 0.1, "steps": 5},
+        "iterations": 50_000,
+        "meta_batch": 16,
+        "network": {"downsample": "pool"},
+    },
+    "imaml": {"fields": {"lr": 0.1, "steps": 16, "lam": 2.0, "cg_steps": 5}, "iterations": 20_000},
+    "metacurvature": {"fields": {"lr": 0.4, "steps": 1}},
+    "cavia": {"fields": {"lr": 1.0, "steps": 2, "context": 100}},
+    "leo": {"fields": {}},
+}
+
+
+def long_rows() -> list[Row]:
+    """Each paper's own training, three seeds: for a GPU or a patient machine."""
+    return [_long(entry, shots, i, seed) for i, shots in enumerate((1, 5)) for entry in FAMILY for seed in range(3)]
+
+
+def _long(entry: Entry, shots: int, i: int, seed: int) -> Row:
+    told = LONG[entry.learner]
+    short = _short(entry, shots, i)
+    iterations, tasks = told.get("iterations", 60_000), told.get("meta_batch", 32)
+    queries = told.get("queries", (15, 15))[i] if entry.training[0] is None else entry.training[1]
+    return dataclasses.replace(
+        short,
+        name=f"{short.name}-seed{seed}",
+        sizes=(5, short.sizes[1], queries),
+        iterations=iterations,
+        meta_batch=tasks,
+        fields=dict(told["fields"]),
+        network=dict(told.get("network", {})),
+        schedule=None if entry.own_outer or entry.learner == "mamlplusplus" else "constant",
+        seed=seed,
+        differs="15 queries at test",
+    )
+
+
+# --- the regression learners on sinusoids ----------------------------------------------------------------------------
+
+STEPS = (0, 1, 2, 3, 5, 10)
+
+
+def sinusoid_rows() -> list[Row]:
+    """Every learner of the family that can answer with numbers, at 5, 10 and 20 shots, tested at 0 to 10 steps."""
+    return [_sinusoid(name, shots) for shots in (5, 10, 20) for name in SINUSOID_FIELDS]
+
+
+# Iterations: as many as 60 seconds of processor time allow at 10 shots (25 tasks, vmap, one thread).
+SINUSOID_FIELDS: dict[str, tuple[int, dict[str, Any]]] = {
+    "maml": (15000, {"lr": 0.01, "steps": 1}),
+    "reptile": (9000, {"lr": 0.02, "steps": 5, "batch": 0, "rule": "sgd"}),
+    "anil": (15000, {"lr": 0.01, "steps": 1}),
+    "boil": (15000, {"lr": 0.01, "steps": 1}),
+    "metasgd": (12000, {"lr": 0.01, "steps": 1}),
+    "mamlplusplus": (4000, {"lr": 0.01, "steps": 5}),
+    "imaml": (2500, {"lr": 0.05, "steps": 10, "lam": 0.5}),
+    "metacurvature": (9000, {"lr": 0.01, "steps": 1}),
+    "cavia": (12000, {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"}),
+}
+
+
+def _sinusoid(name: str, shots: int) -> Row:
+    iterations, fields = SINUSOID_FIELDS[name]
+    return Row(
+        f"{name}-{shots}shot",
+        name,
+        (None, shots, 10),
+        iterations,
+        25,
+        [Test(None, shots, 100, steps=k, episodes=600) for k in STEPS],
+        dict(fields),
+        schedule=None,
+        published="no value printed" if name != "cavia" else "see its page",
+        differs=f"{iterations:,} of 70,000 iterations",
+    )
