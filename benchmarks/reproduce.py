@@ -54,6 +54,7 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, A
         meta_batch=row.meta_batch,
         seed=row.seed,
         out=folder / row.name,
+        engine="vmap" if tasks == "sinusoid" else "threads",
         optimizer=optimizer_of(outer),
         scheduler=schedule_of(outer.schedule, row.iterations),
         resume=True,
