@@ -89,12 +89,12 @@ def choose(
     try:
         if engine == "vmap":
             check()
-        drew = _watching_generator(lambda: attempt(engine))[1]
+        drew = watching_generator(lambda: attempt(engine))[1]
         if not (engine == "threads" and drew):
             return Choice(engine, "as asked")
         why = "threads cannot repeat random draws (dropout)"
     except CANNOT as error:
-        why = f"{engine} cannot: {_first_line(error)}"
+        why = f"{engine} cannot: {first_line(error)}"
     choice = _fastest(attempt, [name for name in _other_than_vmap(device) if name != engine], check)
     warnings.warn(f"engine {engine!r} is replaced by {choice.engine!r}: {why}", EngineWarning, stacklevel=3)
     return Choice(choice.engine, why)
@@ -110,16 +110,16 @@ def check_vmap(learner: Learner, theta: Theta, episodes: Episode) -> None:
     Some of torch's rules for vmap are wrong in second derivatives, without an error (fused normalisation with scale
     and shift is one): by less than float32 rounding shows, by far more than float64 rounding. Dropout is off here.
     """
-    exact, theta, few = _in_double(learner), _double(theta), _double(first_tasks(episodes, 2))
-    one, drew = _watching_generator(lambda: meta_gradient(exact, theta, few, "loop"))
+    exact, theta, few = in_double(learner), to_double(theta), to_double(first_tasks(episodes, 2))
+    one, drew = watching_generator(lambda: meta_gradient(exact, theta, few, "loop"))
     if drew:  # a learner that draws numbers of its own draws others under vmap: there is nothing to compare
         return
-    apart = _relative_difference(meta_gradient(exact, theta, few, "vmap"), one)
+    apart = relative_difference(meta_gradient(exact, theta, few, "vmap"), one)
     if not apart <= 1e-7:
         raise RuntimeError(f"a second derivative is wrong under vmap (by {apart:.0e} in float64)")
 
 
-def _in_double(learner: Learner) -> Learner:
+def in_double(learner: Learner) -> Learner:
     fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
     models = {name: copy.deepcopy(value).double() for name, value in fields.items() if isinstance(value, nn.Module)}
     for layer in (layer for model in models.values() for layer in model.modules()):
@@ -130,7 +130,7 @@ def _in_double(learner: Learner) -> Learner:
     return dataclasses.replace(learner, **models)  # type: ignore[type-var]
 
 
-def _double(tree: T) -> T:
+def to_double(tree: T) -> T:
     return pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, tree)
 
 
@@ -139,7 +139,7 @@ def first_tasks(episodes: Episode, n: int) -> Episode:
     return Episode(*(Batch(*(t[:n] for t in batch)) for batch in episodes))
 
 
-def _relative_difference(a: Any, b: Any) -> float:
+def relative_difference(a: Any, b: Any) -> float:
     flat = [torch.cat([t.detach().reshape(-1).double() for t in pytree.tree_leaves(tree)]) for tree in (a, b)]
     difference, size = torch.linalg.vector_norm(flat[0] - flat[1]), torch.linalg.vector_norm(flat[1])
     return float(difference / size.clamp(min=1e-12))
@@ -147,7 +147,7 @@ def _relative_difference(a: Any, b: Any) -> float:
 
 def _fastest(attempt: Callable[[str], Any], candidates: list[str], check: Callable[[], None]) -> Choice:
     """The fastest of the loop and the candidates that can do it and give the loop's result."""
-    (reference, drew), loop_seconds = _seconds(lambda: _watching_generator(lambda: attempt("loop")))
+    (reference, drew), loop_seconds = _seconds(lambda: watching_generator(lambda: attempt("loop")))
     if loop_seconds < LONG:  # that run warmed up, and is not what the others are held against
         loop_seconds = _seconds(lambda: attempt("loop"))[1]
     seconds, failures = {"loop": loop_seconds}, []
@@ -159,7 +159,7 @@ def _fastest(attempt: Callable[[str], Any], candidates: list[str], check: Callab
                 check()
             seconds[name] = _best_of_two(functools.partial(attempt, name), reference, compare=not drew)
         except CANNOT as error:
-            failures.append(f"{name} cannot: {_first_line(error)}")
+            failures.append(f"{name} cannot: {first_line(error)}")
     best = min(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     return Choice(best, "; ".join([f"fastest of {times}", *failures]))
@@ -174,11 +174,11 @@ def _best_of_two(attempt: Callable[[], Any], reference: Any, compare: bool) -> f
 
 def _check_same(result: Any, reference: Any) -> None:
     """Engines agree up to rounding, which grows in float32 through kinks (ReLU, pooling) to a share of a thousandth."""
-    if not _relative_difference(result, reference) <= 0.02:
+    if not relative_difference(result, reference) <= 0.02:
         raise RuntimeError("it gives another result than the loop")
 
 
-def _watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
+def watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
     before = _random_states()
     result = attempt()
     return result, any(not torch.equal(a, b) for a, b in zip(before, _random_states(), strict=True))
@@ -196,7 +196,7 @@ def _seconds(function: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - start
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
 
 

@@ -51,6 +51,7 @@ class Learner(abc.ABC):
 
     episodic: ClassVar[bool] = True  # trains on episodes; False: on the pooled examples of all training tasks
     approximate: ClassVar[bool] = False  # True: the meta-gradient is not the derivative of the meta-loss, by design
+    handed_in: ClassVar[tuple[str, ...]] = ()  # the same of entries of theta whose names begin so
 
     @abc.abstractmethod
     def init(self) -> Theta:

@@ -426,6 +426,13 @@ def test_averages_over_tasks_settle_at_what_the_layers_see():
         assert_close((theta[f"seen.{layer}.variance"] - slope[f"seen.{layer}.variance"])[0], log_variance, 1e-12)
 
 
+def test_the_averages_are_handed_in_and_all_else_is_the_derivative():
+    learner = qs.MAMLPlusPlus(smooth_conv("batch"), lr=0.3, steps=1)
+    check = qs.check_meta_gradient(learner, one(random_episodes(1, (1, 6, 6))))
+    verdicts = {entry.name: entry.verdict for entry in check.entries}
+    assert check.ok and {n for n, v in verdicts.items() if v == "handed in"} == {n for n in verdicts if n[:5] == "seen."}
+
+
 def test_an_inductive_test_normalises_with_the_averages():
     model, (support, query) = smooth_conv("support"), one(random_episodes(1, (1, 6, 6)))
     learner = qs.MAMLPlusPlus(model, lr=0.3, steps=1)

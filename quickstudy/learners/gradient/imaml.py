@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +58,8 @@ class IMAML(Learner):
     cg_steps: int = 5  # most steps of conjugate gradient
     tolerance: float = 0.1  # residual, relative to the right side, below which the system counts as solved
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+
+    approximate: ClassVar[bool] = True  # the derivative of phi* only once the inner problem and the system are solved
 
     def __post_init__(self) -> None:
         check_steps(self.steps)

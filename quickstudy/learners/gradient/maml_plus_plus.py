@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,8 @@ class MAMLPlusPlus(Learner):
     cosine: bool = True  # outer rate falls to zero along a cosine
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
     progress: float = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
+
+    handed_in: ClassVar[tuple[str, ...]] = ("seen.",)
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
