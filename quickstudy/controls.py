@@ -16,8 +16,10 @@ from quickstudy import seeds
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner import descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.metric.distance import class_means
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.transfer.finetune import FineTune
+from quickstudy.model import input_of, last_linear, own, parameters, statistics
 from quickstudy.protocol import networks
 
 Variant = tuple[Learner, Theta, Any]  # a learner, its theta and the tasks it is tested on
@@ -42,6 +44,7 @@ def available(learner: Learner, tasks: Any) -> list[str]:
     names = ["shuffled_labels", "linear_probe"]
     names += ["zero_steps"] if hasattr(learner, "steps") else []
     names += ["nearest_centroid"] if classification else []
+    names += ["nil"] if classification and _has_head(learner) else []
     names += ["from_scratch"] if networks(learner) else []
     return [name for name in CONTROLS if name in names]
 
@@ -119,6 +122,65 @@ class LinearProbe(Learner):
         return _loss(self.ways)(output, episode.query.y)
 
 
+def nil(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+    """No inner loop: the features of theta's body, compared by cosine similarity."""
+    ways = getattr(tasks, "ways", None)
+    if ways is None:
+        raise ConfigError("nil is a control for classification; these tasks are regression.")
+    if not _has_head(learner):
+        raise ConfigError(
+            f"nil compares the features below the head, but {type(learner).__name__} has no field `model` whose last "
+            "layer is an nn.Linear."
+        )
+    model = learner.model  # type: ignore[attr-defined]
+    return NIL(model, ways), own(model, theta), tasks
+
+
+def _has_head(learner: Learner) -> bool:
+    """Whether the last layer of the learner's model that holds parameters is linear."""
+    model = getattr(learner, "model", None)
+    layers = [layer for layer in model.modules() if layer._parameters] if isinstance(model, nn.Module) else []
+    return bool(layers) and isinstance(layers[-1], nn.Linear)
+
+
+class Likeness(NamedTuple):
+    means: Tensor  # [ways, d]
+    statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+
+
+@dataclass(frozen=True, eq=False)
+class NIL(Learner):
+    """Nothing adapts: the head is dropped, and a query asks the support examples by the likeness of their features.
+
+        logits_k(x) = mean over the support examples (x_i, k) of cos(f(x), f(x_i)),   f the body below the last linear
+
+    What a learner reaches beyond it is owed to its inner loop, not to the features alone.
+
+    Raghu, Raghu, Bengio, Vinyals: Rapid Learning or Feature Reuse?, ICLR 2020, https://arxiv.org/abs/1909.09157
+    """
+
+    model: nn.Module  # ends in a linear layer, the head
+    ways: int  # classes in a task
+
+    def init(self) -> Theta:
+        return parameters(self.model)
+
+    def adapt(self, theta: Theta, support: Batch) -> Likeness:
+        means = class_means(self._directions(theta, support.x), support.y, self.ways)
+        return Likeness(means, statistics(self.model, theta, support.x))
+
+    def _directions(self, theta: Theta, x: Tensor) -> Tensor:
+        """f(x) / |f(x)|. Their inner products are cosines, and the mean of cosines is that with the mean direction."""
+        return F.normalize(input_of(last_linear(self.model).rstrip("."), self.model, theta, x).flatten(1), dim=1)
+
+    def predict(self, theta: Theta, phi: Likeness, x: Tensor) -> Tensor:
+        return self._directions(theta | phi.statistics, x) @ phi.means.T
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        output = self.predict(theta, self.adapt(theta, episode.support), episode.query.x)
+        return F.cross_entropy(output, episode.query.y)
+
+
 def from_scratch(learner: Learner, theta: Theta, tasks: Any) -> Variant:
     """The same network from random weights, trained on the support set alone."""
     found = networks(learner)
@@ -181,5 +243,6 @@ CONTROLS: dict[str, Callable[[Learner, Theta, Any], Variant]] = {
     "shuffled_labels": shuffled_labels,
     "nearest_centroid": nearest_centroid,
     "linear_probe": linear_probe,
+    "nil": nil,
     "from_scratch": from_scratch,
 }

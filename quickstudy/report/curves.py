@@ -116,4 +116,5 @@ def _steps_caption(run: Run, episodes: int) -> str:
     text += "and no better with more" if best is first else f"best after {best.steps}: {show(best.mean)}"
     if trained is not None and trained is not best:
         text += f"; {show(trained.mean)} after the {trained.steps} of training (ringed)"
-    return f"{text}. Over {words.plural(episodes, 'test task')}."
+    alone = ", by the best checkpoint alone" if run.evaluation.scores[0].protocol.ensemble > 1 else ""
+    return f"{text}. Over {words.plural(episodes, 'test task')}{alone}."

@@ -16,6 +16,7 @@ from quickstudy import files
 from quickstudy.checkpoint import read_metrics
 from quickstudy.errors import FileFormatError, RunError
 from quickstudy.evaluation import Score
+from quickstudy.movement import Movement
 
 Value = TypeVar("Value")
 COLUMNS = ("loss", "accuracy", "error", "val", "val_interval")  # of metrics.jsonl, beside the iteration
@@ -84,6 +85,7 @@ class Run:
     examples: list[Example]
     timing: Timing | None
     parameters: int | None  # numbers in theta; None while training has not finished
+    movement: Movement | None  # None for learners whose layers do not move
 
     @property
     def name(self) -> str:
@@ -123,6 +125,7 @@ def read_run(folder: Path) -> Run:
         _checked(folder / "examples.safetensors", _read_examples, _examples) or [],
         _checked(folder / "timing.json", files.read_json, _timing),
         _checked(folder / "learner.qs", lambda path: files.read_tensors(path, "trained")[0], _parameters),
+        _checked(folder / "movement.json", files.read_json, Movement.from_dict),
     )
 
 
@@ -135,7 +138,7 @@ def _checked(path: Path, read: Callable[[Path], Any], parse: Callable[[Any], Val
     except FileFormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        command = "evaluate" if path.name in ("scores.json", "examples.safetensors") else "train"
+        command = "evaluate" if path.name in ("scores.json", "examples.safetensors", "movement.json") else "train"
         raise FileFormatError(
             f"{str(path)!r} is not what Quickstudy writes there ({type(error).__name__}: {error}). Restore it, or make "
             f"it again with `quickstudy {command}`."

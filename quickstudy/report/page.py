@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from quickstudy import __version__
 from quickstudy.errors import ProtocolError
 from quickstudy.evaluation import Score, compare
-from quickstudy.report import answers, words
+from quickstudy.report import answers, layers, words
 from quickstudy.report.curves import learning_curves, steps_curve
 from quickstudy.report.facts import Run
 
@@ -37,6 +37,7 @@ def run_page(run: Run) -> str:
         chance=_chance_mark(run.score),
         curves=learning_curves(run),
         steps=steps_curve(run),
+        moved=layers.section(run.movement) if run.movement else None,
         episodes=answers.episodes(run.examples, run.score.protocol.steps if run.score else None),
         most={"classes": answers.CLASSES, "shown": answers.SHOWN},
         shares=words.shares(run.timing) if run.timing and run.parameters != 0 else [],
@@ -89,12 +90,16 @@ def _against(name: str, score: Score, control: Score) -> dict[str, Any]:
 
 def verdict(score: Score) -> str:
     """What the controls say together."""
-    missed = [row["label"] for row in controls(score) if not row["beaten"]]
+    missed = [row for row in controls(score) if not row["beaten"]]
     if not missed:
         why = ": its score is owed to what it learned across tasks and to adapting"
         enough = {"shuffled_labels", "from_scratch"} <= set(score.controls)
         return f"{score.protocol.learner} beats every control{why if enough else ''}."
-    text = f"Not beaten: {', '.join(missed)}."
+    if [row["name"] for row in missed] == ["nil"]:
+        # It has the learner's own features: losing against it is no sign that nothing was learned.
+        why = "the features carry the score, and the inner loop adds nothing to them"
+        return f"{score.protocol.learner} beats every control but NIL, which reads its features as they are: {why}."
+    text = f"Not beaten: {', '.join(row['label'] for row in missed)}."
     return f"{text} Until every control is, the score does not show that meta-learning helped."
 
 

@@ -1,7 +1,7 @@
 """Plots as inline SVG in the page's own colours, and pictures as data URIs.
 
-matplotlib draws with stand-in colours, which become CSS variables: one drawing serves light and dark. No text of the
-user's is drawn; legends and captions are HTML.
+matplotlib draws with stand-in colours, which become CSS variables: one drawing serves light and dark. Legends and
+captions are HTML; of the user's text only the names of layers are drawn, as text and never as mathematics.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,30 +25,43 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from quickstudy import files
+from quickstudy.errors import ConfigError
 from quickstudy.report.facts import Example
 
 SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")  # CSS variables of the lines, in order of use
 NAMES = ("ink", "muted", "line", "page", *SERIES)
 STAND_INS = {name: f"#0101{i + 1:02x}" for i, name in enumerate(NAMES)}
+FIGURES = ("png", "svg", "pdf")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # for readers who cannot tell the colours apart
 
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it scales, can be found, and takes the page's font
-    "svg.hashsalt": "quickstudy",  # the same run gives the same bytes
-    "font.size": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": STAND_INS["line"],
-    "axes.labelcolor": STAND_INS["muted"],
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": STAND_INS["line"],
-    "grid.linewidth": 0.6,
-    "xtick.color": STAND_INS["line"],
-    "ytick.color": STAND_INS["line"],
-    "xtick.labelcolor": STAND_INS["muted"],
-    "ytick.labelcolor": STAND_INS["muted"],
-}
+# The colours of the page in light mode, for figures that stand alone.
+PRINTED = {"ink": "#1b1d21", "muted": "#686d76", "line": "#e2e2de", "s1": "#2b59c3", "s2": "#b4500f"}
+
+
+def style(colours: Mapping[str, str]) -> dict[Any, Any]:
+    """matplotlib's settings, in these colours."""
+    return {
+        "svg.fonttype": "none",  # text stays text: it scales, can be found, and takes the page's font
+        "svg.hashsalt": "quickstudy",  # the same run gives the same bytes
+        "font.size": 10.5,
+        "text.color": colours["ink"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": colours["line"],
+        "axes.labelcolor": colours["muted"],
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": colours["line"],
+        "grid.linewidth": 0.6,
+        "xtick.color": colours["line"],
+        "ytick.color": colours["line"],
+        "xtick.labelcolor": colours["muted"],
+        "ytick.labelcolor": colours["muted"],
+    }
+
+
+STYLE = style(STAND_INS)
 
 
 @dataclass(frozen=True)
@@ -140,6 +155,69 @@ def _panel(width: float, height: float, x_label: str, y_label: str) -> tuple[Fig
     axes.tick_params(length=0)
     axes.margins(x=0.02)
     return figure, axes
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One panel of horizontal bars: their lengths (None: there is none), and what they are."""
+
+    title: str
+    label: str
+    values: Sequence[float | None]
+    half: Sequence[float]  # half widths of the 95 % intervals
+    colour: str = "s1"
+    whole: float | None = None  # the end of the scale, where it has one
+
+
+def bars(names: Sequence[str], panels: Sequence[Bars]) -> Markup:
+    """Bars for the same names in panels side by side, from the top."""
+    with rc_context(STYLE):
+        return _svg(_bars(names, panels, STAND_INS))
+
+
+def save_bars(path: str | os.PathLike, names: Sequence[str], panels: Sequence[Bars]) -> None:
+    """The same as a picture file of its own, by the ending of `path`: .png, .svg or .pdf."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in FIGURES:
+        raise ConfigError(f"a figure is written as .{', .'.join(FIGURES)}, got {str(path)!r}.")
+    buffer = io.BytesIO()
+    with rc_context(style(PRINTED)):
+        date = {} if kind == "png" else {"CreationDate" if kind == "pdf" else "Date": None}
+        _bars(names, panels, PRINTED).savefig(buffer, format=kind, dpi=200, metadata=date)
+    files.write_atomically(path, buffer.getvalue())
+
+
+def _bars(names: Sequence[str], panels: Sequence[Bars], colours: Mapping[str, str]) -> Figure:
+    figure = Figure(figsize=(5.6, 0.9 + 0.27 * len(names)), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        _bar_panel(axes, panel, colours)
+        axes.set_yticks(range(len(names)), [_shortened(name) for name in names], parse_math=False)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+    return figure
+
+
+def _bar_panel(axes: Axes, panel: Bars, colours: Mapping[str, str]) -> None:
+    lengths, half = [v or 0.0 for v in panel.values], [h if math.isfinite(h) else 0.0 for h in panel.half]
+    end = panel.whole or max(v + h for v, h in zip(lengths, half, strict=True)) or 1.0
+    places = range(len(lengths))
+    axes.barh(places, lengths, height=0.62, color=colours[panel.colour], alpha=0.85)
+    axes.errorbar(lengths, places, xerr=half, fmt="none", ecolor=colours["ink"], elinewidth=1.5)
+    for place, value, h in zip(places, panel.values, half, strict=True):
+        axes.text((value or 0) + h + 0.03 * end, place, _at_bar(value), va="center", fontsize=9)
+    axes.set_xlim(0, 1.3 * end)  # room for the number of the longest bar
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.set_title(panel.title, fontsize=10.5, loc="left")
+    axes.set_xlabel(panel.label)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(length=0)
+
+
+def _at_bar(value: float | None) -> str:
+    return "no number" if value is None else "<0.01" if 0 < value < 0.01 else f"{value:.2f}" if value else "0"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 24 else f"…{name[-23:]}"
 
 
 def _svg(figure: Figure) -> Markup:

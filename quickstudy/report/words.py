@@ -31,6 +31,11 @@ CONTROLS = {
         "a linear model of the raw input, fitted on the support set",
         "A linear model is not enough",
     ),
+    "nil": (
+        "no inner loop (NIL)",
+        "theta’s features below the head, support labels weighed by cosine similarity",
+        "Adaptation adds to the features",
+    ),
     "from_scratch": (
         "from scratch",
         "the same network from random weights, fitted on the support set",

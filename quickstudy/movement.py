@@ -1,0 +1,274 @@
+"""How far adaptation moves each layer: its weights, and what it makes of the same query inputs.
+
+    weights          |phi_l - theta_l| / |theta_l|
+    output           |h_phi - h_theta| / |h_theta|              h [n, p]: the layer's output at the n query inputs
+    representation   1 - CKA(h_theta, h_phi),   CKA(X, Y) = |X^T Y|^2 / (|X^T X| |Y^T Y|)   with columns centred
+
+All norms are Frobenius norms. Dropout that is left on in the model counts as movement of the outputs.
+
+Raghu, Raghu, Bengio, Vinyals: Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML, ICLR
+2020, https://arxiv.org/abs/1909.09157
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from quickstudy import engine as engines
+from quickstudy import seeds
+from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation import (
+    check_episodes,
+    check_values,
+    device_of,
+    for_test,
+    half_width,
+    protocol_of,
+    sample_blocks,
+)
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import outputs_of, own, parameters
+from quickstudy.protocol import Protocol
+from quickstudy.similarity import cka, relative_change
+
+KINDS = ("representation", "output", "weights")
+Moves = dict[str, dict[str, Tensor]]  # layer -> kind -> a scalar
+
+
+class Amount(NamedTuple):
+    """A mean over test episodes and the half width of its 95 % interval (infinite for one episode)."""
+
+    mean: float
+    interval: float
+
+
+@dataclass(frozen=True)
+class LayerMovement:
+    """How far one layer moves. None: there is no such number, as the layer starts at zero or its output is not seen."""
+
+    name: str
+    representation: Amount | None  # 1 - linear CKA, from 0 (the same up to rotation and scale) to 1
+    output: Amount | None  # relative to the output before
+    weights: Amount | None  # relative to the weights before
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far adaptation moves each layer that holds parameters, in the model's order, and under which protocol."""
+
+    layers: tuple[LayerMovement, ...]
+    protocol: Protocol
+
+    @property
+    def most(self) -> str:
+        """The layer whose representation moves most."""
+        return max((one for one in self.layers if one.representation), key=_representation).name
+
+    def __getitem__(self, name: str) -> LayerMovement:
+        """The layer of that name. Raises KeyError when there is none."""
+        return {one.name: one for one in self.layers}[name]
+
+    def __str__(self) -> str:
+        rows = [("layer", *KINDS)]
+        rows += [(one.name, *(in_words(getattr(one, kind)) for kind in KINDS)) for one in self.layers]
+        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(text.ljust(w) for text, w in zip(row, width, strict=True)).rstrip() for row in rows]
+        under = f"95 % CI over {self.protocol.episodes} episodes; {self.protocol.describe()}"
+        return "\n".join([*lines, f"relative movement by adaptation ({under})"])
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for movement.json."""
+        layers = [{"name": one.name} | {kind: _plain(getattr(one, kind)) for kind in KINDS} for one in self.layers]
+        return {"layers": layers, "most": self.most, "protocol": self.protocol.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Movement:
+        """The movement that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        layers = [
+            LayerMovement(str(one["name"]), *(_amount_of(one[kind]) for kind in KINDS)) for one in plain["layers"]
+        ]
+        if not any(one.representation for one in layers):
+            raise ValueError("it holds no layer's representation")
+        return cls(tuple(layers), Protocol(**plain["protocol"]))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Write the figure: bars per layer with 95 % intervals. The ending of `path` says how: .png, .svg or .pdf."""
+        from quickstudy.report.layers import write_figure  # matplotlib takes a second to import
+
+        write_figure(self, path)
+
+
+def in_words(amount: Amount | None) -> str:
+    """'0.123 ± 0.004', '0' where nothing moves at all, '-' where there is no number."""
+    if amount is None or amount.mean == 0:
+        return "-" if amount is None else "0"
+    return f"{amount.mean:.3f}" + ("" if math.isinf(amount.interval) else f" ± {amount.interval:.3f}")
+
+
+def _representation(one: LayerMovement) -> float:
+    assert one.representation is not None
+    return one.representation.mean
+
+
+def _plain(amount: Amount | None) -> dict[str, float | None] | None:
+    if amount is None:
+        return None
+    return {"mean": amount.mean, "interval": None if math.isinf(amount.interval) else amount.interval}
+
+
+def _amount_of(plain: Mapping[str, float | None] | None) -> Amount | None:
+    if plain is None:
+        return None
+    mean, interval = float(plain["mean"] or 0.0), plain["interval"]
+    if not math.isfinite(mean):
+        raise ValueError("a mean is not finite")
+    return Amount(mean, math.inf if interval is None else float(interval))
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def layer_movement(
+    trained: Any,
+    tasks: Any,
+    *,
+    episodes: int = 100,
+    seed: int = 1,
+    steps: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Movement:
+    """How far adaptation moves each layer of a gradient learner's model, over test episodes.
+
+    `trained` has `.learner` and `.theta`. The episodes are those of `evaluate` with the same seed. Compared are the
+    parameters after the learner's inner steps and after none. `steps`: inner steps, where they differ from training.
+    `progress(n)` is called with episodes done since.
+
+    >>> import quickstudy as qs
+    >>> learner = qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01)
+    >>> trained = qs.train(learner, qs.tasks.sinusoid("train"), iterations=2, meta_batch=2, progress=False)
+    >>> movement = qs.layer_movement(trained, qs.tasks.sinusoid("test"), episodes=4)
+    >>> movement.plot("movement.svg")  # doctest: +SKIP
+
+    Raises ConfigError for a learner that does not adapt the parameters of a model by inner steps.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}.")
+    _check_model(trained.learner)
+    learner, theta = for_test(trained.learner, tasks, steps), trained.theta
+    found: list[Moves] = []
+    first: Episode | None = None
+    for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
+        if first is None:
+            first, outputs = block, check_episodes(learner, theta, block)
+            _check_phi(learner, theta, engines.unstack(block)[0].support)
+        check_values(block, outputs)
+        with seeds.seeded(seed, "evaluate", number):
+            found.append(engines.map_tasks(lambda episode: episode_movement(learner, theta, episode), block))
+        if progress:
+            progress(len(block.query.y))
+    protocol = protocol_of(learner, tasks, "movement of layers", episodes, seed, seen=first)
+    return Movement(tuple(_layer(name, found) for name in layers_of(trained.learner.model)), protocol)
+
+
+def episode_movement(learner: Learner, theta: Theta, episode: Episode) -> Moves:
+    """The movements of one task."""
+    model: nn.Module = learner.model  # type: ignore[attr-defined]
+    before = own(model, theta) | _untouched(learner).adapt(theta, episode.support)
+    after = own(model, theta) | learner.adapt(theta, episode.support)
+    layers = layers_of(model)
+    old, new = (outputs_of(list(layers), model, params, episode.query.x) for params in (before, after))
+    found: Moves = {
+        name: {"weights": relative_change(*(_flat([p[key] for key in keys]) for p in (before, after)))}
+        for name, keys in layers.items()
+    }
+    for name in old:
+        h, moved = (torch.cat([t.flatten(1) for t in outputs[name]], 1) for outputs in (old, new))
+        found[name] |= {"output": relative_change(h, moved), "representation": 1 - cka(h, moved)}
+    return found
+
+
+def _untouched(learner: Learner) -> Learner:
+    """The learner before its first inner step: what it starts from may be more than theta (offsets, statistics)."""
+    return dataclasses.replace(learner, steps=0)  # type: ignore[type-var]
+
+
+def layers_of(model: nn.Module) -> dict[str, list[str]]:
+    """The layers that hold trainable parameters themselves, in the model's order: layer -> names of its parameters."""
+    found: dict[str, list[str]] = {}
+    for name in parameters(model):
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def _layer(name: str, found: list[Moves]) -> LayerMovement:
+    amounts = {}
+    for kind in KINDS:
+        values = [block[name][kind] for block in found if kind in block[name]]
+        amounts[kind] = _amount(torch.cat(values).cpu(), name) if values else None
+    return LayerMovement(name or "model", **amounts)
+
+
+def _amount(values: Tensor, name: str) -> Amount | None:
+    if values.isnan().any():
+        raise NonFiniteError(
+            f"test episode {int(values.isnan().nonzero()[0])} gives the layer {name!r} values that are not finite. "
+            "Lower the inner learning rate or the steps."
+        )
+    return None if values.isinf().any() else Amount(float(values.mean()), half_width(values))
+
+
+# --- which learners --------------------------------------------------------------------------------------------------
+
+
+def moves_layers(trained: Any, tasks: Any, steps: int | None = None) -> bool:
+    """Whether `layer_movement` can be asked of this learner."""
+    try:
+        _check_model(trained.learner)
+        learner = for_test(trained.learner, tasks, steps)
+        support = tasks.sample(1, seeds.generator(0, "probe")).support
+        _check_phi(learner, trained.theta, Batch(*(t[0].to(device_of(trained.theta)) for t in support)))
+    except ConfigError:
+        return False
+    return True
+
+
+def _check_model(learner: Learner) -> None:
+    name = type(learner).__name__
+    if not isinstance(getattr(learner, "model", None), nn.Module):
+        raise ConfigError(f"{name} has no field `model`: there are no layers that could move. {ASKED}")
+    if not hasattr(learner, "steps"):
+        raise ConfigError(f"{name} takes no inner steps: its model does not move. {ASKED}")
+
+
+def _check_phi(learner: Learner, theta: Theta, support: Batch) -> None:
+    """Refuse what is no set of the model's own parameters: a context, a new head, a table of means."""
+    model, name = learner.model, type(learner).__name__  # type: ignore[attr-defined]
+    with torch.no_grad():
+        phi = learner.adapt(theta, support)
+    if not isinstance(phi, dict):
+        raise ConfigError(f"{name} adapts a {type(phi).__name__}, not its model's parameters by name. {ASKED}")
+    names = parameters(model)
+    for key, value in phi.items():
+        if key not in names and key.rpartition(".")[2] not in ("mean", "variance"):
+            raise ConfigError(f"{name} adapts {key!r}, which is not a parameter of its model. {ASKED}")
+        if key in names and value.shape != theta[key].shape:
+            raise ConfigError(f"{name} gives each task a new {key!r}: there is nothing that it moved from. {ASKED}")
+    if not outputs_of(list(layers_of(model)), model, own(model, theta) | phi, support.x):
+        raise ConfigError(f"the model of {name} calls none of its layers, so their outputs are not seen. {ASKED}")
+
+
+ASKED = "layer_movement is for learners that adapt their model's parameters by inner steps, such as MAML."
