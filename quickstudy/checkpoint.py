@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from quickstudy import files
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.learner import Theta
 
+PLAIN = ("engine", "reason", "iteration", "since_best", "timing", "window")  # entries of the state that are plain
+
 
 @dataclass
 class TrainingState:
@@ -29,11 +31,17 @@ class TrainingState:
     engine: str = "loop"
     reason: str = ""
     iteration: int = 0
-    best: Theta | None = None
-    best_value: float = -math.inf  # of the validation score, higher is better
+    keep: int = 1  # how many of the best thetas are kept
+    best: list[tuple[float, Theta]] = field(default_factory=list)  # validation scores (higher is better), best first
     since_best: int = 0  # validations since the best one
     timing: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "computing": 0.0, "total": 0.0})
     window: list[float] = field(default_factory=list)  # losses since the last line of metrics.jsonl
+
+    def remember(self, value: float) -> None:
+        """After a validation of theta: keep it if it is among the best. The earlier of two equals is the better."""
+        theta = {name: tensor.detach().clone() for name, tensor in self.theta.items()}
+        self.best = sorted([*self.best, (value, theta)], key=lambda pair: -pair[0])[: self.keep]
+        self.since_best = 0 if self.best[0][1] is theta else self.since_best + 1
 
 
 def open_run(
@@ -92,10 +100,8 @@ def save_checkpoint(folder: Path | None, state: TrainingState) -> None:
         "best": files.pack(state.best, tensors, "best"),
         "optimizer": files.pack(state.optimizer.state_dict(), tensors, "optimizer"),
         "scheduler": files.pack(schedule_state(state.scheduler), tensors, "scheduler"),
-        "best_value": None if math.isinf(state.best_value) else state.best_value,
     }
-    names = ("engine", "reason", "iteration", "since_best", "timing", "window")
-    plain |= {name: getattr(state, name) for name in names}
+    plain |= {name: getattr(state, name) for name in ("keep", *PLAIN)}
     files.write_tensors(folder / "checkpoint.safetensors", "checkpoint", tensors, plain)
 
 
@@ -112,14 +118,32 @@ def _load_checkpoint(folder: Path, state: TrainingState) -> None:
     with torch.no_grad():
         for name, value in files.unpack(plain["theta"], tensors).items():
             state.theta[name].copy_(value)
-    state.best = files.unpack(plain["best"], tensors)
-    state.best_value = -math.inf if plain["best_value"] is None else plain["best_value"]
+    state.best = _best(plain, tensors)
+    _keep_no_fewer(state, plain.get("keep", 1))
     state.optimizer.load_state_dict(files.unpack(plain["optimizer"], tensors))
     schedule = files.unpack(plain["scheduler"], tensors)
     if state.scheduler is not None and schedule is not None:
         state.scheduler.load_state_dict(schedule)
-    for name in ("engine", "reason", "iteration", "since_best", "timing", "window"):
+    for name in PLAIN:
         setattr(state, name, plain[name])
+
+
+def _best(plain: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[float, Theta]]:
+    best = files.unpack(plain["best"], tensors)
+    if "best_value" in plain:  # checkpoints of before there were several: a theta or None
+        return [] if best is None else [(plain["best_value"], best)]
+    return best
+
+
+def _keep_no_fewer(state: TrainingState, known: int) -> None:
+    """A smaller `keep` on resuming drops nothing that is kept; a larger one cannot bring back what is gone."""
+    if state.keep > known == len(state.best):
+        warnings.warn(
+            f"this run kept the {known} best of its validations until now: keep={state.keep} counts from here on, and "
+            "better ones of before may be missing among them",
+            stacklevel=5,
+        )
+    state.keep = max(state.keep, known)
 
 
 def append_metrics(folder: Path | None, line: dict[str, Any]) -> None:

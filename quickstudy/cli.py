@@ -1,10 +1,11 @@
-"""The command line: train, evaluate, adapt, predict, report, list."""
+"""The command line: train, evaluate, adapt, predict, report, check, list."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import json
+import math
 import re
 import sys
 import typing
@@ -19,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, arg
 
-from quickstudy import __version__, files, recipes, rows, runs, seeds
+from quickstudy import __version__, factory, files, recipes, rows, runs, seeds
+from quickstudy.checking import check_meta_gradient
 from quickstudy.controls import CONTROLS
 from quickstudy.engine import ENGINES
 from quickstudy.errors import ConfigError, DataError, QuickstudyError, suggest
@@ -28,7 +30,7 @@ from quickstudy.learner import Learner
 from quickstudy.learners import LEARNERS
 from quickstudy.nn.conv4 import DOWNSAMPLING
 from quickstudy.nn.norm import POLICIES
-from quickstudy.options import AdaptOptions, EvaluateOptions, PredictOptions, ReportOptions, TrainOptions
+from quickstudy.options import AdaptOptions, CheckOptions, EvaluateOptions, PredictOptions, ReportOptions, TrainOptions
 from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
 from quickstudy.trained import Predictor, Trained, load
 from quickstudy.training import optimizer_of, schedule_of
@@ -41,6 +43,7 @@ OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then le
   quickstudy adapt RUN SUPPORT --out F  learn one new task from a folder with a subfolder per class
   quickstudy predict F INPUT...         label new images (--json for programs)
   quickstudy report RUN...              one HTML page to look at and to show
+  quickstudy check MODULE:FACTORY       is the meta-gradient of your own model or learner right?
   quickstudy list                       the learners, tasks and controls there are
 
 quickstudy COMMAND --help tells the options. A first try that works anywhere:
@@ -72,6 +75,7 @@ def train(argv: list[str]) -> None:
         val_every=options.val_every,
         val_episodes=options.val_episodes,
         patience=options.patience,
+        keep=options.keep,
         engine=options.engine,
         optimizer=optimizer_of(outer),
         scheduler=schedule_of(outer.schedule, options.iterations),
@@ -172,6 +176,7 @@ def evaluate(argv: list[str]) -> None:
         episodes=options.episodes,
         seed=options.seed,
         steps=options.steps,
+        ensemble=options.ensemble,
         names=None if options.controls is None else list(options.controls),
         engine=options.engine,
     )
@@ -253,6 +258,30 @@ def report(argv: list[str]) -> None:
     print(f"report: {path.resolve().as_uri()}")
 
 
+def check(argv: list[str]) -> int:
+    options = _parse(CheckOptions, argv, "check")
+    names = ("ways", "shots", "queries", "lr", "steps", "seed")
+    sizes = factory.Sizes(_shape(options.shape), **{name: getattr(options, name) for name in names})
+    learner, episode = factory.build(options.factory, sizes)
+    chosen = {"directions": options.directions, "tolerance": options.tolerance, "seed": options.seed}
+    found = check_meta_gradient(learner, episode, **chosen)
+    table = Table("parameter", "shape", "meta-gradient", "difference", "verdict")
+    for entry in found.entries:
+        shape, off = "x".join(map(str, entry.shape)) or "number", entry.difference
+        table.add_row(entry.name, shape, f"{entry.norm:.3g}", "" if math.isnan(off) else f"{off:.0e}", entry.verdict)
+    Console().print(table)
+    print(found)
+    return 0 if found.ok else 1
+
+
+def _shape(words: Sequence[str]) -> tuple[int, ...]:
+    """('1', '28', '28') or ('1,28,28',)."""
+    try:
+        return tuple(int(part) for word in words for part in word.split(",") if part)
+    except ValueError as error:
+        raise ConfigError(f"--shape takes whole numbers, as in 1 28 28; got {' '.join(words)!r}.") from error
+
+
 def list_all(argv: list[str]) -> None:
     if argv:
         raise ConfigError(f"'quickstudy list' takes no argument, got {' '.join(argv)!r}.")
@@ -266,12 +295,14 @@ def list_all(argv: list[str]) -> None:
     console.print(f"norm: {', '.join(POLICIES)}   downsample: {', '.join(DOWNSAMPLING)}   engine: {', '.join(ENGINES)}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+# A command may return what to exit with, 0 unless it does.
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "adapt": adapt,
     "predict": predict,
     "report": report,
+    "check": check,
     "list": list_all,
 }
 
@@ -281,7 +312,7 @@ def _parse(options: Any, argv: list[str], command: str) -> Any:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run a command; 0 done, 2 bad input (one message, no traceback), 130 interrupted."""
+    """Run a command; 0 done, 1 a check failed, 2 bad input (one message, no traceback), 130 interrupted."""
     command, *rest = argv or ["--help"]
     if command in ("-h", "--help", "help"):
         print(OVERVIEW)
@@ -294,7 +325,7 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(
                 f"unknown command {command!r}; there are {', '.join(COMMANDS)}.{suggest(command, COMMANDS)}"
             )
-        COMMANDS[command](rest)
+        return COMMANDS[command](rest) or 0
     except QuickstudyError as error:
         print(f"quickstudy: {error}", file=sys.stderr)
         return 2
@@ -303,7 +334,6 @@ def run(argv: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `quickstudy predict ... | head`
         return 0
-    return 0
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quickstudy import engine as engines
 from quickstudy import seeds
+from quickstudy.ensemble import best_thetas, mean_answer
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import with_normalisation
@@ -126,6 +127,7 @@ def evaluate(
     seed: int = 1,
     steps: int | None = None,
     transductive: bool | None = None,
+    ensemble: int = 1,
     controls: Sequence[str] = (),
     engine: str = "auto",
     progress: Callable[[int], None] | None = None,
@@ -135,9 +137,12 @@ def evaluate(
     `trained` has `.learner` and `.theta`. Test episode i follows from (seed, i) alone, so every learner meets the same
     episodes and scores can be compared in pairs. `steps`: inner steps at test, where they differ from training.
     `transductive`: None as the network declares; False normalises queries with the support set's statistics.
+    `ensemble`: so many of the thetas that did best on validation learn each task, and their answers are averaged: class
+    probabilities, or values. It takes training with `keep`; the controls are those of the best theta alone.
     `controls`: names out of quickstudy.controls.CONTROLS. `progress(n)` is called with episodes done since.
 
-    Raises ConfigError for settings the learner does not have, NonFiniteError when an output is not finite.
+    Raises ConfigError for settings the learner does not have and for an ensemble of more thetas than training kept,
+    NonFiniteError when an output is not finite.
     """
     from quickstudy.controls import check_control, control  # controls are learners, evaluated by this module
 
@@ -145,13 +150,14 @@ def evaluate(
         raise ConfigError(f"episodes must be at least 1, got {episodes}.")
     for name in controls:
         check_control(name)
+    thetas = best_thetas(trained, ensemble)
     learner = for_test(trained.learner, tasks, steps, transductive)
-    score = _score(learner, trained.theta, tasks, episodes, seed, engine, progress)
+    score = _score(learner, thetas, tasks, episodes, seed, engine, progress)
     found = {}
     for name in controls:
         variant, theta, source = control(name, learner, trained.theta, tasks)
         try:
-            found[name] = _score(variant, theta, source, episodes, seed, engine, progress, control=name)
+            found[name] = _score(variant, (theta,), source, episodes, seed, engine, progress, control=name)
         except NonFiniteError:
             warnings.warn(f"the control {name!r} diverged on these tasks and is left out", stacklevel=2)
     return dataclasses.replace(score, controls=found) if found else score
@@ -184,7 +190,7 @@ def _normalised(learner: Learner, policy: str) -> dict[str, Any]:
 
 def _score(
     learner: Learner,
-    theta: Theta,
+    thetas: Sequence[Theta],
     tasks: Any,
     episodes: int,
     seed: int,
@@ -192,17 +198,18 @@ def _score(
     progress: Callable[[int], None] | None,
     control: str | None = None,
 ) -> Score:
-    blocks = sample_blocks(tasks, episodes, seed, device_of(theta))
+    device = device_of(thetas[0])
+    blocks = sample_blocks(tasks, episodes, seed, device)
     first = next(blocks)
-    outputs = check_episodes(learner, theta, first)
+    outputs = check_episodes(learner, thetas[0], first)
     metric = "mean squared error" if first.query.y.is_floating_point() else "accuracy"
 
     def measure(episodes: Episode, chosen: str) -> Tensor:
-        return engines.map_tasks(lambda episode: episode_score(learner, theta, episode), episodes, chosen)
+        return engines.map_tasks(lambda episode: _ensemble_score(learner, thetas, episode), episodes, chosen)
 
     few = engines.first_tasks(first, TRIAL)
     with seeds.seeded(seed, "choose"):
-        choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
+        choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device)
     values = []
     for number, block in enumerate(itertools.chain([first], blocks)):
         check_values(block, outputs)
@@ -216,17 +223,20 @@ def _score(
         raise NonFiniteError(
             f"test episode {first} gives an output that is not finite. Lower the inner learning rate or the steps."
         )
-    return Score(result, protocol_of(learner, tasks, metric, episodes, seed, control, first))
+    return Score(result, protocol_of(learner, tasks, metric, episodes, seed, control, first, len(thetas)))
 
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:
     """Accuracy on the query set, or mean squared error for real-valued answers: a scalar."""
-    phi = learner.adapt(theta, episode.support)
-    output = learner.predict(theta, phi, episode.query.x)
+    return _ensemble_score(learner, (theta,), episode)
+
+
+def _ensemble_score(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> Tensor:
+    output = mean_answer(learner, thetas, episode)
     if episode.query.y.is_floating_point():
         return ((output - episode.query.y) ** 2).mean()
     # NaN logits would count as a wrong answer in silence: carry them into the score, where they are refused.
-    right = (output.argmax(1) == episode.query.y).to(output.dtype).mean()
+    right = (output.argmax(1) == episode.query.y).double().mean()
     return right + 0 * output.sum()
 
 
@@ -308,6 +318,7 @@ def protocol_of(
     seed: int,
     control: str | None = None,
     seen: Episode | None = None,
+    ensemble: int = 1,
 ) -> Protocol:
     """The protocol under which `learner` is tested on `tasks`.
 
@@ -327,6 +338,7 @@ def protocol_of(
         transductive=is_transductive(learner),
         normalisation=normalisation_of(learner),
         steps=getattr(learner, "steps", None),
+        ensemble=ensemble,
         control=control,
     )
 

@@ -6,7 +6,7 @@ Everything works on flat dicts of tensors and composes with `vmap` and with an o
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from quickstudy.tracing import inside_transform
 T = TypeVar("T")
 LossAt = Callable[[Theta], Tensor]
 Rate = float | Tensor | Theta
-PerStep = T | list[T]  # the same for every step, or one for each
+PerStep = T | Sequence[T]  # the same for every step, or one for each
 ADJOINTS = ("unroll", "first_order")
 
 
@@ -61,7 +61,7 @@ def trajectory(
 
 
 def _of_step(each: PerStep[T], k: int) -> T:
-    return each[min(k, len(each) - 1)] if isinstance(each, list) else each
+    return each[min(k, len(each) - 1)] if isinstance(each, (list, tuple)) else each  # type: ignore[return-value]
 
 
 # --- update rules ----------------------------------------------------------------------------------------------------

@@ -230,8 +230,11 @@ def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, head: 
     if f"{head}weight" not in params:
         return None
     seen: list[tuple[Tensor, Tensor]] = []
-    layer = _own_copy(model).module.get_submodule(head.rstrip("."))
-    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0], output))
+
+    handle = _own_copy(model).module.get_submodule(head.rstrip(".")).register_forward_hook(hook)
     try:
         output = call(model, params, x)
     finally:

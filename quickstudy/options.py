@@ -49,6 +49,7 @@ class TrainOptions:
     val_every: Annotated[int | None, number("a tenth of all")] = None  # iterations between validations
     val_episodes: int = 100  # episodes of a validation
     patience: Annotated[int | None, number("never")] = None  # stop after so many validations without a better one
+    keep: int = 1  # how many of the best checkpoints on validation are kept, for 'evaluate --ensemble'
     clip: Annotated[float | None, number("none")] = None  # bound on the norm of the meta-gradient
     filters: int = 64  # filters of conv4
     norm: Literal["batch", "support", "layer", "none"] = "batch"  # normalisation of conv4
@@ -68,6 +69,7 @@ class EvaluateOptions:
     shots: Annotated[int | None, number("as in training")] = None  # support examples per class
     queries: Annotated[int | None, number("as in training")] = None  # query examples per class
     steps: Annotated[int | None, number("as in training")] = None  # inner steps at test
+    ensemble: int = 1  # how many of the best checkpoints answer together, their mean (takes training with --keep)
     seed: int = 1  # of the test episodes: the same seed gives every learner the same ones
     split: Literal["test", "val", "train"] = "test"  # whose classes
     data: Annotated[str | None, word("where training found it")] = None  # folder of the data set
@@ -99,3 +101,23 @@ class ReportOptions:
 
     runs: Positional[tuple[str, ...]]  # run folders
     out: Annotated[str | None, word("report.html in the run folder")] = None  # file to write
+
+
+@dataclass
+class CheckOptions:
+    """Compare the meta-gradient of your own model or learner with finite differences; exits 1 when it is wrong.
+
+    FACTORY is called without arguments and gives a learner, a pair (learner, episode), or a torch.nn.Module, which is
+    put into MAML. Without an episode, a random one is drawn.
+    """
+
+    factory: Positional[str]  # MODULE:FACTORY, as in my_model.py:make or package.models:Net
+    shape: Annotated[tuple[str, ...], arg(metavar="N...", help_behavior_hint="")] = ()  # of an input, as 1 28 28
+    ways: Annotated[int | None, number("regression, or as the learner says")] = None  # classes in the task
+    shots: int = 3  # support examples per class (regression: per task)
+    queries: int = 3  # query examples per class (regression: per task)
+    lr: float = 0.1  # inner learning rate around a network
+    steps: int = 2  # inner steps around a network
+    directions: int = 3  # random directions per parameter
+    tolerance: float = 1e-5  # relative difference that is let pass
+    seed: int = 0  # of the weights, the episode and the directions

@@ -1,7 +1,7 @@
 """Run folders: evaluate what was trained there, and keep what a report needs.
 
 A run holds config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json, learner.qs; once it is
-evaluated also scores.json and examples.safetensors, and report.html.
+evaluated also scores.json, examples.safetensors and, for gradient learners, movement.json; and report.html.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from quickstudy.errors import RunError
 from quickstudy.evaluation import Score, evaluate, for_test
 from quickstudy.learner import Batch, Episode, Learner
 from quickstudy.machine import machine
+from quickstudy.movement import layer_movement, moves_layers
 from quickstudy.progress import counting_bar
 from quickstudy.protocol import is_transductive, normalisation_of
 from quickstudy.trained import Predictor, Trained, load
 
 CURVE = (0, 1, 2, 3, 5, 10)  # inner steps of the curve in the report
 CURVE_EPISODES = 200
+MOVEMENT_EPISODES = 100
 PICTURED = 3  # test episodes kept for the report
 
 
@@ -55,6 +57,7 @@ def evaluate_run(
     episodes: int = 600,
     seed: int = 1,
     steps: int | None = None,
+    ensemble: int = 1,
     names: list[str] | None = None,
     engine: str = "auto",
     progress: bool = True,
@@ -62,19 +65,27 @@ def evaluate_run(
     """Score a run on test tasks and write scores.json and examples.safetensors into its folder.
 
     The first score carries the controls (`names`, by default all that make sense). A transductive learner gets a
-    second one with the support set's statistics at the query. Learners with inner steps get a curve over steps.
+    second one with the support set's statistics at the query. Learners with inner steps get a curve over steps, and
+    movement.json where the steps move the layers of a model.
+
+    `ensemble` thetas answer together for the scores; all else is of the best theta alone.
     """
     learner = for_test(trained.learner, tasks, steps)
     names = controls.available(learner, tasks) if names is None else names
     both = is_transductive(learner)
     curve = _with_own(CURVE, learner) if learner.episodic else ()
     few = min(episodes, CURVE_EPISODES)
-    with counting_bar("evaluating", episodes * (1 + len(names) + both) + few * len(curve), progress) as count:
+    moved = min(episodes, MOVEMENT_EPISODES) if moves_layers(trained, tasks, steps) else 0
+    with counting_bar("evaluating", episodes * (1 + len(names) + both) + few * len(curve) + moved, progress) as count:
         common = {"seed": seed, "engine": engine, "progress": count}
-        scores = [evaluate(trained, tasks, episodes=episodes, steps=steps, controls=names, **common)]
+        full = {"episodes": episodes, "steps": steps, "ensemble": ensemble, **common}
+        scores = [evaluate(trained, tasks, controls=names, **full)]
         if both:
-            scores.append(evaluate(trained, tasks, episodes=episodes, steps=steps, transductive=False, **common))
+            scores.append(evaluate(trained, tasks, transductive=False, **full))
         steps_curve = [(k, evaluate(trained, tasks, episodes=few, steps=k, **common)) for k in curve]
+        if moved:
+            movement = layer_movement(trained, tasks, episodes=moved, seed=seed, steps=steps, progress=count)
+            files.write_json(Path(folder) / "movement.json", movement.to_dict())
     plain = {
         "scores": [score.to_dict() for score in scores],
         "steps": [{"steps": k, "mean": s.mean, "interval": s.interval} for k, s in steps_curve],

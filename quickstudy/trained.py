@@ -32,13 +32,19 @@ LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_los
 class Trained:
     """A learner with the meta-parameters that training found.
 
-    `tasks` describes what it was trained on; `preprocess` is how raw input became the model's input.
+    `tasks` describes what it was trained on; `preprocess` is how raw input became the model's input. `best` holds the
+    thetas of the best validations where training kept several (`keep`), best first; `theta` is the first of them.
     """
 
     learner: Learner
     theta: Theta
     tasks: Mapping[str, Any] = field(default_factory=dict)
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    best: tuple[Theta, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.best and self.best[0] is not self.theta:
+            raise ConfigError("the first of `best` must be `theta` itself: Trained(learner, best[0], best=best).")
 
     def adapt(self, x: Any, y: Any, *, transductive: bool = False) -> Predictor:
         """Learn one task from its support set.
@@ -97,7 +103,10 @@ class Trained:
     def save(self, path: str | os.PathLike) -> None:
         """Write a `.qs` file, see `quickstudy.load`."""
         tensors = {f"theta.{name}": value for name, value in self.theta.items()}
-        header = {"tasks": dict(self.tasks), "preprocess": dict(self.preprocess), "names": list(self.theta)}
+        header: dict[str, Any] = {"tasks": dict(self.tasks), "preprocess": dict(self.preprocess)}
+        header["names"] = list(self.theta)
+        if len(self.best) > 1:
+            header["best"] = files.pack(self.best[1:], tensors, "best")
         files.write_tensors(path, "trained", tensors | _constants(self.learner), header | _learner_header(self.learner))
 
 
@@ -192,7 +201,8 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])
         return Predictor(learner, theta, phi, classes, header["preprocess"])
-    return Trained(learner, theta, header["tasks"], header["preprocess"])
+    best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()
+    return Trained(learner, theta, header["tasks"], header["preprocess"], best)
 
 
 def as_inputs(x: Any, theta: Theta) -> Tensor:

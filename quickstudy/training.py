@@ -116,6 +116,7 @@ def train(
     val_every: int | None = None,
     val_episodes: int = 100,
     patience: int | None = None,
+    keep: int = 1,
     engine: str = "auto",
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -133,6 +134,7 @@ def train(
     out              run folder: config, protocol, metrics, checkpoint, learner.qs; None keeps everything in memory
     val              validation tasks: every `val_every` iterations (default a tenth of all) `val_episodes` episodes;
                      the best theta is kept, and after `patience` validations without a better one training stops
+    keep             how many of the best thetas are kept in `Trained.best`, for an ensemble at evaluation
     engine           "auto" measures vmap, threads and loop on the first iteration
     optimizer        maps parameters to a torch optimizer; `scheduler` maps that to a learning-rate schedule, stepped
                      once per iteration; None: as the learner's `outer()` says, for most Adam with learning rate 1e-3.
@@ -142,7 +144,9 @@ def train(
 
     Raises ConfigError, DataError, RunError or NonFiniteError. Ctrl-C saves a checkpoint before it passes on.
     """
-    _check_settings(iterations, meta_batch, val_episodes, val_every, patience)
+    _check_settings(iterations, meta_batch, val_episodes, val_every, patience, keep)
+    if keep > 1 and val is None:
+        raise ConfigError(f"keep={keep} keeps the best thetas on validation, but there are no validation tasks (val).")
     folder = None if out is None else Path(out)
     if not learner.episodic and hasattr(tasks, "pooled"):
         tasks = tasks.pooled()
@@ -160,8 +164,10 @@ def train(
     if theta:  # before anything is written: a folder is made for a run that can begin
         first = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
         _check_first(learner, theta, first)
+    state.keep = keep
     resumed = open_run(folder, config, {"iterations": iterations, **(about or {})}, state, resume)
-    _write_protocol(folder, config | {"iterations": iterations, "val_every": val_every, "val_episodes": val_episodes})
+    rest = {"iterations": iterations, "val_every": val_every, "val_episodes": val_episodes, "keep": state.keep}
+    _write_protocol(folder, config | rest)
     if not theta:  # nothing to learn: the learner is ready as it is
         return _finish(trained, state, folder)
     if not resumed:
@@ -277,10 +283,7 @@ def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> di
         trained, settings.val, episodes=settings.val_episodes, seed=settings.seed + 1_000_003, engine=state.engine
     )
     value = score.mean if score.protocol.metric == "accuracy" else -score.mean
-    state.since_best += 1
-    if value > state.best_value:
-        state.best_value, state.since_best = value, 0
-        state.best = {name: tensor.detach().clone() for name, tensor in trained.theta.items()}
+    state.remember(value)
     return {"val": score.mean, "val_interval": score.interval}
 
 
@@ -334,7 +337,9 @@ def _described(part: Any, settings: dict[str, Any] | None) -> dict[str, Any] | N
 
 
 def _finish(trained: Trained, state: TrainingState, folder: Path | None) -> Trained:
-    final = Trained(trained.learner, state.best or trained.theta, trained.tasks, trained.preprocess)
+    thetas = [theta for _, theta in state.best]
+    theta, several = (thetas or [trained.theta])[0], tuple(thetas) if len(thetas) > 1 else ()
+    final = Trained(trained.learner, theta, trained.tasks, trained.preprocess, several)
     if folder is not None:
         save_checkpoint(folder, state)
         final.save(folder / "learner.qs")
@@ -366,7 +371,8 @@ def _write_protocol(folder: Path | None, training: dict[str, Any]) -> None:
 
 def _check_settings(iterations: int, meta_batch: int, val_episodes: int, *others: int | None) -> None:
     named = {"iterations": iterations, "meta_batch": meta_batch, "val_episodes": val_episodes}
-    named |= {name: value for name, value in zip(("val_every", "patience"), others, strict=True) if value is not None}
+    optional = zip(("val_every", "patience", "keep"), others, strict=True)
+    named |= {name: value for name, value in optional if value is not None}
     for name, value in named.items():
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}.")

@@ -181,3 +181,44 @@ def test_help_and_list_name_everything(capsys):
     text = capsys.readouterr().out
     assert "inner learning rate (default: 0.4)" in text
     assert "(default: 2000)" in text
+
+
+# --- every learner ---------------------------------------------------------------------------------------------------
+
+GRADIENT = ("maml", "reptile", "anil", "boil", "metasgd", "mamlplusplus", "imaml", "metacurvature", "cavia", "leo")
+
+
+@pytest.mark.filterwarnings("ignore::quickstudy.errors.AccuracyWarning")  # three iterations solve nothing
+@pytest.mark.parametrize("learner", GRADIENT)
+def test_a_gradient_learner_trains_adapts_and_answers_on_characters(learner, images, tmp_path, capsys):
+    out, predictor = tmp_path / "run", tmp_path / "p.qs"
+    assert cli.run(["train", "glyphs", learner, *TINY, "--ways", "3", "--engine", "loop", "--out", str(out)]) == 0
+    assert cli.run(["evaluate", str(out), "--episodes", "4", "--controls", "shuffled_labels"]) == 0
+    three = tmp_path / "three"
+    for name in ("class00", "class01", "class02"):
+        (three / name).mkdir(parents=True)
+        for i in range(2):
+            (three / name / f"{i}.png").write_bytes((images / name / f"{i}.png").read_bytes())
+    assert cli.run(["adapt", str(out), str(three), "--out", str(predictor)]) == 0
+    capsys.readouterr()
+    assert cli.run(["predict", str(predictor), str(images / "class01"), "--json"]) == 0
+    assert {answer["label"] for answer in json.loads(capsys.readouterr().out)} <= {"class00", "class01", "class02"}
+
+
+@pytest.mark.filterwarnings("ignore::quickstudy.errors.AccuracyWarning")
+@pytest.mark.parametrize("learner", [name for name in GRADIENT if name != "leo"])
+def test_a_gradient_learner_trains_on_sinusoids(learner, tmp_path):
+    out = tmp_path / "run"
+    sizes = ["--iterations", "3", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
+    assert cli.run(["train", "sinusoid", learner, *sizes, "--out", str(out)]) == 0
+    assert cli.run(["evaluate", str(out), "--episodes", "4", "--controls", "zero_steps", "--steps", "3"]) == 0
+
+
+def test_the_outer_loop_is_the_learners_own_unless_said(tmp_path):
+    sizes = ["--iterations", "2", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
+    for given, optimizer, rate in (([], "SGD", 1.0), (["--outer-lr", "0.5"], "SGD", 0.5)):
+        out = tmp_path / f"run{rate}"
+        assert cli.run(["train", "sinusoid", "reptile", *sizes, *given, "--out", str(out)]) == 0
+        config = json.loads((out / "config.json").read_text())
+        assert config["optimizer"]["name"] == optimizer and config["optimizer"]["lr"] == rate
+        assert config["scheduler"]["name"] == "LinearLR"

@@ -82,7 +82,7 @@ def transformed(slope: Tensor, matrices: Mapping[str, Tensor], name: str) -> Ten
     for side in range(result.dim()):
         matrix = matrices.get(f"{name}.{side}")
         if matrix is not None:
-            result = torch.tensordot(matrix, result, ([1], [side])).movedim(0, side)
+            result = (result.movedim(side, -1) @ matrix.T).movedim(-1, side)
     return result.reshape(slope.shape)
 
 
