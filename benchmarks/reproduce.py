@@ -98,10 +98,22 @@ def measure(
             made = run_row(row, tasks, data, folder)
             scores = [[s.to_dict() for s in test_row(made["trained"], tasks, test, data)] for test in row.tests]
             facts = {name: made[name] for name in ("timing", "parameters", "commit")}
+            if row.movement:
+                facts["movement"] = movement(made["trained"], tasks, row, data)
             done = {"name": row.name, "settings": settings, "scores": scores, **facts}
             files.write_json(path, done)
         print(f"{row.name}: {done['scores'][0][0]['text']}", flush=True)
         yield done | {"published": row.published, "differs": row.differs}
+
+
+def movement(trained: qs.Trained, tasks: str, row: Row, data: str | None) -> dict[str, Any] | None:
+    """How far each layer moves in the row's first test; None for learners whose layers do not adapt."""
+    test = row.tests[0]
+    source = recipes.open_tasks(recipes.Request(tasks, test.ways, test.shots, test.queries, data), "test")
+    try:
+        return qs.layer_movement(trained, source, episodes=100, seed=1, steps=test.steps).to_dict()
+    except qs.errors.ConfigError:
+        return None
 
 
 def paired(
@@ -163,6 +175,7 @@ def table(result: dict[str, Any]) -> str:
             cells = (row["name"], what, shown, minutes, row["timing"]["engine"], row["published"], row["differs"])
             lines.append("| " + " | ".join(cells) + " |")
     lines += over_seeds(result["rows"])
+    lines += layers(result["rows"])
     if result["paired"]:
         lines += [
             "",
@@ -174,6 +187,20 @@ def table(result: dict[str, Any]) -> str:
         for d in result["paired"]:
             lines.append(f"| {d['row']} | {d['protocol']} | {d['baseline']} ({d['against']}) | {d['text']} |")
     return "\n".join(lines) + "\n"
+
+
+def layers(rows: list[dict[str, Any]]) -> list[str]:
+    """How far adaptation moves each layer's representation of the queries, 1 - CKA, for rows that were asked."""
+    found = {row["name"]: row["movement"] for row in rows if row.get("movement")}
+    if not found:
+        return []
+    names = [layer["name"] for layer in next(iter(found.values()))["layers"]]
+    lines = ["", "How far adaptation moves each layer's representation (1 - linear CKA, 100 test episodes):", ""]
+    lines += ["| learner | " + " | ".join(names) + " | moves most |", "|---|" + "---|" * (len(names) + 1)]
+    for row, moved in found.items():
+        amounts = [qs.movement.in_words(one.representation) for one in qs.Movement.from_dict(moved).layers]
+        lines.append(f"| {row} | " + " | ".join(amounts) + f" | {moved['most']} |")
+    return lines
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> list[str]:
@@ -252,9 +279,12 @@ def differences(done: list[dict[str, Any]], baselines: list[Row], family: str) -
 
 
 def write(result: dict[str, Any]) -> None:
-    """The result file and the page made from it."""
+    """The result file, the page made from it, and the figure of MAML's layers."""
     files.write_json(RESULTS / f"{result['name']}.json", result)
     (RESULTS / f"{result['name']}.md").write_text(table(result), encoding="utf-8")
+    for row in result["rows"]:
+        if row["name"] == "maml-1shot" and row.get("movement"):
+            qs.Movement.from_dict(row["movement"]).plot(ROOT / "docs" / "images" / "layers.png")
 
 
 COMMIT = commit()  # at the start: what runs is what was read then

@@ -36,12 +36,13 @@ class Row:
     schedule: str | None = "cosine"  # of the outer rate; None: the learner's own outer loop
     seed: int = 0
     keep: int = 1  # best checkpoints kept; more than one trains with validation
+    movement: bool = False  # measure how far each layer moves
     published: str = ""  # the paper's number, under the paper's protocol
     differs: str = ""  # what we did otherwise
 
     def settings(self) -> dict[str, Any]:
         """All that its numbers depend on, as plain values: a result stands as long as these are the same."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("published", "differs")}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("published", "differs")}  # words only
 
 
 # --- the foundation's tables -----------------------------------------------------------------------------------------
@@ -110,7 +111,8 @@ class Entry:
     """A learner of the family: its settings, and how many iterations fit the short budget at 1 and at 5 shots.
 
     Settings are the papers', except that inner rates (and iMAML's lam) were compared on validation characters in
-    trainings of a twelfth of the budget. The iterations are 600 seconds of processor time (5 minutes on 2 cores) over what one costs (benchmarks/cost.py).
+    trainings of a twelfth of the budget. The iterations are 600 seconds of processor time (5 minutes on 2 cores) over
+    what one costs (benchmarks/cost.py).
     """
 
     learner: str
@@ -180,6 +182,7 @@ def _short(entry: Entry, shots: int, i: int) -> Row:
         dict(entry.fields),
         schedule=None if entry.own_outer else "cosine",
         keep=entry.keep,
+        movement=True,
         published=entry.published[i],
         differs=f"{entry.short[i]:,} iterations of {entry.meta_batch} tasks ({trained}); 15 queries at test",
     )
