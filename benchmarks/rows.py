@@ -130,7 +130,7 @@ class Entry:
 FAMILY = [
     Entry(
         "maml",
-        {"lr": 0.4, "steps": 1},
+        {"lr": 0.1, "steps": 1},
         (4000, 2400),
         ("98.7 ± 0.4", "99.9 ± 0.1"),
         test_steps=3,
@@ -148,7 +148,7 @@ FAMILY = [
     ),
     Entry("anil", {"lr": 0.1, "steps": 5}, (5400, 3600), ("none printed", "none printed"), controls=("nil",)),
     Entry("boil", {"lr": 0.1, "steps": 1}, (4000, 2400), ("none printed", "none printed")),
-    Entry("metasgd", {"lr": 0.4, "steps": 1}, (3700, 2300), ("99.53", "99.93")),
+    Entry("metasgd", {"lr": 0.1, "steps": 1}, (3700, 2300), ("99.53", "99.93")),
     Entry(
         "mamlplusplus",
         {"lr": 0.1, "steps": 5},
@@ -157,7 +157,7 @@ FAMILY = [
         keep=5,
     ),
     Entry("imaml", {"lr": 0.5, "steps": 8, "lam": 0.5}, (1000, 450), ("99.50 (Hessian-free)", "99.74 (Hessian-free)")),
-    Entry("metacurvature", {"lr": 0.4, "steps": 1}, (3000, 1900), ("99.97 (MC2+)", "99.89 (MC2+)")),
+    Entry("metacurvature", {"lr": 0.1, "steps": 1}, (3000, 1900), ("99.97 (MC2+)", "99.89 (MC2+)")),
     Entry("cavia", {"lr": 10.0, "steps": 2, "context": 100}, (3400, 2500), ("none printed", "none printed")),
     Entry("leo", {}, (3000, 2000), ("none printed", "none printed")),
 ]
