@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
+from quickstudy.checking import GradientCheck, check_meta_gradient
 from quickstudy.engine import map_tasks, meta_gradient
 from quickstudy.evaluation import Difference, Score, compare, evaluate
 from quickstudy.learner import Batch, Episode, Learner, Outer, as_module, with_gradient
@@ -19,6 +20,7 @@ from quickstudy.learners.gradient.anil import ANIL
 from quickstudy.learners.gradient.boil import BOIL
 from quickstudy.learners.gradient.cavia import CAVIA
 from quickstudy.learners.gradient.imaml import IMAML
+from quickstudy.learners.gradient.leo import LEO
 from quickstudy.learners.gradient.maml import MAML
 from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
@@ -27,6 +29,7 @@ from quickstudy.learners.gradient.reptile import Reptile
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
+from quickstudy.movement import Movement, layer_movement
 from quickstudy.protocol import Protocol
 from quickstudy.trained import Predictor, Trained, load
 from quickstudy.training import meta_steps, train
@@ -37,15 +40,18 @@ __all__ = [
     "CAVIA",
     "IMAML",
     "LEARNERS",
+    "LEO",
     "MAML",
     "Batch",
     "Difference",
     "Episode",
     "FineTune",
+    "GradientCheck",
     "Learner",
     "MAMLPlusPlus",
     "MetaCurvature",
     "MetaSGD",
+    "Movement",
     "NearestCentroid",
     "Outer",
     "Predictor",
@@ -56,10 +62,12 @@ __all__ = [
     "Trained",
     "__version__",
     "as_module",
+    "check_meta_gradient",
     "compare",
     "cross_entropy",
     "errors",
     "evaluate",
+    "layer_movement",
     "load",
     "map_tasks",
     "meta_gradient",

@@ -6,14 +6,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from quickstudy import nn as networks
+from quickstudy import seeds
 from quickstudy import tasks as sources
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.learner import Learner
 from quickstudy.learners import LEARNERS
+from quickstudy.model import call
 
 NAMED = ("glyphs", "sinusoid", "omniglot")
 
@@ -105,10 +108,18 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
         fields["ways"] = ways
     if "encoder" in names:
         fields["encoder"] = build_network(tasks, None, {"downsample": "pool"} | network)
+    if "width" in names:
+        fields["width"] = width_of(fields["encoder"], tasks)
     if "model" in names:
         outputs = ways if cls.episodic or ways is None else len(tasks.classes)
         fields["model"] = build_network(tasks, outputs, network)
     return cls(**fields)
+
+
+def width_of(encoder: nn.Module, tasks: Any) -> int:
+    """How many features the encoder gives for an input of these tasks."""
+    with torch.no_grad():
+        return call(encoder, {}, tasks.sample(1, seeds.generator(0, "width")).support.x[0]).shape[-1]
 
 
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:

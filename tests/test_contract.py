@@ -89,6 +89,12 @@ def finetune(model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Lear
     return lambda: qs.FineTune(model(), **{"ways": WAYS, "lr": 0.3, "steps": 3} | fields)
 
 
+def leo(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable[[], Learner]:
+    sizes = {"ways": WAYS, "latent": 3, "lr": 0.5, "steps": 2, "finetune_lr": 0.3, "finetune_steps": 2}
+    weights = {"kl": 0.1, "orthogonality": 0.1, "sample": False}  # a drawn loss has no other to agree with
+    return lambda: qs.LEO(model(), width, **sizes | weights | fields)
+
+
 def conv(norm: str, classes: int | None) -> Callable[[], nn.Module]:
     return functools.partial(smooth_conv, norm, classes)
 
@@ -192,6 +198,11 @@ CASES = [
         "cavia", "batch norm", gradient(qs.CAVIA, conv("batch", WAYS), context=6), IMAGE, transductive=True, head="head"
     ),
     Case("cavia", "support norm", gradient(qs.CAVIA, conv("support", WAYS), context=6), IMAGE, head="head"),
+    Case("leo", "classification", leo(lambda: vector_net(None), 5)),
+    Case("leo", "on features", leo(nn.Flatten, 4)),
+    Case("leo", "first order", leo(lambda: vector_net(None), 5, first_order=True), exact=False),
+    Case("leo", "batch norm", leo(conv("batch", None), 8), IMAGE, transductive=True),
+    Case("leo", "support norm", leo(conv("support", None), 8), IMAGE),
     Case("protonet", "classification", protonet(lambda: vector_net(None))),
     Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
     Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),

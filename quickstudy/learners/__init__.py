@@ -5,6 +5,7 @@ from quickstudy.learners.gradient.anil import ANIL
 from quickstudy.learners.gradient.boil import BOIL
 from quickstudy.learners.gradient.cavia import CAVIA
 from quickstudy.learners.gradient.imaml import IMAML
+from quickstudy.learners.gradient.leo import LEO
 from quickstudy.learners.gradient.maml import MAML
 from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
@@ -25,6 +26,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "imaml": IMAML,
     "metacurvature": MetaCurvature,
     "cavia": CAVIA,
+    "leo": LEO,
     "protonet": ProtoNet,
     "finetune": FineTune,
     "nearestcentroid": NearestCentroid,

@@ -54,11 +54,11 @@ class ANIL(Learner):
         """The adapted parameters alone: the rest is theta's."""
         start = {name: theta[name] for name in self._moving()}
         adjoint = "first_order" if self.first_order else "unroll"
-        loss_at = self._support_loss(theta, support, start)
+        loss_at = self._support_loss(theta, support)
         phi = descend(loss_at, start, lr=self.lr, steps=self.steps, adjoint=adjoint, rule=self.rule)
         return phi | statistics(self.model, theta | phi, support.x)
 
-    def _support_loss(self, theta: Theta, support: Batch, moving: Theta) -> LossAt:
+    def _support_loss(self, theta: Theta, support: Batch) -> LossAt:
         head = last_linear(self.model) if self.adapts == "" else None
         z = None if head is None else below_head(self.model, theta, support.x, head)
         if z is None:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner import check_steps, descend
+from quickstudy.inner import LossAt, check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import call, input_of, last_linear, parameters, statistics
+from quickstudy.model import below_head, call, last_linear, parameters, statistics
 
 FITS = ("head", "all")
 
@@ -60,25 +60,18 @@ class FineTune(Learner):
         head = last_linear(self.model)
         body = {name: value for name, value in theta.items() if not name.startswith(head)}
         start = self._new_head(theta, head)
-        if self.fit == "all":
-            phi = descend(
-                lambda p: self.loss(call(self.model, p, support.x), support.y),
-                body | start,
-                lr=self.lr,
-                steps=self.steps,
-                adjoint="first_order",
-            )
-        else:
-            # The features below the head do not move: compute them once.
-            z = input_of(head.rstrip("."), self.model, theta, support.x)
-            phi = body | descend(
-                lambda p: self.loss(F.linear(z, p[f"{head}weight"], p.get(f"{head}bias")), support.y),
-                start,
-                lr=self.lr,
-                steps=self.steps,
-                adjoint="first_order",
-            )
+        moving = body | start if self.fit == "all" else start
+        loss_at = self._support_loss(theta, support)
+        phi = body | descend(loss_at, moving, lr=self.lr, steps=self.steps, adjoint="first_order")
         return phi | statistics(self.model, phi, support.x)
+
+    def _support_loss(self, theta: Theta, support: Batch) -> LossAt:
+        head = last_linear(self.model)
+        # The features below a head that moves alone do not change: compute them once.
+        z = None if self.fit == "all" else below_head(self.model, theta, support.x, head)
+        if z is None:
+            return lambda p: self.loss(call(self.model, theta | p, support.x), support.y)
+        return lambda p: self.loss(F.linear(z, p[f"{head}weight"], p.get(f"{head}bias")), support.y)
 
     def _new_head(self, theta: Theta, head: str) -> Theta:
         old = {name: value for name, value in theta.items() if name.startswith(head)}

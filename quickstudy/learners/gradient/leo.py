@@ -1,0 +1,229 @@
+"""Latent embedding optimization: take the gradient steps in a small space that decodes to classifier weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy import seeds
+from quickstudy.errors import ConfigError
+from quickstudy.inner import check_steps, descend
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.metric.distance import class_means
+from quickstudy.model import beside, call, own, parameters, part, statistics
+
+PREFIX = "leo."  # in theta: of everything but the encoder's parameters
+
+
+class Classifier(NamedTuple):
+    weights: Tensor  # [ways, width]
+    statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+
+
+class Gaussian(NamedTuple):
+    """Independent normal numbers."""
+
+    mean: Tensor
+    std: Tensor
+
+    def at(self, noise: Tensor | None) -> Tensor:
+        """The draw that standard normal `noise` stands for; the mean without."""
+        return self.mean if noise is None else self.mean + noise * self.std
+
+
+class Noise(NamedTuple):
+    """What one episode draws; None takes means."""
+
+    latent: Tensor | None = None  # [ways, latent]
+    weights: Tensor | None = None  # [ways, width]
+
+
+class Path(NamedTuple):
+    """What the inner loops came through."""
+
+    code: Gaussian  # of the latent codes [ways, latent], given the support set
+    start: Tensor  # codes before the steps
+    end: Tensor  # codes after the steps
+    weights: Tensor  # [ways, width], after fine-tuning
+
+
+@dataclass(frozen=True, eq=False)
+class LEO(Learner):
+    """Each class has a latent code, read off the support set and improved by gradient steps, that decodes to weights.
+
+        z_n ~ N(mu_n, sigma_n)   (mu_n, sigma_n) = mean over i in class n and all j of relation(e(x_i), e(x_j))
+        w_n ~ N(m_n, s_n)        (m_n, s_n) = decoder(z_n),   logits_n(x) = f(x) . w_n
+        z <- z - rate_z * grad_z L_S(w(z))   `steps` times from z to z', then
+        w <- w - rate_w * grad_w L_S(w)      `finetune_steps` times
+        meta-loss   L_Q(w) + kl * KL(N(mu, sigma) || N(0, 1)) + encoder_penalty * |stop(z') - z|^2
+                    + orthogonality * |C - I|^2,   C the correlations of the decoder's columns
+
+    f(x) is the encoder's output scaled to length one, e a linear map of it. KL and squares are means over their
+    entries. L_S is the cross entropy averaged within classes and summed over them, so that a code moves as far in a
+    task of many ways or shots as in one of few. The rates are learned, with an entry per dimension. Everything but
+    the encoder is kept in theta under "leo."; no part of it belongs to a class, so `ways` may be another number at
+    test than in training. With `sample` the meta-loss draws z and w anew in each episode and keeps the draw for all
+    inner steps; `adapt` takes the means.
+
+    Rusu, Rao, Sygnowski, Vinyals, Pascanu, Osindero, Hadsell: Meta-Learning with Latent Embedding Optimization,
+    ICLR 2019, https://arxiv.org/abs/1807.05960
+
+    >>> import torch, quickstudy as qs
+    >>> on_features = qs.LEO(torch.nn.Flatten(), width=640)
+    >>> end_to_end = qs.LEO(qs.nn.conv4(channels=1, downsample="pool"), width=64)
+
+    Deviations from the paper and its code (https://github.com/google-deepmind/leo): the encoder is trained along
+    unless it has no parameters, where the paper uses frozen features. A standard deviation is softplus(u) / log 2
+    times its value at the start (1, and sqrt(2 / (ways + width)) for weights), where the code has exp(u) - 1 plus
+    that value, cut off at zero: as a function of z the exponential makes the inner steps diverge. The KL is the
+    closed form, not one draw of it. One draw per class and episode, where the code draws weights and dropout anew in
+    every step and a code per example. Weight decay (1e-8 there) and clipping are left to the outer optimizer. The
+    weights of the penalties and the dropout are the code's defaults, but for dropout 0 (there 0.5); the values that
+    its authors found best for each data set are in docs/learners/leo.md.
+    """
+
+    encoder: nn.Module  # maps x [n, ...] to features [n, width]
+    width: int  # of the encoder's features
+    ways: int = 5  # classes in a task
+    latent: int = 64  # numbers in a latent code
+    lr: float = 1.0  # what the learned rate of the latent steps starts from
+    steps: int = 5  # gradient steps on the latent codes
+    finetune_lr: float = 0.001  # what the learned rate of the fine-tuning steps starts from
+    finetune_steps: int = 5  # gradient steps on the decoded weights
+    dropout: float = 0.0  # share of the features set to zero in training
+    kl: float = 0.001  # weight of the codes' divergence from a standard normal
+    encoder_penalty: float = 1e-9  # weight of the way that the latent steps go
+    orthogonality: float = 0.001  # weight of the correlations of the decoder's columns
+    first_order: bool = False  # drop the second-order term
+    sample: bool = True  # draw codes and weights in training, otherwise take their means
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        check_steps(self.finetune_steps)
+        if self.width < 1 or self.latent < 1:
+            raise ConfigError(f"width and latent must be at least 1; got width={self.width}, latent={self.latent}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is a share from 0 to below 1; got {self.dropout}.")
+
+    def init(self) -> Theta:
+        return beside(parameters(self.encoder), PREFIX, self._linear_maps() | self._rates())
+
+    def _linear_maps(self) -> Theta:
+        """Latent encoder, relation network and decoder: matrices [out, in] drawn as Glorot did, without bias."""
+        both, generator = 2 * self.latent, seeds.generator(0, "leo")
+        shapes = {"encoder.weight": (self.latent, self.width)}
+        shapes |= {f"relation.{i}.weight": (both, both) for i in range(3)}
+        shapes |= {"decoder.weight": (2 * self.width, self.latent)}
+        return {n: nn.init.xavier_uniform_(torch.empty(s), generator=generator) for n, s in shapes.items()}
+
+    def _rates(self) -> Theta:
+        latent, finetune = torch.full((self.latent,), self.lr), torch.full((self.width,), self.finetune_lr)
+        return {"rate.latent": latent, "rate.finetune": finetune}
+
+    def adapt(self, theta: Theta, support: Batch) -> Classifier:
+        path = self._descend(part(theta, PREFIX), self._features(theta, support.x), support.y, Noise())
+        return Classifier(path.weights, self._statistics(theta, support.x))
+
+    def predict(self, theta: Theta, phi: Classifier, x: Tensor) -> Tensor:
+        return self._features(theta, x, phi.statistics) @ phi.weights.T
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        (x, y), (xq, yq) = episode
+        parts = part(theta, PREFIX)
+        z, zq = self._features(theta, x), self._features(theta, xq, self._statistics(theta, x))
+        path = self._descend(parts, F.dropout(z, self.dropout), y, self._noise(z))
+        penalties = (
+            self.kl * divergence(path.code)
+            + self.encoder_penalty * (path.end.detach() - path.start).square().mean()
+            + self.orthogonality * correlation(parts["decoder.weight"])
+        )
+        return F.cross_entropy(F.dropout(zq, self.dropout) @ path.weights.T, yq) + penalties
+
+    def _features(self, theta: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
+        """[n, width], each of length one. `known` are the support set's statistics."""
+        features = call(self.encoder, own(self.encoder, theta) | (known or {}), x)
+        if features.dim() != 2 or features.shape[1] != self.width:
+            raise ConfigError(
+                f"width={self.width} promises features [n, {self.width}], but the encoder gives "
+                f"{list(features.shape)}. Set width to what it gives, and end it with nn.Flatten() if that has more "
+                "dimensions."
+            )
+        return F.normalize(features, dim=1)
+
+    def _statistics(self, theta: Theta, x: Tensor) -> Theta:
+        return statistics(self.encoder, own(self.encoder, theta), x)
+
+    def _noise(self, like: Tensor) -> Noise:
+        if not self.sample:
+            return Noise()
+        sizes = {"latent": (self.ways, self.latent), "weights": (self.ways, self.width)}
+        return Noise(**{n: torch.randn(size, dtype=like.dtype, device=like.device) for n, size in sizes.items()})
+
+    def _descend(self, parts: Theta, z: Tensor, y: Tensor, noise: Noise) -> Path:
+        """Both inner loops, from the support set's features z [n, width]."""
+
+        def weights_of(codes: Tensor) -> Tensor:
+            return decoded(parts, codes, self.ways).at(noise.weights)
+
+        def support_loss(weights: Tensor) -> Tensor:
+            return self.ways * F.cross_entropy(z @ weights.T, y)
+
+        adjoint = "first_order" if self.first_order else "unroll"
+        code = inferred(parts, z, y, self.ways)
+        start = code.at(noise.latent)
+        end = descend(
+            lambda p: support_loss(weights_of(p["z"])),
+            {"z": start},
+            lr=parts["rate.latent"],
+            steps=self.steps,
+            adjoint=adjoint,
+        )["z"]
+        weights = descend(
+            lambda p: support_loss(p["w"]),
+            {"w": weights_of(end)},
+            lr=parts["rate.finetune"],
+            steps=self.finetune_steps,
+            adjoint=adjoint,
+        )["w"]
+        return Path(code, start, end, weights)
+
+
+def inferred(parts: Theta, z: Tensor, y: Tensor, ways: int) -> Gaussian:
+    """The latent codes of the classes, from features z [n, width]: every example compared with every example."""
+    e = F.linear(z, parts["encoder.weight"])
+    n = len(e)
+    pairs = torch.cat([e[:, None].expand(n, n, -1), e.expand(n, n, -1)], -1)  # [n, n, 2 * latent]
+    for i in range(2):
+        pairs = F.linear(pairs, parts[f"relation.{i}.weight"]).relu()
+    # The third layer is linear: it may as well come after the means.
+    found = F.linear(class_means(pairs.mean(1), y, ways), parts["relation.2.weight"])
+    return gaussian(found, 1.0)
+
+
+def decoded(parts: Theta, codes: Tensor, ways: int) -> Gaussian:
+    """The classifier weights [ways, width] of latent codes [ways, latent]."""
+    found = F.linear(codes, parts["decoder.weight"])
+    return gaussian(found, math.sqrt(2 / (ways + found.shape[-1] // 2)))  # a standard deviation as Glorot would have
+
+
+def gaussian(found: Tensor, scale: float) -> Gaussian:
+    """The first half of the numbers as means; the second as standard deviations, of which zero stands for `scale`."""
+    mean, u = found.chunk(2, -1)
+    return Gaussian(mean, scale * F.softplus(u) / math.log(2))
+
+
+def divergence(q: Gaussian) -> Tensor:
+    """KL(q || N(0, 1)), the mean over all numbers."""
+    return ((q.mean**2 + q.std**2 - 1) / 2 - q.std.log()).mean()
+
+
+def correlation(weight: Tensor) -> Tensor:
+    """mean (C - I)^2 with C_ij the cosine of columns i and j of weight [out, in]: zero when they are orthogonal."""
+    columns = F.normalize(weight, dim=0)
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+    return (columns.T @ columns - identity).square().mean()
