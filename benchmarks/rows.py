@@ -159,7 +159,7 @@ FAMILY = [
     Entry("imaml", {"lr": 0.5, "steps": 8, "lam": 0.5}, (1000, 450), ("99.50 (Hessian-free)", "99.74 (Hessian-free)")),
     Entry("metacurvature", {"lr": 0.1, "steps": 1}, (3000, 1900), ("99.97 (MC2+)", "99.89 (MC2+)")),
     Entry("cavia", {"lr": 10.0, "steps": 2, "context": 100}, (3400, 2500), ("none printed", "none printed")),
-    Entry("leo", {}, (3000, 2000), ("none printed", "none printed")),
+    Entry("leo", {}, (2000, 1200), ("none printed", "none printed")),
 ]
 
 

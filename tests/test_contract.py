@@ -103,7 +103,10 @@ regression: dict[str, Any] = {"shape": NUMBER, "regression": True}
 squared: dict[str, Any] = {"loss": qs.mse_loss, "lr": 0.02}
 plain: dict[str, Any] = {"batch": 0, "rule": "sgd"}
 by_hand: dict[str, Any] = {"head": "head", "exact": False}  # hand in a gradient of their own
+seen_together: dict[str, Any] = by_hand | {"transductive": True}
+slow: dict[str, Any] = squared | {"lr": 0.002}  # where the rate is learned too
 solved: dict[str, Any] = {"steps": 5, "lam": 4.0, "lr": 0.2, "cg_steps": 60, "tolerance": 1e-8}
+stiff: dict[str, Any] = solved | {"lam": 10.0}
 
 CASES = [
     Case("maml", "classification", maml(lambda: vector_net(WAYS)), head="head"),
@@ -136,7 +139,7 @@ CASES = [
     Case("boil", "batch norm", gradient(qs.BOIL, conv("batch", WAYS)), IMAGE, head="head", transductive=True),
     Case("boil", "support norm", gradient(qs.BOIL, conv("support", WAYS)), IMAGE, head="head"),
     Case("metasgd", "classification", gradient(qs.MetaSGD, lambda: vector_net(WAYS)), head=("head", "rate.head")),
-    Case("metasgd", "regression", gradient(qs.MetaSGD, number_net, **squared | {"lr": 0.002}), outer=3e-3, **regression),
+    Case("metasgd", "regression", gradient(qs.MetaSGD, number_net, **slow), outer=3e-3, **regression),
     Case(
         "metasgd",
         "batch norm",
@@ -147,7 +150,7 @@ CASES = [
     ),
     Case("metasgd", "support norm", gradient(qs.MetaSGD, conv("support", WAYS)), IMAGE, head=("head", "rate.head")),
     Case("mamlplusplus", "classification", gradient(qs.MAMLPlusPlus, lambda: vector_net(WAYS)), head="head"),
-    Case("mamlplusplus", "regression", gradient(qs.MAMLPlusPlus, number_net, **squared | {"lr": 0.002}), outer=3e-3, **regression),
+    Case("mamlplusplus", "regression", gradient(qs.MAMLPlusPlus, number_net, **slow), outer=3e-3, **regression),
     Case(
         "mamlplusplus",
         "batch norm",
@@ -181,13 +184,26 @@ CASES = [
     ),
     Case("imaml", "classification", gradient(qs.IMAML, lambda: vector_net(WAYS), **solved), **by_hand),
     Case("imaml", "regression", gradient(qs.IMAML, number_net, **solved | squared), exact=False, **regression),
-    Case("imaml", "batch norm", gradient(qs.IMAML, conv("batch", WAYS), **solved | {"lam": 10.0}), IMAGE, outer=3e-2, transductive=True, **by_hand),
-    Case("imaml", "support norm", gradient(qs.IMAML, conv("support", WAYS), **solved | {"lam": 10.0}), IMAGE, **by_hand),
+    Case("imaml", "batch norm", gradient(qs.IMAML, conv("batch", WAYS), **stiff), IMAGE, outer=3e-2, **seen_together),
+    Case("imaml", "support norm", gradient(qs.IMAML, conv("support", WAYS), **stiff), IMAGE, **by_hand),
     Case("metacurvature", "classification", gradient(qs.MetaCurvature, lambda: vector_net(WAYS)), head="head"),
     Case("metacurvature", "regression", gradient(qs.MetaCurvature, number_net, **squared), **regression),
-    Case("metacurvature", "batch norm", gradient(qs.MetaCurvature, conv("batch", WAYS)), IMAGE, transductive=True, head="head"),
+    Case(
+        "metacurvature",
+        "batch norm",
+        gradient(qs.MetaCurvature, conv("batch", WAYS)),
+        IMAGE,
+        head="head",
+        transductive=True,
+    ),
     Case("metacurvature", "support norm", gradient(qs.MetaCurvature, conv("support", WAYS)), IMAGE, head="head"),
-    Case("cavia", "classification", gradient(qs.CAVIA, lambda: vector_net(WAYS), context=6, lr=1.0), outer=3e-2, head="head"),
+    Case(
+        "cavia",
+        "classification",
+        gradient(qs.CAVIA, lambda: vector_net(WAYS), context=6, lr=1.0),
+        outer=3e-2,
+        head="head",
+    ),
     Case(
         "cavia",
         "regression",

@@ -17,7 +17,7 @@ def film(h: Tensor, scale: Tensor | None, shift: Tensor) -> Tensor:
 
 
 def conditioned_layer(model: nn.Module) -> str:
-    """Where a model is conditioned if nobody says: after its third normalisation or convolution, or first linear layer."""
+    """Where a model is conditioned if nobody says: after its third norm or convolution, or first linear layer."""
     layers = dict(model.named_modules())
     normalised = [name for name, layer in layers.items() if isinstance(layer, (BatchNorm, _BatchNorm, nn.GroupNorm))]
     convolutions = [name for name, layer in layers.items() if isinstance(layer, _ConvNd)]
