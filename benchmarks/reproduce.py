@@ -82,6 +82,19 @@ def test_row(trained: qs.Trained, tasks: str, test: Test, data: str | None) -> l
     return scores
 
 
+def test_all(
+    trained: qs.Trained, tasks: str, tests: Sequence[Test], data: str | None
+) -> tuple[list[list[dict[str, Any]]], list[str]]:
+    """The scores of every test, and in words those that gave none because an output was not finite."""
+    scores, diverged = [], []
+    for test in tests:
+        try:
+            scores.append([score.to_dict() for score in test_row(trained, tasks, test, data)])
+        except qs.errors.NonFiniteError as error:
+            diverged.append(f"{test.shots}-shot, {test.steps} inner steps: {str(error).splitlines()[0]}")
+    return scores, diverged
+
+
 def measure(
     rows: Sequence[Row], tasks: str, data: str | None, folder: Path, known: Sequence[dict[str, Any]] = ()
 ) -> Iterator[dict[str, Any]]:
@@ -96,11 +109,11 @@ def measure(
             done = kept if kept.get("settings", settings) == settings else None
         if done is None:
             made = run_row(row, tasks, data, folder)
-            scores = [[s.to_dict() for s in test_row(made["trained"], tasks, test, data)] for test in row.tests]
+            scores, diverged = test_all(made["trained"], tasks, row.tests, data)
             facts = {name: made[name] for name in ("timing", "parameters", "commit")}
             if row.movement:
                 facts["movement"] = movement(made["trained"], tasks, row, data)
-            done = {"name": row.name, "settings": settings, "scores": scores, **facts}
+            done = {"name": row.name, "settings": settings, "scores": scores, "diverged": diverged, **facts}
             files.write_json(path, done)
         print(f"{row.name}: {done['scores'][0][0]['text']}", flush=True)
         yield done | {"published": row.published, "differs": row.differs}
@@ -174,6 +187,8 @@ def table(result: dict[str, Any]) -> str:
             minutes = f"{row['timing']['total'] / 60:.1f} min ({row['commit']})"
             cells = (row["name"], what, shown, minutes, row["timing"]["engine"], row["published"], row["differs"])
             lines.append("| " + " | ".join(cells) + " |")
+    for row in result["rows"]:
+        lines += [f"\n{row['name']} at {what}" for what in row.get("diverged", [])]
     lines += over_seeds(result["rows"])
     lines += layers(result["rows"])
     if result["paired"]:

@@ -33,7 +33,7 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sinusoid", "boil"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "metasgd"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "mamlplusplus"): {"lr": 0.01, "steps": 5},
-    ("sinusoid", "imaml"): {"lr": 0.05, "steps": 16, "lam": 0.5},
+    ("sinusoid", "imaml"): {"lr": 0.02, "steps": 5, "lam": 10.0, "cg_steps": 10},
     ("sinusoid", "metacurvature"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "cavia"): {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"},
     ("sinusoid", "finetune"): {"lr": 0.01, "steps": 10, "fit": "all"},
