@@ -21,12 +21,16 @@ from quickstudy.model import call
 NAMED = ("glyphs", "sinusoid", "omniglot")
 
 # What suits a kind of task where the user says nothing: sizes of an episode, the outer loop, and the inner loop of
-# each learner. Images as MAML and ProtoNet on Omniglot; sinusoids as MAML (Finn 2017, section 5.1).
+# each learner. Images as MAML and ProtoNet on Omniglot, or as short trainings there liked on validation classes; sinusoids
+# as MAML (Finn 2017, section 5.1).
 DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
     "sinusoid": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 25, "iterations": 10000},
 }
 FIELDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("images", "boil"): {"lr": 0.1},
+    ("images", "imaml"): {"lr": 0.5, "steps": 8, "lam": 0.1},
+    ("images", "cavia"): {"lr": 30.0},
     ("sinusoid", "maml"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "reptile"): {"lr": 0.02, "steps": 5, "batch": 0, "rule": "sgd"},
     ("sinusoid", "anil"): {"lr": 0.01, "steps": 1},
