@@ -250,7 +250,7 @@ def sinusoid_rows() -> list[Row]:
 # Iterations: as many as 30 seconds of processor time allow at 10 shots (25 tasks, vmap, one thread).
 SINUSOID_FIELDS: dict[str, tuple[int, dict[str, Any]]] = {
     "maml": (5000, {"lr": 0.01, "steps": 1}),
-    "reptile": (3000, {"lr": 0.02, "steps": 5, "batch": 0, "rule": "sgd"}),
+    "reptile": (2000, {"lr": 0.01, "steps": 10, "batch": 0, "rule": "sgd"}),
     "anil": (5500, {"lr": 0.01, "steps": 1}),
     "boil": (5000, {"lr": 0.01, "steps": 1}),
     "metasgd": (4500, {"lr": 0.01, "steps": 1}),

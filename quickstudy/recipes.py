@@ -32,7 +32,7 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("images", "imaml"): {"lr": 0.5, "steps": 8, "lam": 0.1},
     ("images", "cavia"): {"lr": 30.0},
     ("sinusoid", "maml"): {"lr": 0.01, "steps": 1},
-    ("sinusoid", "reptile"): {"lr": 0.02, "steps": 5, "batch": 0, "rule": "sgd"},
+    ("sinusoid", "reptile"): {"lr": 0.01, "steps": 10, "batch": 0, "rule": "sgd"},
     ("sinusoid", "anil"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "boil"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "metasgd"): {"lr": 0.01, "steps": 1},
