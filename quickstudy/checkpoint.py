@@ -34,7 +34,9 @@ class TrainingState:
     keep: int = 1  # how many of the best thetas are kept
     best: list[tuple[float, Theta]] = field(default_factory=list)  # validation scores (higher is better), best first
     since_best: int = 0  # validations since the best one
-    timing: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "computing": 0.0, "total": 0.0})
+    timing: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("sampling", "computing", "total", "processor"), 0.0)
+    )
     window: list[float] = field(default_factory=list)  # losses since the last line of metrics.jsonl
 
     def remember(self, value: float) -> None:

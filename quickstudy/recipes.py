@@ -21,8 +21,8 @@ from quickstudy.model import call
 NAMED = ("glyphs", "sinusoid", "omniglot")
 
 # What suits a kind of task where the user says nothing: sizes of an episode, the outer loop, and the inner loop of
-# each learner. Images as MAML and ProtoNet on Omniglot, or as short trainings there liked on validation classes; sinusoids
-# as MAML (Finn 2017, section 5.1).
+# each learner. Images as MAML and ProtoNet on Omniglot, or as short trainings there liked on validation classes;
+# sinusoids as MAML (Finn 2017, section 5.1).
 DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
     "sinusoid": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 25, "iterations": 10000},
@@ -36,7 +36,7 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sinusoid", "anil"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "boil"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "metasgd"): {"lr": 0.01, "steps": 1},
-    ("sinusoid", "mamlplusplus"): {"lr": 0.01, "steps": 5},
+    ("sinusoid", "mamlplusplus"): {"lr": 0.001, "steps": 5},
     ("sinusoid", "imaml"): {"lr": 0.02, "steps": 5, "lam": 10.0, "cg_steps": 10},
     ("sinusoid", "metacurvature"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "cavia"): {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"},

@@ -205,11 +205,14 @@ def _run(
     if _out_of_patience(state, settings):  # a run that had stopped early, resumed
         return
     saved = began = time.monotonic()
-    before = state.timing["total"]
+    busy = time.process_time()
+    before = dict(state.timing)
     engine = f"{state.engine} ({state.reason})"
     with training_bar(iterations, state.iteration, engine, progress) as bar, _interruptible() as interrupted:
         for step in steps:
-            _account(state, step, before + time.monotonic() - began)
+            _account(state, step)
+            state.timing["total"] = before["total"] + time.monotonic() - began
+            state.timing["processor"] = before["processor"] + time.process_time() - busy
             line = _line(trained, state, step, settings, last=step.iteration == iterations)
             bar(step, line)
             append_metrics(settings.folder, line)
@@ -246,11 +249,10 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _account(state: TrainingState, step: Step, total: float) -> None:
+def _account(state: TrainingState, step: Step) -> None:
     state.iteration = step.iteration
     state.timing["sampling"] += step.sampling
     state.timing["computing"] += step.computing
-    state.timing["total"] = total
     state.window.append(step.loss)
     if state.scheduler is not None:
         state.scheduler.step()
