@@ -1,0 +1,94 @@
+"""Writes what was measured into the learners' pages: the section "Measured" at the end of docs/learners/NAME.md.
+
+    python -m benchmarks.pages        after benchmarks.cost and the tables of reproduce.py --family gradient
+
+So a page never says another number than the result files do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import rows
+from benchmarks.reproduce import RESULTS, ROOT
+from quickstudy import files
+from quickstudy.evaluation import Score, in_words
+
+HEADING = "## Measured"
+PAGES = ROOT / "docs" / "learners"
+STEPS = (1, 5, 10)  # inner steps of the sinusoid table that a page shows
+
+
+def measured(learner: str) -> str:
+    """The section of one learner."""
+    parts = [costs(learner), omniglot(learner), sinusoid(learner)]
+    return "\n\n".join([HEADING, *(part for part in parts if part)]) + "\n"
+
+
+def costs(learner: str) -> str:
+    found = {(row["learner"], row["shots"]): row for row in files.read_json(RESULTS / "cost.json")["rows"]}
+    told = []
+    for shots in (1, 5):
+        row, maml = found[learner, shots], found["maml", shots]
+        each = 1e3 * row["seconds"] / row["tasks"]
+        kept, time = row["memory"] / 2**20, each / (1e3 * maml["seconds"] / maml["tasks"])
+        beside = f" ({time:.2f} and {row['memory'] / maml['memory']:.2f} times MAML)" if learner != "maml" else ""
+        told.append(f"at {shots} shot{'s' if shots > 1 else ''} {each:.0f} ms and {kept:.1f} MiB{beside}")
+    return (
+        f"Time of a meta-gradient per task on 2 cores, and memory held for derivatives, Conv4-64, 5-way: {told[0]}; "
+        f"{told[1]} ([all](../../benchmarks/results/cost.md))."
+    )
+
+
+def omniglot(learner: str) -> str:
+    """Both settings of the table, one line per protocol."""
+    result = files.read_json(RESULTS / "omniglot-gradient.json")
+    named = {row["name"]: row for row in result["rows"]}
+    lines = ["| Omniglot | protocol | accuracy | against MAML | published |", "|---|---|---|---|---|"]
+    for shots in (1, 5):
+        row = named[f"{learner}-{shots}shot"]
+        for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):
+            lines.append(f"| 5-way {shots}-shot | {_line(score, row, result['paired'])} |")
+    return "\n".join(lines) + (
+        "\n\nEach row is 10 minutes of one core, 600 test episodes of unseen characters "
+        "([protocol, command, machine](../../benchmarks/results/omniglot-gradient.md))."
+    )
+
+
+def _line(score: Score, row: dict[str, Any], paired: list[dict[str, Any]]) -> str:
+    protocol = score.protocol.describe()
+    difference = next((d["text"] for d in paired if (d["row"], d["protocol"]) == (row["name"], protocol)), "")
+    shown = in_words(score.mean, score.interval, score.protocol.metric)
+    return " | ".join((protocol, shown, difference.split(" (")[0], row["published"]))
+
+
+def sinusoid(learner: str) -> str:
+    """Errors at a few inner steps; nothing for learners that do not answer with numbers."""
+    if learner not in rows.SINUSOID_FIELDS:
+        return ""
+    named = {row["name"]: row for row in files.read_json(RESULTS / "sinusoid-gradient.json")["rows"]}
+    head = " | ".join(f"{k} inner step{'s' if k > 1 else ''}" for k in STEPS)
+    lines = [f"| sinusoids, mean squared error | {head} |", "|---|" + "---|" * len(STEPS)]
+    for shots in (5, 10, 20):
+        found = {s["protocol"]["steps"]: s for test in named[f"{learner}-{shots}shot"]["scores"] for s in test}
+        cells = [_error(found.get(k)) for k in STEPS]
+        lines.append(f"| {shots} shots | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + (
+        "\n\nAfter half a minute of training on one core ([all steps](../../benchmarks/results/sinusoid-gradient.md))."
+    )
+
+
+def _error(score: dict[str, Any] | None) -> str:
+    return "diverges" if score is None else f"{score['mean']:.3g} ± {score['interval']:.2g}"
+
+
+def main() -> None:
+    for entry in rows.FAMILY:
+        path = PAGES / f"{entry.learner}.md"
+        kept = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
+        path.write_text(f"{kept}\n\n{measured(entry.learner)}", encoding="utf-8")
+        print(f"written: docs/learners/{path.name}")
+
+
+if __name__ == "__main__":
+    main()
