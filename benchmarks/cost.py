@@ -1,6 +1,6 @@
 """What a learner of the gradient family costs beside MAML: time of an iteration, memory held for derivatives.
 
-    python -m benchmarks.cost                 a few minutes on 2 quiet cores; nothing else should run
+    python -m benchmarks.cost                 three minutes on 2 quiet cores; nothing else should run
 
 Settings are those of the reproduction table (benchmarks/rows.py): Conv4-64, 5-way, 1 and 5 shots, on generated
 characters of Omniglot's size. Memory is what autograd keeps for the backward pass at its peak, counted tensor by tensor
@@ -27,7 +27,7 @@ from quickstudy import engine, files, recipes
 from quickstudy.machine import machine
 
 STEPS = (1, 2, 4, 8, 16, 32)
-REPEATS = 5
+REPEATS = 15
 
 
 class Held:
@@ -129,6 +129,7 @@ def draw(found: dict[str, list[int]]) -> None:
         axes.plot(STEPS, [v / 2**20 for v in values], marker=marker, label=name)
     axes.set(xscale="log", yscale="log", xlabel="inner steps", ylabel="memory held for derivatives (MiB, one task)")
     axes.set_xticks(STEPS, [str(k) for k in STEPS])
+    axes.set_yticks(ticks := (2, 5, 10, 20, 50, 100, 200), [str(k) for k in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -343,6 +343,7 @@ OFF: dict[str, Any] = {
     "derivative_order": 0.0,
     "per_step_rates": False,
     "per_step_norm": False,
+    "per_step_statistics": False,
     "cosine": False,
 }
 
@@ -415,7 +416,7 @@ def test_offsets_of_each_step_act_in_their_step():
 def test_averages_over_tasks_settle_at_what_the_layers_see():
     """The gradient is average - seen, summed over nothing else: one step of rate one lands on the mean over tasks."""
     model, episodes = smooth_conv("support"), random_episodes(4, (1, 6, 6))
-    learner = qs.MAMLPlusPlus(model, lr=0.3, steps=1)
+    learner = qs.MAMLPlusPlus(model, lr=0.3, steps=1, per_step_statistics=True)
     theta = learner.init()
     slope = qs.meta_gradient(learner, theta, episodes)[1]
     seen = [moments(model, parameters(model), episode.support.x) for episode in engine.unstack(episodes)]
@@ -427,20 +428,22 @@ def test_averages_over_tasks_settle_at_what_the_layers_see():
 
 
 def test_the_averages_are_handed_in_and_all_else_is_the_derivative():
-    learner = qs.MAMLPlusPlus(smooth_conv("batch"), lr=0.3, steps=1)
+    learner = qs.MAMLPlusPlus(smooth_conv("batch"), lr=0.3, steps=1, per_step_statistics=True)
     check = qs.check_meta_gradient(learner, one(random_episodes(1, (1, 6, 6))))
     verdicts = {entry.name: entry.verdict for entry in check.entries}
     handed_in = {name for name, verdict in verdicts.items() if verdict == "handed in"}
     assert check.ok and handed_in == {name for name in verdicts if name.startswith("seen.")}
 
 
-def test_an_inductive_test_normalises_with_the_averages():
+def test_an_inductive_test_normalises_with_the_support_set_or_with_the_averages():
     model, (support, query) = smooth_conv("support"), one(random_episodes(1, (1, 6, 6)))
-    learner = qs.MAMLPlusPlus(model, lr=0.3, steps=1)
+    learner = qs.MAMLPlusPlus(model, lr=0.3, steps=1, per_step_statistics=True)
     theta = learner.init()
     theta["seen.norm1.variance"] += 1.0
     phi = learner.adapt(theta, support)
     assert_close(phi["norm1.variance"], torch.full((3,), np.e), 1e-12)
+    plain = dataclasses.replace(learner, per_step_statistics=False).adapt(theta, support)
+    assert_close(plain["norm1.variance"], moments(model, plain, support.x)["norm1.variance"], 1e-12)
     assert_close(learner.predict(theta, phi, query.x), call(model, phi, query.x), 1e-15)
 
 

@@ -28,9 +28,10 @@ class MAMLPlusPlus(Learner):
     - multi_step_loss: the weights w_k start at 1/K each and move to the last step over the part `anneal` of training.
     - derivative_order: in this first part of training the second-order term is dropped.
     - per_step_rates: the rates alpha_k are in theta ("rate."); without, all are `lr`.
-    - per_step_norm: scale and shift of the normalising layers get an offset of each phi_k, in theta ("offset."), and
-      theta keeps the mean and log-variance that batch norm sees at each phi_k, averaged over tasks ("seen."). Training
-      normalises queries with their own statistics; a test that is not transductive uses those averages.
+    - per_step_norm: scale and shift of the normalising layers get an offset of each phi_k, in theta ("offset.").
+    - per_step_statistics: theta keeps the mean and log-variance that batch norm sees at each phi_k, averaged over tasks
+      ("seen."). Training normalises queries with their own statistics; a test that is not transductive uses those
+      averages in place of the support set's statistics. Off unless asked for: it was measured to be worse.
     - cosine: the outer rate falls to zero along a cosine.
 
     The sixth, averaging the best checkpoints, is an option of evaluation (`ensemble`).
@@ -42,8 +43,8 @@ class MAMLPlusPlus(Learner):
 
     Deviations from the paper: scale and shift of a step are those of the layer plus the step's offset (all zero at
     the start), and the layer's own adapt as in MAML; there is one offset per phi_k, so that steps at test beyond those
-    of training take the last. Averages over tasks are kept by the outer optimizer, which pulls them towards what was
-    seen, not by a momentum.
+    of training take the last. Where averages over tasks are kept, the outer optimizer pulls them towards what was
+    seen, not a momentum; the authors' code keeps them too, but normalises by the batch at test as well.
     """
 
     model: nn.Module  # maps x to logits or values
@@ -54,7 +55,8 @@ class MAMLPlusPlus(Learner):
     anneal: float = 0.15  # part of training over which the multi-step weights move to the last step
     derivative_order: float = 0.5  # first part of training that goes without the second-order term
     per_step_rates: bool = True  # learn an inner rate for each step and parameter tensor
-    per_step_norm: bool = True  # learn scale, shift and statistics of normalising layers for each step
+    per_step_norm: bool = True  # learn scale and shift of normalising layers for each step
+    per_step_statistics: bool = False  # keep averages over tasks of what batch norm sees at each step
     cosine: bool = True  # outer rate falls to zero along a cosine
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
     progress: float = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
@@ -84,6 +86,7 @@ class MAMLPlusPlus(Learner):
         if self.per_step_norm:
             still = {name: torch.zeros_like(params[name]) for name in affine_of_norms(self.model)}
             theta = beside(theta, "offset.", self._for_each_step(still))
+        if self.per_step_statistics:
             theta = beside(theta, "seen.", self._for_each_step(no_moments(self.model)))
         return theta
 
@@ -111,10 +114,8 @@ class MAMLPlusPlus(Learner):
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
         phi = self._at_step(theta, self._path(theta, support)[-1], self.steps)
-        if not self.per_step_norm:
+        if not self.per_step_statistics or normalisation(self.model) != "support":
             return phi | statistics(self.model, phi, support.x)
-        if normalisation(self.model) != "support":
-            return phi
         seen = {name: _step(value, self.steps) for name, value in part(theta, "seen.").items()}
         return phi | {name: value.exp() if name.endswith("variance") else value for name, value in seen.items()}
 
@@ -133,11 +134,11 @@ class MAMLPlusPlus(Learner):
         path = self._path(theta, episode.support)
         counted = [(w, k) for k, w in enumerate(self.weights(), 1) if w > 0] if self.steps else [(1.0, 0)]
         loss = torch.stack([w * self._query_loss(theta, path[k], k, episode) for w, k in counted]).sum()
-        return loss + self._pull(theta, path, episode.support.x) if self.per_step_norm else loss
+        return loss + self._pull(theta, path, episode.support.x) if self.per_step_statistics else loss
 
     def _query_loss(self, theta: Theta, phi: Theta, k: int, episode: Episode) -> Tensor:
         phi = self._at_step(theta, phi, k)
-        if not self.per_step_norm:
+        if not self.per_step_statistics:
             phi = phi | statistics(self.model, phi, episode.support.x)
         return self.loss(call(self.model, phi, episode.query.x), episode.query.y)
 
