@@ -209,7 +209,16 @@ def table(result: dict[str, Any]) -> str:
         ]
         for d in result["paired"]:
             lines.append(f"| {d['row']} | {d['protocol']} | {d['baseline']} ({d['against']}) | {d['text']} |")
+        lines += behind(result)
     return "\n".join(lines) + "\n"
+
+
+def behind(result: dict[str, Any]) -> list[str]:
+    """Why a learner of the family falls below MAML by more than the interval, where it does."""
+    learner = {row["name"]: row["settings"]["learner"] for row in result["rows"]}
+    lower = [learner[d["row"]] for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
+    told = [f"- **{name}**: {rows.BEHIND[name]}" for name in dict.fromkeys(lower) if name in rows.BEHIND]
+    return ["", "Behind MAML by more than the interval, and why:", "", *told] if told else []
 
 
 def spent(timing: dict[str, Any]) -> str:

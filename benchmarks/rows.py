@@ -163,6 +163,10 @@ FAMILY = [
 ]
 
 
+# Why a learner stays behind MAML at the short budget, as it was measured.
+BEHIND: dict[str, str] = {}
+
+
 def short_rows() -> list[Row]:
     """Every learner under one budget: 5 minutes of training on 2 cores, or 10 minutes of one."""
     return [_short(entry, shots, i) for i, shots in enumerate((1, 5)) for entry in FAMILY]
@@ -254,8 +258,8 @@ SINUSOID_FIELDS: dict[str, tuple[int, dict[str, Any]]] = {
     "anil": (5500, {"lr": 0.01, "steps": 1}),
     "boil": (5000, {"lr": 0.01, "steps": 1}),
     "metasgd": (4500, {"lr": 0.01, "steps": 1}),
-    "mamlplusplus": (2500, {"lr": 0.001, "steps": 5}),
-    "imaml": (1100, {"lr": 0.02, "steps": 5, "lam": 10.0, "cg_steps": 10}),
+    "mamlplusplus": (2000, {"lr": 0.001, "steps": 5, "derivative_order": 0.0}),
+    "imaml": (800, {"lr": 0.005, "steps": 10, "lam": 10.0, "cg_steps": 10}),
     "metacurvature": (3500, {"lr": 0.01, "steps": 1}),
     "cavia": (5000, {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"}),
 }
