@@ -179,9 +179,8 @@ def table(result: dict[str, Any]) -> str:
         "",
     ]
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
+    lines += [f"Machine: {machine}", "", *over_steps(result["rows"])]
     lines += [
-        f"Machine: {machine}",
-        "",
         "| learner | protocol | result (95 % CI) | training | engine | published | differs |",
     ]
     lines += ["|---|---|---|---|---|---|---|"]
@@ -211,6 +210,20 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {d['row']} | {d['protocol']} | {d['baseline']} ({d['against']}) | {d['text']} |")
         lines += behind(result)
     return "\n".join(lines) + "\n"
+
+
+def over_steps(rows: list[dict[str, Any]]) -> list[str]:
+    """In short: a line per row with what each number of inner steps gave, where several were tested."""
+    found = {row["name"]: {s["protocol"]["steps"]: s for test in row["scores"] for s in test} for row in rows}
+    steps = sorted({k for scores in found.values() if len(scores) > 2 for k in scores})
+    if not steps:
+        return []
+    lines = ["In short, at so many inner steps (a dash: an output was not finite):", ""]
+    lines += ["| learner | " + " | ".join(map(str, steps)) + " |", "|---|" + "---|" * len(steps)]
+    for name, scores in found.items():
+        cells = [f"{scores[k]['mean']:.3g} ± {scores[k]['interval']:.2g}" if k in scores else "-" for k in steps]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def behind(result: dict[str, Any]) -> list[str]:
