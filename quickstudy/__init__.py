@@ -26,6 +26,7 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.memory.meta_rnn import MetaRNN
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -50,6 +51,7 @@ __all__ = [
     "Learner",
     "MAMLPlusPlus",
     "MetaCurvature",
+    "MetaRNN",
     "MetaSGD",
     "Movement",
     "NearestCentroid",

@@ -95,6 +95,11 @@ def leo(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable[[
     return lambda: qs.LEO(model(), width, **sizes | weights | fields)
 
 
+def metarnn(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable[[], Learner]:
+    # A drawn order has no other to agree with.
+    return lambda: qs.MetaRNN(model(), width, **{"ways": WAYS, "units": 4, "shuffle": False} | fields)
+
+
 def conv(norm: str, classes: int | None) -> Callable[[], nn.Module]:
     return functools.partial(smooth_conv, norm, classes)
 
@@ -104,6 +109,7 @@ squared: dict[str, Any] = {"loss": qs.mse_loss, "lr": 0.02}
 plain: dict[str, Any] = {"batch": 0, "rule": "sgd"}
 by_hand: dict[str, Any] = {"head": "head", "exact": False}  # hand in a gradient of their own
 seen_together: dict[str, Any] = by_hand | {"transductive": True}
+read: dict[str, Any] = {"head": ("rnn.head", "rnn.label")}
 slow: dict[str, Any] = squared | {"lr": 0.002}  # where the rate is learned too
 solved: dict[str, Any] = {"steps": 5, "lam": 4.0, "lr": 0.2, "cg_steps": 60, "tolerance": 1e-8}
 stiff: dict[str, Any] = solved | {"lam": 10.0}
@@ -219,6 +225,19 @@ CASES = [
     Case("leo", "first order", leo(lambda: vector_net(None), 5, first_order=True), exact=False),
     Case("leo", "batch norm", leo(conv("batch", None), 8), IMAGE, transductive=True),
     Case("leo", "support norm", leo(conv("support", None), 8), IMAGE),
+    Case("metarnn", "classification", metarnn(lambda: vector_net(None), 5), outer=3e-2, **read),
+    Case("metarnn", "gru, query", metarnn(nn.Flatten, 4, cell="gru", objective="query"), outer=3e-2, **read),
+    Case("metarnn", "elman", metarnn(nn.Flatten, 4, cell="elman"), outer=3e-2, **read),
+    Case(
+        "metarnn",
+        "regression",
+        metarnn(lambda: qs.nn.mlp(1, hidden=(6,), activation="tanh"), 6, ways=None, loss=qs.mse_loss),
+        outer=3e-2,
+        **regression,
+    ),
+    Case("metarnn", "layer norm", metarnn(conv("layer", None), 8), IMAGE, outer=3e-2, **read),
+    Case("metarnn", "batch norm", metarnn(conv("batch", None), 8), IMAGE, transductive=True, outer=3e-2, **read),
+    Case("metarnn", "support norm", metarnn(conv("support", None), 8, objective="query"), IMAGE, outer=3e-2, **read),
     Case("protonet", "classification", protonet(lambda: vector_net(None))),
     Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
     Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),
@@ -446,13 +465,51 @@ def test_a_predictor_answers_one_query_at_a_time_as_all_together(case):
 
 
 @rows()
-def test_the_order_of_the_support_set_does_not_matter(case):
+def test_the_order_of_the_support_set_matters_only_where_that_is_declared(case):
     learner, (support, query) = case.build(), case.episode()
     theta, order = learner.init(), torch.randperm(len(support.x))
     shuffled = Batch(support.x[order], support.y[order])
-    assert_close(
-        answers(learner, theta, Episode(shuffled, query)), answers(learner, theta, Episode(support, query)), 1e-9
-    )
+    other, plain = (answers(learner, theta, Episode(s, query)) for s in (shuffled, support))
+    if learner.ordered:
+        assert float((other - plain).abs().max()) > 1e-5
+    else:
+        assert_close(other, plain, 1e-9)
+
+
+@rows(case for case in CASES if hasattr(qs.LEARNERS[case.learner], "stream"))
+def test_a_stream_is_answered_as_example_by_example(case):
+    """Row t of `stream` is predict(theta, adapt(theta, batch[:t]), x_t), from nothing read on."""
+    learner, (support, query) = case.build(), case.episode()
+    theta = learner.init()
+    whole = Batch(torch.cat([support.x, query.x]), torch.cat([support.y, query.y]))
+    rows = learner.stream(theta, whole)
+    assert rows.shape == (len(whole.x), 1 if case.regression else WAYS)
+    if protocol.normalisation_of(learner) in ("batch", "support"):  # statistics of another set
+        return
+    for t in range(len(whole.x)):
+        phi = learner.adapt(theta, Batch(whole.x[:t], whole.y[:t]))
+        assert_close(rows[t], learner.predict(theta, phi, whole.x[t : t + 1])[0], 1e-10)
+
+
+@rows(case for case in CASES if hasattr(qs.LEARNERS[case.learner], "embed"))
+def test_a_task_is_embedded_as_one_vector_that_the_support_set_moves(case):
+    learner, episode = case.build(), case.episode()
+    theta = learner.init()
+    found, other = (learner.embed(theta, batch) for batch in episode)
+    assert found.dim() == 1 and torch.isfinite(found).all()
+    assert found.shape == other.shape and not torch.equal(found, other)
+
+
+@rows(case for case in CASES if case.build().fixed_ways and not case.regression)
+def test_no_more_ways_than_in_training_where_theta_has_an_entry_for_each(case):
+    learner, tasks = case.build(), clusters(case.shape, POOL)
+    fewer = qs.evaluate(qs.Trained(learner, learner.init()), tasks.replace(ways=2), episodes=3)
+    assert fewer.protocol.ways == 2
+    with pytest.raises(QuickstudyError, match="trained on 3 ways"):
+        qs.evaluate(qs.Trained(learner, learner.init()), tasks.replace(ways=4), episodes=3)
+    x, y = random_episodes(1, case.shape, 4).support
+    with pytest.raises(QuickstudyError, match="trained on 3 ways"):
+        qs.Trained(learner, learner.init()).adapt(x[0], y[0])
 
 
 @rows(case for case in CASES if not case.regression)

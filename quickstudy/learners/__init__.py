@@ -11,6 +11,7 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.memory.meta_rnn import MetaRNN
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -28,6 +29,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "cavia": CAVIA,
     "leo": LEO,
     "protonet": ProtoNet,
+    "metarnn": MetaRNN,
     "finetune": FineTune,
     "nearestcentroid": NearestCentroid,
 }

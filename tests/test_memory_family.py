@@ -1,0 +1,164 @@
+"""The memory family: recurrent cells against torch's, what a stream may know, identities and reductions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import assert_close, clusters, random_episodes
+from torch import nn
+
+import quickstudy as qs
+from quickstudy import engine
+from quickstudy.errors import QuickstudyError
+from quickstudy.learner import Batch
+from quickstudy.nn import recurrent
+
+pytestmark = pytest.mark.usefixtures("double")
+TORCH = {"elman": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
+WAYS = 3
+
+
+def flat_rnn(**fields):
+    return qs.MetaRNN(nn.Flatten(), 4, **{"ways": WAYS, "units": 5, "shuffle": False} | fields)
+
+
+def random_stream(shots: int = 4) -> Batch:
+    return engine.unstack(random_episodes(1, ways=WAYS, shots=shots))[0].support
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", TORCH)
+def test_a_cell_is_torchs(cell):
+    theirs, x = TORCH[cell](3, 5), torch.randn(2, 3)
+    u = x @ theirs.weight_ih.T + theirs.bias_ih
+    before = tuple(torch.randn(2, 5) for _ in recurrent.start(cell, 5, x))
+    ours = recurrent.step(cell, u, before, theirs.weight_hh, theirs.bias_hh)
+    after = theirs(x, before if cell == "lstm" else before[0])
+    for a, b in zip(ours, after if cell == "lstm" else (after,), strict=True):
+        assert_close(a, b, 1e-12)
+
+
+@pytest.mark.parametrize("cell", TORCH)
+def test_a_cell_has_second_derivatives_under_vmap(cell):
+    params = recurrent.draw(cell, 3, 4, torch.Generator().manual_seed(0))
+    inputs = torch.randn(3, 6, 3)
+
+    def energy(weight, x):
+        state = recurrent.start(cell, 4, x)
+        for u in (x @ params["input.weight"].T + params["input.bias"]).unbind():
+            state = recurrent.step(cell, u, state, weight, params["state.bias"])
+        return state[0].square().sum()
+
+    def curved(weight, x):
+        return torch.func.grad(energy)(weight, x).square().sum()
+
+    weight = params["state.weight"]
+    found = torch.func.vmap(torch.func.grad(curved), in_dims=(None, 0))(weight, inputs)
+    for one, x in zip(found, inputs, strict=True):
+        leaf = weight.clone().requires_grad_()
+        slope = torch.autograd.grad(energy(leaf, x), leaf, create_graph=True)[0]
+        assert_close(one, torch.autograd.grad(slope.square().sum(), leaf)[0], 1e-10)
+
+
+def test_fresh_weights_have_torchs_shapes_and_an_open_forget_gate():
+    drawn = recurrent.draw("lstm", 3, 5, torch.Generator().manual_seed(0))
+    theirs = nn.LSTMCell(3, 5)
+    assert drawn["input.weight"].shape == theirs.weight_ih.shape
+    assert drawn["state.weight"].shape == theirs.weight_hh.shape
+    assert float(drawn["input.bias"][5:10].min()) > 0.5 > float(drawn["input.bias"][10:].max())
+
+
+# --- MetaRNN ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", TORCH)
+def test_metarnn_is_a_torch_network_that_reads_inputs_beside_the_last_answers(cell):
+    learner, batch = flat_rnn(cell=cell), random_stream()
+    theta = learner.init()
+    theirs = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell](4 + WAYS, 5)
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(torch.cat([theta["rnn.input.weight"], theta["rnn.label.weight"].T], 1))
+        theirs.weight_hh_l0.copy_(theta["rnn.state.weight"])
+        theirs.bias_ih_l0.copy_(theta["rnn.input.bias"])
+        theirs.bias_hh_l0.copy_(theta["rnn.state.bias"])
+        before = torch.cat([torch.zeros(1, WAYS), nn.functional.one_hot(batch.y, WAYS).double()[:-1]])
+        wanted = theirs(torch.cat([batch.x, before], 1))[0] @ theta["rnn.head.weight"].T + theta["rnn.head.bias"]
+    assert_close(learner.stream(theta, batch), wanted, 1e-12)
+
+
+def test_an_objective_is_the_loss_that_it_names():
+    episode = engine.unstack(random_episodes(1, ways=WAYS))[0]
+    learner, whole = flat_rnn(objective="stream"), Batch(*map(torch.cat, zip(*episode, strict=True)))
+    theta = learner.init()
+    stream = qs.cross_entropy(learner.stream(theta, whole), whole.y)
+    assert_close(learner.meta_loss(theta, episode), stream, 1e-14)
+    query = flat_rnn(objective="query")
+    phi = query.adapt(theta, episode.support)
+    asked = qs.cross_entropy(query.predict(theta, phi, episode.query.x), episode.query.y)
+    assert_close(query.meta_loss(theta, episode), asked, 1e-14)
+
+
+@pytest.mark.parametrize("objective", ["query", "stream"])
+@pytest.mark.parametrize("name", ["loop", "vmap"])
+def test_training_reads_every_task_in_an_order_of_its_own(objective, name):
+    """Two equal tasks have two losses when their order is drawn, and one when it is not."""
+    learner = flat_rnn(objective=objective, shuffle=True)
+    theta, one = learner.init(), random_episodes(1, ways=WAYS)
+    twice = qs.Episode(*(Batch(*(torch.cat([t, t]) for t in batch)) for batch in one))
+
+    def losses(learner):
+        return engine.map_tasks(lambda episode: learner.meta_loss(theta, episode), twice, name)
+
+    drawn = losses(learner)
+    assert float((drawn[0] - drawn[1]).abs()) > 1e-6
+    assert not torch.equal(losses(learner), drawn)
+    fixed = losses(flat_rnn(objective=objective))
+    assert_close(fixed[0], fixed[1], 1e-12)
+
+
+def test_nothing_read_is_the_initial_state():
+    learner = flat_rnn(cell="lstm")
+    phi = learner.adapt(learner.init(), Batch(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)))
+    assert all(not t.any() for t in (*phi.state, phi.last))
+    assert learner.stream(learner.init(), Batch(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))).shape == (0, 3)
+
+
+def test_metarnn_learns_sinusoids():
+    learner = qs.MetaRNN(qs.nn.mlp(1, hidden=(40,)), 40, loss=qs.mse_loss, ways=None, cell="gru", units=40)
+    tasks, test = (qs.tasks.sinusoid(split, shots=10, queries=5) for split in ("train", "test"))
+    settings = {"meta_batch": 16, "engine": "vmap", "progress": False, "clip": 1.0}
+    trained = qs.train(learner, tasks, iterations=400, optimizer=lambda v: torch.optim.Adam(v, 5e-3), **settings)
+    start = qs.Trained(learner, learner.init())
+    before, after = (qs.evaluate(t, test, episodes=100, engine="vmap") for t in (start, trained))
+    assert after.mean + after.interval < 0.5 * before.mean
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cell": "ltsm"}, "Did you mean 'lstm'"),
+        ({"objective": "queries"}, "Did you mean 'query'"),
+        ({"units": 0}, "units must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(fields, message):
+    with pytest.raises(QuickstudyError, match=message):
+        flat_rnn(**fields)
+
+
+def test_a_wrong_width_is_named():
+    learner = qs.MetaRNN(nn.Flatten(), 7, ways=WAYS)
+    with pytest.raises(QuickstudyError, match="width=7"):
+        learner.stream(learner.init(), random_stream())
+
+
+@pytest.mark.parametrize("ways", [2])
+def test_a_predictor_of_fewer_ways_comes_back_from_its_file(tmp_path, ways):
+    learner = flat_rnn()
+    x, y = clusters(ways=ways).sample(1, torch.Generator().manual_seed(0)).support
+    predictor = qs.Trained(learner, learner.init()).adapt(x[0], y[0])
+    predictor.save(tmp_path / "p.qs")
+    again = qs.load(tmp_path / "p.qs", encoder=nn.Flatten())
+    assert torch.equal(again(x[0]), predictor(x[0])) and predictor(x[0]).shape[1] == ways
