@@ -27,6 +27,7 @@ from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
 from quickstudy.learners.memory.meta_rnn import MetaRNN
+from quickstudy.learners.memory.snail import SNAIL
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -43,6 +44,7 @@ __all__ = [
     "LEARNERS",
     "LEO",
     "MAML",
+    "SNAIL",
     "Batch",
     "Difference",
     "Episode",

@@ -94,7 +94,7 @@ def find_learner(name: str) -> tuple[str, type[Learner]]:
 
 def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
     """The learner's fields that are numbers, words or switches: what a command line can set."""
-    fixed = ("model", "encoder", "loss", "ways", "width", "outputs", "progress")
+    fixed = ("model", "encoder", "loss", "ways", "width", "outputs", "length", "progress")
     return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
 
 
@@ -116,6 +116,8 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
         fields["outputs"] = answer_width(tasks)
     if "width" in names:
         fields["width"] = width_of(fields["encoder"], tasks)
+    if "length" in names:
+        fields["length"] = positions(tasks, fields["objective"])
     if "model" in names:
         outputs = answer_width(tasks) if ways is None else ways if cls.episodic else len(tasks.classes)
         fields["model"] = build_network(tasks, outputs, network)
@@ -131,6 +133,12 @@ def width_of(encoder: nn.Module, tasks: Any) -> int:
 def answer_width(tasks: Any) -> int:
     """How many numbers an answer of these regression tasks has."""
     return tasks.sample(1, seeds.generator(0, "width")).support.y.shape[-1]
+
+
+def positions(tasks: Any, objective: str) -> int:
+    """The longest sequence that training reads: the support set and a query, or all examples of an episode."""
+    support, query = tasks.sample(1, seeds.generator(0, "width"))
+    return support.y.shape[1] + (query.y.shape[1] if objective == "stream" else 1)
 
 
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:

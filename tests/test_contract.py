@@ -49,6 +49,7 @@ class Case:
     transductive: bool = False  # queries are normalised together
     exact: bool = True  # the meta-gradient is the derivative of the meta-loss (first-order methods: no)
     head: str | tuple[str, ...] | None = None  # theta entries with this prefix have a row per class of the task
+    columns: tuple[str, int] | None = None  # matrices with this prefix read class k in column number + k
     unused: frozenset[str] = frozenset()  # theta entries whose meta-gradient is zero by design
     outer: float = 1e-2  # Adam's learning rate in the training test
 
@@ -98,6 +99,11 @@ def leo(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable[[
 def metarnn(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable[[], Learner]:
     # A drawn order has no other to agree with.
     return lambda: qs.MetaRNN(model(), width, **{"ways": WAYS, "units": 4, "shuffle": False} | fields)
+
+
+def snail(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable[[], Learner]:
+    small = {"ways": WAYS, "causal_filters": 4, "length": 4, "shuffle": False}
+    return lambda: qs.SNAIL(model(), width, **small | fields)
 
 
 def conv(norm: str, classes: int | None) -> Callable[[], nn.Module]:
@@ -238,6 +244,27 @@ CASES = [
     Case("metarnn", "layer norm", metarnn(conv("layer", None), 8), IMAGE, outer=3e-2, **read),
     Case("metarnn", "batch norm", metarnn(conv("batch", None), 8), IMAGE, transductive=True, outer=3e-2, **read),
     Case("metarnn", "support norm", metarnn(conv("support", None), 8, objective="query"), IMAGE, outer=3e-2, **read),
+    Case("snail", "classification", snail(lambda: vector_net(None), 5), columns=("snail.", 5), head="snail.head"),
+    Case("snail", "stream", snail(nn.Flatten, 4, objective="stream"), columns=("snail.", 4), head="snail.head"),
+    Case("snail", "layer norm", snail(conv("layer", None), 8), IMAGE, columns=("snail.", 8), head="snail.head"),
+    Case(
+        "snail",
+        "batch norm",
+        snail(conv("batch", None), 8),
+        IMAGE,
+        transductive=True,
+        columns=("snail.", 8),
+        head="snail.head",
+    ),
+    Case(
+        "snail",
+        "support norm",
+        snail(conv("support", None), 8),
+        IMAGE,
+        columns=("snail.", 8),
+        head="snail.head",
+        outer=3e-2,
+    ),
     Case("protonet", "classification", protonet(lambda: vector_net(None))),
     Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
     Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),
@@ -404,8 +431,9 @@ def test_the_meta_gradient_is_the_derivative_of_the_meta_loss(case):
     def meta_loss(*values: Tensor) -> Tensor:
         return learner.meta_loss(dict(zip(theta, values, strict=True)), episode)
 
+    large = case.shape == IMAGE or sum(value.numel() for value in leaves) > 500
     # Fast mode checks random projections, which is enough for the larger networks.
-    assert torch.autograd.gradcheck(meta_loss, leaves, atol=1e-7, rtol=1e-5, fast_mode=case.shape == IMAGE)
+    assert torch.autograd.gradcheck(meta_loss, leaves, atol=1e-7, rtol=1e-5, fast_mode=large)
 
 
 @rows()
@@ -516,12 +544,19 @@ def test_no_more_ways_than_in_training_where_theta_has_an_entry_for_each(case):
 def test_renaming_the_classes_renames_the_answers(case):
     """Calling class k of the support set p(k) moves column k of the logits to p(k).
 
-    A learned head starts with a row per class, so the rows have to move along: that is part of the statement.
+    A learned head starts with a row per class, so the rows have to move along: that is part of the statement. So have
+    the columns of matrices that read one-hot labels.
     """
     learner, (support, query) = case.build(), case.episode()
     theta, p = learner.init(), torch.tensor([2, 0, 1])
     back = p.argsort()  # row k of the new head is row back[k] of the old one
     renamed = {n: v[back] if case.head is not None and n.startswith(case.head) else v for n, v in theta.items()}
+    if case.columns:
+        prefix, first = case.columns
+        moved = {n: v.clone() for n, v in renamed.items() if n.startswith(prefix) and v.dim() == 2}
+        for value in moved.values():
+            value[:, first : first + WAYS] = value[:, first + back]
+        renamed |= moved
     plain = answers(learner, theta, Episode(support, query))
     moved = answers(learner, renamed, Episode(support._replace(y=p[support.y]), query))
     assert_close(moved[:, p], plain, 1e-9)

@@ -11,6 +11,7 @@ import quickstudy as qs
 from quickstudy import engine
 from quickstudy.errors import QuickstudyError
 from quickstudy.learner import Batch
+from quickstudy.learners.memory.snail import Layer, attended, convolved, drawn
 from quickstudy.nn import recurrent
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -133,6 +134,73 @@ def test_metarnn_learns_sinusoids():
     start = qs.Trained(learner, learner.init())
     before, after = (qs.evaluate(t, test, episodes=100, engine="vmap") for t in (start, trained))
     assert after.mean + after.interval < 0.5 * before.mean
+
+
+# --- SNAIL -----------------------------------------------------------------------------------------------------------
+
+
+def flat_snail(**fields):
+    return qs.SNAIL(nn.Flatten(), 4, **{"ways": WAYS, "causal_filters": 4, "shuffle": False} | fields)
+
+
+def test_a_causal_convolution_is_torchs():
+    layer, m = Layer("conv", inputs=3, outputs=2, dilation=2), 6
+    parts = drawn(layer, torch.Generator().manual_seed(0)) | {"bias": torch.randn(4)}
+    a = torch.randn(m, 3)
+    kernel = torch.stack([parts["before"], parts["now"]], 2)
+    padded = nn.functional.pad(a.T, (2, 0))[None]
+    u, v = nn.functional.conv1d(padded, kernel, parts["bias"], dilation=2)[0].T.chunk(2, 1)
+    assert_close(convolved(layer, parts, a, a, torch.arange(m)), u.tanh() * v.sigmoid(), 1e-12)
+
+
+def test_causal_attention_is_torchs():
+    layer, m = Layer("attention", inputs=3, outputs=2, keys=4), 6
+    parts = drawn(layer, torch.Generator().manual_seed(0))
+    parts |= {name: torch.randn_like(value) for name, value in parts.items() if name.endswith("bias")}
+    a = torch.randn(m, 3)
+    q, k, v = (a @ parts[name].T + parts.get(f"{name}_bias", 0) for name in ("query", "key", "value"))
+    wanted = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert_close(attended(layer, parts, a, a, torch.arange(m)), wanted, 1e-12)
+
+
+def test_snails_published_sizes():
+    layers = qs.SNAIL(nn.Flatten(), 64, ways=5, length=26).layers()
+    assert [(one.keys, one.outputs) for one in layers if one.keys] == [(64, 32), (256, 128), (512, 256)]
+    assert [one.dilation for one in layers if one.dilation] == [1, 2, 4, 8, 16] * 2
+
+
+def test_snails_convolutions_reach_the_first_example_from_its_last_position():
+    """With attention switched off, what the last position hears of the first example comes by convolution."""
+    learner, batch = flat_snail(length=12), random_stream()
+    theta = learner.init()
+    theta |= {n: torch.zeros_like(v) for n, v in theta.items() if "attention" in n and "value" in n}
+    other = batch._replace(y=torch.cat([(batch.y[:1] + 1) % WAYS, batch.y[1:]]))
+    apart = (learner.stream(theta, batch) - learner.stream(theta, other)).abs().amax(1)
+    assert float(apart[0]) == 0 and float(apart[1:].min()) > 0
+
+
+# --- what a stream may know ------------------------------------------------------------------------------------------
+
+READERS = {"metarnn": flat_rnn, "snail": flat_snail}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_neither_the_future_nor_its_own_label_influences_a_row(name):
+    """Bit for bit: what comes after example t, and the label of t, change no row up to t; the next row hears of it."""
+    learner, batch = READERS[name](), random_stream()
+    theta, n = learner.init(), len(batch.x)
+    rows = learner.stream(theta, batch)
+    for t in range(n):
+        y = batch.y.clone()
+        y[t:] = (y[t:] + 1 + torch.arange(n - t) % 2) % WAYS
+        x = batch.x.clone()
+        x[t + 1 :] = torch.randn_like(x[t + 1 :])
+        changed = learner.stream(theta, Batch(x, y))
+        assert torch.equal(changed[: t + 1], rows[: t + 1])
+        assert t == n - 1 or float((changed[t + 1] - rows[t + 1]).abs().max()) > 1e-9
+
+
+# --- bad settings ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

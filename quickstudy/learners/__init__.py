@@ -12,6 +12,7 @@ from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
 from quickstudy.learners.memory.meta_rnn import MetaRNN
+from quickstudy.learners.memory.snail import SNAIL
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -30,6 +31,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "leo": LEO,
     "protonet": ProtoNet,
     "metarnn": MetaRNN,
+    "snail": SNAIL,
     "finetune": FineTune,
     "nearestcentroid": NearestCentroid,
 }
