@@ -188,7 +188,7 @@ def test_help_and_list_name_everything(capsys):
 GRADIENT = ("maml", "reptile", "anil", "boil", "metasgd", "mamlplusplus", "imaml", "metacurvature", "cavia", "leo")
 
 
-MEMORY = ("metarnn", "snail")
+MEMORY = ("metarnn", "snail", "mann")
 
 
 @pytest.mark.filterwarnings("ignore::quickstudy.errors.AccuracyWarning")  # three iterations solve nothing

@@ -106,6 +106,11 @@ def snail(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable
     return lambda: qs.SNAIL(model(), width, **small | fields)
 
 
+def mann(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable[[], Learner]:
+    small = {"ways": WAYS, "units": 4, "slots": 5, "slot": 3, "heads": 2, "shuffle": False}
+    return lambda: qs.MANN(model(), width, **small | fields)
+
+
 def conv(norm: str, classes: int | None) -> Callable[[], nn.Module]:
     return functools.partial(smooth_conv, norm, classes)
 
@@ -116,6 +121,7 @@ plain: dict[str, Any] = {"batch": 0, "rule": "sgd"}
 by_hand: dict[str, Any] = {"head": "head", "exact": False}  # hand in a gradient of their own
 seen_together: dict[str, Any] = by_hand | {"transductive": True}
 read: dict[str, Any] = {"head": ("rnn.head", "rnn.label")}
+kept: dict[str, Any] = {"head": ("mann.head", "mann.label"), "outer": 3e-2}
 slow: dict[str, Any] = squared | {"lr": 0.002}  # where the rate is learned too
 solved: dict[str, Any] = {"steps": 5, "lam": 4.0, "lr": 0.2, "cg_steps": 60, "tolerance": 1e-8}
 stiff: dict[str, Any] = solved | {"lam": 10.0}
@@ -265,6 +271,11 @@ CASES = [
         head="snail.head",
         outer=3e-2,
     ),
+    Case("mann", "classification", mann(lambda: vector_net(None), 5), **kept),
+    Case("mann", "query", mann(nn.Flatten, 4, objective="query", heads=1, sharpness=5.0), **kept),
+    Case("mann", "layer norm", mann(conv("layer", None), 8), IMAGE, **kept),
+    Case("mann", "batch norm", mann(conv("batch", None), 8), IMAGE, transductive=True, **kept),
+    Case("mann", "support norm", mann(conv("support", None), 8, objective="query"), IMAGE, **kept),
     Case("protonet", "classification", protonet(lambda: vector_net(None))),
     Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
     Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),

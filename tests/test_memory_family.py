@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from problems import assert_close, clusters, random_episodes
@@ -11,8 +12,10 @@ import quickstudy as qs
 from quickstudy import engine
 from quickstudy.errors import QuickstudyError
 from quickstudy.learner import Batch
+from quickstudy.learners.memory.mann import least_used
 from quickstudy.learners.memory.snail import Layer, attended, convolved, drawn
 from quickstudy.nn import recurrent
+from quickstudy.training import optimizer_of
 
 pytestmark = pytest.mark.usefixtures("double")
 TORCH = {"elman": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
@@ -179,9 +182,89 @@ def test_snails_convolutions_reach_the_first_example_from_its_last_position():
     assert float(apart[0]) == 0 and float(apart[1:].min()) > 0
 
 
+# --- MANN ------------------------------------------------------------------------------------------------------------
+
+
+def flat_mann(**fields):
+    small = {"ways": WAYS, "units": 4, "slots": 6, "slot": 3, "heads": 2, "shuffle": False}
+    return qs.MANN(nn.Flatten(), 4, **small | fields)
+
+
+def cosine(a, b):
+    return float(a @ b / np.sqrt((a @ a) * (b @ b) + 1e-8 * (a @ a + b @ b) + 1e-16))
+
+
+def mann_by_hand(theta, batch, learner):
+    """The paper's equations with one head, row by row in numpy."""
+    p = {name.removeprefix("mann."): value.numpy() for name, value in theta.items()}
+    n, d, units = learner.slots, learner.slot, learner.units
+    sigmoid = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
+    h, c, r = np.zeros(units), np.zeros(units), np.zeros(d)
+    rows, read, usage, label, outputs = np.zeros((n, d)), np.zeros(n), np.zeros(n), np.zeros(WAYS), []
+    for x, y in zip(batch.x.numpy(), batch.y.tolist(), strict=True):
+        a = p["input.weight"] @ x + p["input.bias"] + p["label.weight"].T @ label
+        a = a + p["read.weight"] @ r + p["state.weight"] @ h + p["state.bias"]
+        i, f, g, o = np.split(a, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        key = np.tanh(p["key.weight"] @ h + p["key.bias"])
+        least = int(np.argmin(usage))
+        rows[least] = 0
+        write = sigmoid(p["gate"][0]) * read + (1 - sigmoid(p["gate"][0])) * (np.arange(n) == least)
+        for slot in range(n):
+            rows[slot] += write[slot] * key
+        likeness = np.exp([cosine(key, row) for row in rows])
+        read = likeness / likeness.sum()
+        r = sum(read[slot] * rows[slot] for slot in range(n))
+        usage = learner.decay * usage + read + write
+        outputs.append(p["head.weight"] @ np.concatenate([h, r]) + p["head.bias"])
+        label = np.eye(WAYS)[y]
+    return torch.as_tensor(np.stack(outputs))
+
+
+def test_mann_is_the_papers_equations():
+    learner, batch = flat_mann(heads=1, decay=0.9), random_stream()
+    theta = {name: value + 0.3 * torch.randn_like(value) for name, value in learner.init().items()}
+    assert_close(learner.stream(theta, batch), mann_by_hand(theta, batch, learner), 1e-10)
+
+
+def test_the_least_used_rows_are_those_up_to_the_nth_smallest_usage():
+    usage = torch.rand(4, 7)
+    for n in (1, 3):
+        truncated = (usage <= usage.kthvalue(n, 1, keepdim=True).values).double()
+        assert torch.equal(least_used(usage, n).sum(1), truncated)
+    assert torch.equal(least_used(usage, 3)[:, 0].argmax(1), usage.argmin(1))
+    same = torch.zeros(1, 7)  # of equals there are still n, not all
+    assert least_used(same, 2).sum() == 2
+
+
+def test_an_example_is_written_to_as_many_unused_rows_as_there_are_heads():
+    learner, batch = flat_mann(), random_stream()
+    theta, used = learner.init() | {"mann.gate": torch.full((2,), -1000.0)}, []  # nothing goes to rows read before
+    for t in range(4):
+        rows = learner.adapt(theta, Batch(batch.x[:t], batch.y[:t])).memory.rows
+        used.append(int((rows[0].norm(dim=1) > 0).sum()))
+    assert used == [0, 2, 4, 6]
+
+
+def test_where_in_the_memory_something_is_does_not_matter():
+    learner, batch = flat_mann(), random_stream()
+    theta = learner.init()
+    phi = learner.adapt(theta, batch)
+    order, m = torch.randperm(6), phi.memory
+    moved = m._replace(rows=m.rows[:, order], read=m.read[:, :, order], usage=m.usage[:, order])
+    x = torch.randn(5, 4)
+    assert_close(learner.predict(theta, phi._replace(memory=moved), x), learner.predict(theta, phi, x), 1e-12)
+
+
+def test_mann_trains_with_rmsprop_unless_said():
+    optimizer = optimizer_of(flat_mann().outer())([torch.zeros(2, requires_grad=True)])
+    assert isinstance(optimizer, torch.optim.RMSprop) and optimizer.defaults["lr"] == 1e-4
+
+
 # --- what a stream may know ------------------------------------------------------------------------------------------
 
-READERS = {"metarnn": flat_rnn, "snail": flat_snail}
+READERS = {"metarnn": flat_rnn, "snail": flat_snail, "mann": flat_mann}
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -214,6 +297,20 @@ def test_neither_the_future_nor_its_own_label_influences_a_row(name):
 def test_bad_settings_are_named(fields, message):
     with pytest.raises(QuickstudyError, match=message):
         flat_rnn(**fields)
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "message"),
+    [
+        (flat_snail, {"causal_filters": 6}, "multiple of 4"),
+        (flat_snail, {"length": 0}, "length must be at least 1"),
+        (flat_mann, {"heads": 7}, "heads=7, but slots=6"),
+        (flat_mann, {"decay": 1.5}, "from 0 to 1"),
+    ],
+)
+def test_impossible_sizes_are_named(make, fields, message):
+    with pytest.raises(QuickstudyError, match=message):
+        make(**fields)
 
 
 def test_a_wrong_width_is_named():
