@@ -188,7 +188,7 @@ def test_help_and_list_name_everything(capsys):
 GRADIENT = ("maml", "reptile", "anil", "boil", "metasgd", "mamlplusplus", "imaml", "metacurvature", "cavia", "leo")
 
 
-MEMORY = ("metarnn", "snail", "mann")
+MEMORY = ("metarnn", "snail", "mann", "lstmmetalearner")
 
 
 @pytest.mark.filterwarnings("ignore::quickstudy.errors.AccuracyWarning")  # three iterations solve nothing
@@ -209,7 +209,7 @@ def test_a_learner_trains_adapts_and_answers_on_characters(learner, images, tmp_
 
 
 @pytest.mark.filterwarnings("ignore::quickstudy.errors.AccuracyWarning")
-@pytest.mark.parametrize("learner", [name for name in GRADIENT if name != "leo"])
+@pytest.mark.parametrize("learner", [*(name for name in GRADIENT if name != "leo"), "lstmmetalearner"])
 def test_a_gradient_learner_trains_on_sinusoids(learner, tmp_path):
     out = tmp_path / "run"
     sizes = ["--iterations", "3", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]

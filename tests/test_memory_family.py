@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ import quickstudy as qs
 from quickstudy import engine
 from quickstudy.errors import QuickstudyError
 from quickstudy.learner import Batch
+from quickstudy.learners.memory.lstm_meta_learner import preprocessed
 from quickstudy.learners.memory.mann import least_used
 from quickstudy.learners.memory.snail import Layer, attended, convolved, drawn
 from quickstudy.nn import recurrent
@@ -283,6 +286,70 @@ def test_neither_the_future_nor_its_own_label_influences_a_row(name):
         assert t == n - 1 or float((changed[t + 1] - rows[t + 1]).abs().max()) > 1e-9
 
 
+# --- LSTMMetaLearner -------------------------------------------------------------------------------------------------
+
+
+def as_descent(theta, lr):
+    """The gates of plain descent: forget nothing, one rate for everything."""
+    gates = {n: torch.zeros_like(v) for n, v in theta.items() if n.startswith("gate.")}
+    gates |= {"gate.forget.bias": torch.tensor(1000.0), "gate.input.bias": torch.tensor(lr).logit()}
+    return theta | gates
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("name", ["loop", "vmap"])
+def test_gates_that_forget_nothing_and_let_through_a_fixed_share_are_maml(first_order, name):
+    """phi = 1 * phi - lr * grad: the same task parameters, and the same meta-gradient of first or second order."""
+    net, episodes = qs.nn.mlp(4, WAYS, hidden=(5,), activation="tanh"), random_episodes(3)
+    ours = qs.LSTMMetaLearner(net, steps=3, first_order=first_order)
+    maml = qs.MAML(net, lr=0.3, steps=3, first_order=first_order)
+    theta = as_descent(ours.init(), 0.3)
+    loss, slope = qs.meta_gradient(ours, theta, episodes, name)
+    wanted, slope_of_maml = qs.meta_gradient(maml, maml.init(), episodes, name)
+    assert_close(loss, wanted, 1e-12)
+    assert_close({n: slope[n] for n in slope_of_maml}, slope_of_maml, 1e-12)
+    support = engine.unstack(episodes)[0].support
+    assert_close(ours.adapt(theta, support), maml.adapt(maml.init(), support), 1e-12)
+
+
+def test_a_number_is_told_by_the_size_of_its_logarithm_and_its_sign():
+    x = torch.tensor([0.5, -20.0, 0.0, 1e-6, -(math.e**-10), 3e-5])
+    size, sign = preprocessed(x)
+    wanted = [
+        (math.log(abs(v)) / 10, np.sign(v)) if abs(v) >= math.exp(-10) else (-1, math.exp(10) * v) for v in x.tolist()
+    ]
+    assert_close(torch.stack([size, sign], 1), torch.tensor(wanted, dtype=torch.float64), 1e-12)
+
+
+def test_telling_a_zero_has_a_derivative():
+    x = torch.zeros(2, requires_grad=True)
+    slopes = torch.autograd.grad(preprocessed(x)[0].sum() + preprocessed(x)[1].sum(), x)[0]
+    assert_close(slopes, torch.full((2,), math.exp(10)), 1e-12)
+
+
+def test_each_coordinate_is_updated_by_the_papers_cell():
+    model, steps = nn.Linear(2, 1), 3
+    learner = qs.LSTMMetaLearner(model, loss=qs.mse_loss, steps=steps, lr=0.1)
+    theta = {n: v + 0.3 * torch.randn_like(v) for n, v in learner.init().items()}
+    support = Batch(torch.randn(4, 2), torch.randn(4, 1))
+    w, b = theta["weight"][0].tolist(), float(theta["bias"])
+    gates = {k: (theta[f"gate.{k}.weight"].tolist(), float(theta[f"gate.{k}.bias"])) for k in ("forget", "input")}
+    told = lambda v: [float(t) for t in preprocessed(torch.tensor(v))]  # noqa: E731
+    phi, before = [*w, b], {k: [0.0] * 3 for k in gates}
+    for _ in range(steps):
+        wrong = support.x @ torch.tensor(phi[:2]) + phi[2] - support.y[:, 0]
+        slope = [*(2 * (wrong[:, None] * support.x).mean(0)).tolist(), float(2 * wrong.mean())]
+        loss = told(float(wrong.square().mean()))
+        for i in range(3):
+            for k, (weight, bias) in gates.items():
+                features = [*told(slope[i]), *loss, phi[i], before[k][i]]
+                total = sum(a * v for a, v in zip(weight, features, strict=True)) + bias
+                before[k][i] = 1 / (1 + math.exp(-total))
+            phi[i] = before["forget"][i] * phi[i] - before["input"][i] * slope[i]
+    found = learner.adapt(theta, support)
+    assert_close(torch.cat([found["weight"][0], found["bias"]]), torch.tensor(phi), 1e-10)
+
+
 # --- bad settings ----------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +373,7 @@ def test_bad_settings_are_named(fields, message):
         (flat_snail, {"length": 0}, "length must be at least 1"),
         (flat_mann, {"heads": 7}, "heads=7, but slots=6"),
         (flat_mann, {"decay": 1.5}, "from 0 to 1"),
+        (lambda **fields: qs.LSTMMetaLearner(nn.Linear(2, 3), **fields), {"lr": 1.0}, "between 0 and 1"),
     ],
 )
 def test_impossible_sizes_are_named(make, fields, message):

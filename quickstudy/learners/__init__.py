@@ -11,6 +11,7 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.memory.lstm_meta_learner import LSTMMetaLearner
 from quickstudy.learners.memory.mann import MANN
 from quickstudy.learners.memory.meta_rnn import MetaRNN
 from quickstudy.learners.memory.snail import SNAIL
@@ -34,6 +35,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "metarnn": MetaRNN,
     "snail": SNAIL,
     "mann": MANN,
+    "lstmmetalearner": LSTMMetaLearner,
     "finetune": FineTune,
     "nearestcentroid": NearestCentroid,
 }
