@@ -14,6 +14,7 @@ from quickstudy import errors, nn, tasks
 from quickstudy.checking import GradientCheck, check_meta_gradient
 from quickstudy.engine import map_tasks, meta_gradient
 from quickstudy.evaluation import Difference, Score, compare, evaluate
+from quickstudy.instances import InstanceAccuracy, instance_accuracy
 from quickstudy.learner import Batch, Episode, Learner, Outer, as_module, with_gradient
 from quickstudy.learners import LEARNERS
 from quickstudy.learners.gradient.anil import ANIL
@@ -53,6 +54,7 @@ __all__ = [
     "Episode",
     "FineTune",
     "GradientCheck",
+    "InstanceAccuracy",
     "LSTMMetaLearner",
     "Learner",
     "MAMLPlusPlus",
@@ -75,6 +77,7 @@ __all__ = [
     "cross_entropy",
     "errors",
     "evaluate",
+    "instance_accuracy",
     "layer_movement",
     "load",
     "map_tasks",

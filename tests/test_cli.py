@@ -224,6 +224,17 @@ def test_a_recurrent_learner_trains_on_sinusoids(tmp_path):
     assert cli.run(["evaluate", str(out), "--episodes", "4"]) == 0
 
 
+def test_a_stream_learner_tells_what_each_example_is_worth(tmp_path, capsys):
+    out = tmp_path / "run"
+    few = ["--units", "8", "--ways", "3", "--engine", "loop", "--out", str(out)]
+    assert cli.run(["train", "glyphs", "metarnn", *TINY, *few]) == 0
+    assert cli.run(["evaluate", str(out), "--episodes", "4", "--controls", "--instances", "1", "2"]) == 0
+    assert "instance  accuracy" in capsys.readouterr().out
+    assert [one["instance"] for one in json.loads((out / "instances.json").read_text())["accuracies"]] == [1, 2]
+    assert cli.run(["report", str(out)]) == 0
+    assert "What each example is worth" in (out / "report.html").read_text()
+
+
 def test_the_outer_loop_is_the_learners_own_unless_said(tmp_path):
     sizes = ["--iterations", "2", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
     for given, optimizer, rate in (([], "SGD", 1.0), (["--outer-lr", "0.5"], "SGD", 0.5)):
