@@ -14,6 +14,7 @@ from quickstudy import errors, nn, tasks
 from quickstudy.checking import GradientCheck, check_meta_gradient
 from quickstudy.engine import map_tasks, meta_gradient
 from quickstudy.evaluation import Difference, Score, compare, evaluate
+from quickstudy.instances import InstanceAccuracy, instance_accuracy
 from quickstudy.learner import Batch, Episode, Learner, Outer, as_module, with_gradient
 from quickstudy.learners import LEARNERS
 from quickstudy.learners.gradient.anil import ANIL
@@ -26,6 +27,10 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.memory.lstm_meta_learner import LSTMMetaLearner
+from quickstudy.learners.memory.mann import MANN
+from quickstudy.learners.memory.meta_rnn import MetaRNN
+from quickstudy.learners.memory.snail import SNAIL
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -42,14 +47,19 @@ __all__ = [
     "LEARNERS",
     "LEO",
     "MAML",
+    "MANN",
+    "SNAIL",
     "Batch",
     "Difference",
     "Episode",
     "FineTune",
     "GradientCheck",
+    "InstanceAccuracy",
+    "LSTMMetaLearner",
     "Learner",
     "MAMLPlusPlus",
     "MetaCurvature",
+    "MetaRNN",
     "MetaSGD",
     "Movement",
     "NearestCentroid",
@@ -67,6 +77,7 @@ __all__ = [
     "cross_entropy",
     "errors",
     "evaluate",
+    "instance_accuracy",
     "layer_movement",
     "load",
     "map_tasks",

@@ -169,10 +169,11 @@ def evaluate(argv: list[str]) -> None:
         raise ConfigError(f"the run {options.run!r} was not made by 'quickstudy train'; evaluate it with qs.evaluate.")
     given = {name: getattr(options, name) for name in ("ways", "shots", "queries", "data")}
     request = recipes.Request(**{**config["request"], **{k: v for k, v in given.items() if v is not None}})
+    tasks = recipes.open_tasks(request, options.split)
     scores = runs.evaluate_run(
         options.run,
         trained,
-        recipes.open_tasks(request, options.split),
+        tasks,
         episodes=options.episodes,
         seed=options.seed,
         steps=options.steps,
@@ -184,6 +185,9 @@ def evaluate(argv: list[str]) -> None:
         print(score)
     for name, score in scores[0].controls.items():
         print(f"  control {name}: {in_words(score.mean, score.interval, score.protocol.metric)}")
+    common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
+    if found := runs.evaluate_instances(options.run, trained, tasks, options.instances, **common):
+        print(found)
     print(f"next: quickstudy report {options.run}")
 
 

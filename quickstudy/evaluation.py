@@ -169,7 +169,7 @@ def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductiv
     changes: dict[str, Any] = {}
     ways = getattr(tasks, "ways", None)
     if "ways" in names and ways and learner.ways is not None:  # type: ignore[attr-defined]
-        changes["ways"] = ways
+        changes |= with_ways(learner, ways)
     if steps is not None:
         if "steps" not in names:
             raise ConfigError(f"{type(learner).__name__} takes no inner steps, but steps={steps} was asked for.")
@@ -177,6 +177,19 @@ def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductiv
     if transductive is not None and transductive != is_transductive(learner):
         changes |= _normalised(learner, "batch" if transductive else "support")
     return dataclasses.replace(learner, **changes) if changes else learner  # type: ignore[type-var]
+
+
+def with_ways(learner: Learner, ways: int) -> dict[str, Any]:
+    """The fields to replace for tasks of so many ways: none where theta has an entry for each class of training."""
+    if not learner.fixed_ways:
+        return {"ways": ways}
+    most = learner.ways  # type: ignore[attr-defined]
+    if ways > most:
+        raise ConfigError(
+            f"this {type(learner).__name__} was trained on {most} ways and has outputs for no more, but the task has "
+            f"{ways} classes. Test it with {most} ways or fewer, or train with ways={ways}."
+        )
+    return {}
 
 
 def _normalised(learner: Learner, policy: str) -> dict[str, Any]:

@@ -7,6 +7,11 @@
 
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
 construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
+
+Some learners have further methods, as pure as these, where what they compute has that form:
+
+    stream(theta, batch)      -> output [n, ...]    row t is predict(theta, adapt(theta, batch[:t]), x_t), in one pass
+    embed(theta, support)     -> vector [d]         what is learned from the task, for plots and comparisons
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ class Episode(NamedTuple):
 class Outer(NamedTuple):
     """How the outer loop moves theta."""
 
-    optimizer: str = "adam"  # adam or sgd
+    optimizer: str = "adam"  # adam, sgd or rmsprop
     lr: float = 1e-3
     schedule: str = "constant"  # constant; cosine or linear: down to 0 over all iterations
 
@@ -51,6 +56,8 @@ class Learner(abc.ABC):
 
     episodic: ClassVar[bool] = True  # trains on episodes; False: on the pooled examples of all training tasks
     approximate: ClassVar[bool] = False  # True: the meta-gradient is not the derivative of the meta-loss, by design
+    ordered: ClassVar[bool] = False  # True: the support set is read as a sequence, whose order matters
+    fixed_ways: ClassVar[bool] = False  # True: theta has entries for each class; no task may have more than `ways`
     handed_in: ClassVar[tuple[str, ...]] = ()  # the same of entries of theta whose names begin so
 
     @abc.abstractmethod

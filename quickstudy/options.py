@@ -74,6 +74,7 @@ class EvaluateOptions:
     split: Literal["test", "val", "train"] = "test"  # whose classes
     data: Annotated[str | None, word("where training found it")] = None  # folder of the data set
     controls: Annotated[tuple[str, ...] | None, word("all that make sense")] = None  # controls to run
+    instances: Annotated[tuple[int, ...] | None, number("1 2 5 10")] = None  # of a class in a stream: accuracy there
     engine: Literal["auto", "vmap", "threads", "loop"] = "auto"  # how tasks are run together
 
 

@@ -94,7 +94,7 @@ def find_learner(name: str) -> tuple[str, type[Learner]]:
 
 def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
     """The learner's fields that are numbers, words or switches: what a command line can set."""
-    fixed = ("model", "encoder", "loss", "ways", "width", "progress")
+    fixed = ("model", "encoder", "loss", "ways", "width", "outputs", "length", "progress")
     return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
 
 
@@ -112,10 +112,14 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
         fields["ways"] = ways
     if "encoder" in names:
         fields["encoder"] = build_network(tasks, None, {"downsample": "pool"} | network)
+    if "outputs" in names and ways is None:
+        fields["outputs"] = answer_width(tasks)
     if "width" in names:
         fields["width"] = width_of(fields["encoder"], tasks)
+    if "length" in names:
+        fields["length"] = positions(tasks, fields["objective"])
     if "model" in names:
-        outputs = ways if cls.episodic or ways is None else len(tasks.classes)
+        outputs = answer_width(tasks) if ways is None else ways if cls.episodic else len(tasks.classes)
         fields["model"] = build_network(tasks, outputs, network)
     return cls(**fields)
 
@@ -126,12 +130,21 @@ def width_of(encoder: nn.Module, tasks: Any) -> int:
         return call(encoder, {}, tasks.sample(1, seeds.generator(0, "width")).support.x[0]).shape[-1]
 
 
+def answer_width(tasks: Any) -> int:
+    """How many numbers an answer of these regression tasks has."""
+    return tasks.sample(1, seeds.generator(0, "width")).support.y.shape[-1]
+
+
+def positions(tasks: Any, objective: str) -> int:
+    """The longest sequence that training reads: the support set and a query, or all examples of an episode."""
+    support, query = tasks.sample(1, seeds.generator(0, "width"))
+    return support.y.shape[1] + (query.y.shape[1] if objective == "stream" else 1)
+
+
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:
-    """conv4 for images, mlp for rows of numbers. `outputs` None: an encoder, or the width of y for regression."""
+    """conv4 for images, mlp for rows of numbers. `outputs` None: an encoder."""
     example = tasks.sample(1).support
     shape = tuple(example.x.shape[2:])
-    if getattr(tasks, "ways", None) is None:
-        outputs = example.y.shape[-1]
     if len(shape) == 3:
         allowed = {"filters", "norm", "downsample"}
         chosen = {k: v for k, v in options.items() if k in allowed and v is not None}

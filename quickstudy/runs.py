@@ -1,13 +1,15 @@
 """Run folders: evaluate what was trained there, and keep what a report needs.
 
 A run holds config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json, learner.qs; once it is
-evaluated also scores.json, examples.safetensors and, for gradient learners, movement.json; and report.html.
+evaluated also scores.json, examples.safetensors, movement.json for gradient learners and instances.json for those that
+read streams; and report.html.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor
 
 from quickstudy import controls, files, seeds
-from quickstudy.errors import RunError
+from quickstudy.errors import DataError, RunError
 from quickstudy.evaluation import Score, evaluate, for_test
+from quickstudy.instances import INSTANCES, InstanceAccuracy, has_instances, instance_accuracy, with_instances
 from quickstudy.learner import Batch, Episode, Learner
 from quickstudy.machine import machine
 from quickstudy.movement import layer_movement, moves_layers
@@ -97,6 +100,34 @@ def evaluate_run(
     _add_to_protocol(Path(folder) / "protocol.json", scores)
     _keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
     return scores
+
+
+def evaluate_instances(
+    folder: str | os.PathLike,
+    trained: Trained,
+    tasks: Any,
+    instances: Sequence[int] | None = None,
+    *,
+    progress: bool = True,
+    **settings: Any,
+) -> InstanceAccuracy | None:
+    """Accuracy at the n-th instance of a class, written to the run's instances.json.
+
+    None, and nothing is written, where nobody asks for instances and there are none: a learner that reads no streams,
+    or classes with too few examples. `settings` are those of `instance_accuracy`.
+    """
+    if instances is None:
+        if not has_instances(trained.learner, tasks):
+            return None
+        instances = INSTANCES
+        try:
+            with_instances(tasks, max(instances))
+        except DataError:
+            return None
+    with counting_bar("streams", settings["episodes"], progress) as count:
+        found = instance_accuracy(trained, tasks, instances=instances, progress=count, **settings)
+    files.write_json(Path(folder) / "instances.json", found.to_dict())
+    return found
 
 
 def _add_to_protocol(path: Path, scores: list[Score]) -> None:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from quickstudy import __version__, files
 from quickstudy.errors import ConfigError, DataError, FileFormatError
-from quickstudy.evaluation import check_episodes, device_of, for_test
+from quickstudy.evaluation import check_episodes, device_of, for_test, with_ways
 from quickstudy.inner import first_non_finite
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import constants, part, prepare
@@ -87,7 +87,7 @@ class Trained:
     def _for_task(self, names: tuple[Any, ...] | None, transductive: bool) -> Learner:
         learner = self.learner
         if names is not None and getattr(learner, "ways", None) is not None:
-            learner = dataclasses.replace(learner, ways=len(names))  # type: ignore[type-var]
+            learner = dataclasses.replace(learner, **with_ways(learner, len(names)))  # type: ignore[type-var]
         if is_transductive(learner) and not transductive:
             learner = for_test(learner, None, transductive=False)
         return learner

@@ -315,7 +315,7 @@ def _prepare(
 
 def optimizer_of(outer: Outer) -> Callable[[list[Tensor]], Optimizer]:
     """Parameters -> the torch optimizer that an `Outer` names."""
-    optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
     return lambda values: optimizers[outer.optimizer](values, lr=outer.lr)
 
 

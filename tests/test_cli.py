@@ -188,9 +188,12 @@ def test_help_and_list_name_everything(capsys):
 GRADIENT = ("maml", "reptile", "anil", "boil", "metasgd", "mamlplusplus", "imaml", "metacurvature", "cavia", "leo")
 
 
+MEMORY = ("metarnn", "snail", "mann", "lstmmetalearner")
+
+
 @pytest.mark.filterwarnings("ignore::quickstudy.errors.AccuracyWarning")  # three iterations solve nothing
-@pytest.mark.parametrize("learner", GRADIENT)
-def test_a_gradient_learner_trains_adapts_and_answers_on_characters(learner, images, tmp_path, capsys):
+@pytest.mark.parametrize("learner", [*GRADIENT, *MEMORY])
+def test_a_learner_trains_adapts_and_answers_on_characters(learner, images, tmp_path, capsys):
     out, predictor = tmp_path / "run", tmp_path / "p.qs"
     assert cli.run(["train", "glyphs", learner, *TINY, "--ways", "3", "--engine", "loop", "--out", str(out)]) == 0
     assert cli.run(["evaluate", str(out), "--episodes", "4", "--controls", "shuffled_labels"]) == 0
@@ -206,12 +209,30 @@ def test_a_gradient_learner_trains_adapts_and_answers_on_characters(learner, ima
 
 
 @pytest.mark.filterwarnings("ignore::quickstudy.errors.AccuracyWarning")
-@pytest.mark.parametrize("learner", [name for name in GRADIENT if name != "leo"])
+@pytest.mark.parametrize("learner", [*(name for name in GRADIENT if name != "leo"), "lstmmetalearner"])
 def test_a_gradient_learner_trains_on_sinusoids(learner, tmp_path):
     out = tmp_path / "run"
     sizes = ["--iterations", "3", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
     assert cli.run(["train", "sinusoid", learner, *sizes, "--out", str(out)]) == 0
     assert cli.run(["evaluate", str(out), "--episodes", "4", "--controls", "zero_steps", "--steps", "3"]) == 0
+
+
+def test_a_recurrent_learner_trains_on_sinusoids(tmp_path):
+    out = tmp_path / "run"
+    sizes = ["--iterations", "3", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
+    assert cli.run(["train", "sinusoid", "metarnn", *sizes, "--cell", "gru", "--units", "8", "--out", str(out)]) == 0
+    assert cli.run(["evaluate", str(out), "--episodes", "4"]) == 0
+
+
+def test_a_stream_learner_tells_what_each_example_is_worth(tmp_path, capsys):
+    out = tmp_path / "run"
+    few = ["--units", "8", "--ways", "3", "--engine", "loop", "--out", str(out)]
+    assert cli.run(["train", "glyphs", "metarnn", *TINY, *few]) == 0
+    assert cli.run(["evaluate", str(out), "--episodes", "4", "--controls", "--instances", "1", "2"]) == 0
+    assert "instance  accuracy" in capsys.readouterr().out
+    assert [one["instance"] for one in json.loads((out / "instances.json").read_text())["accuracies"]] == [1, 2]
+    assert cli.run(["report", str(out)]) == 0
+    assert "What each example is worth" in (out / "report.html").read_text()
 
 
 def test_the_outer_loop_is_the_learners_own_unless_said(tmp_path):

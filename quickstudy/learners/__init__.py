@@ -11,6 +11,10 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.memory.lstm_meta_learner import LSTMMetaLearner
+from quickstudy.learners.memory.mann import MANN
+from quickstudy.learners.memory.meta_rnn import MetaRNN
+from quickstudy.learners.memory.snail import SNAIL
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -28,6 +32,10 @@ LEARNERS: dict[str, type[Learner]] = {
     "cavia": CAVIA,
     "leo": LEO,
     "protonet": ProtoNet,
+    "metarnn": MetaRNN,
+    "snail": SNAIL,
+    "mann": MANN,
+    "lstmmetalearner": LSTMMetaLearner,
     "finetune": FineTune,
     "nearestcentroid": NearestCentroid,
 }

@@ -16,6 +16,7 @@ from quickstudy import files
 from quickstudy.checkpoint import read_metrics
 from quickstudy.errors import FileFormatError, RunError
 from quickstudy.evaluation import Score
+from quickstudy.instances import InstanceAccuracy
 from quickstudy.movement import Movement
 
 Value = TypeVar("Value")
@@ -86,6 +87,7 @@ class Run:
     timing: Timing | None
     parameters: int | None  # numbers in theta; None while training has not finished
     movement: Movement | None  # None for learners whose layers do not move
+    instances: InstanceAccuracy | None = None  # None for learners that read no streams
 
     @property
     def name(self) -> str:
@@ -126,6 +128,7 @@ def read_run(folder: Path) -> Run:
         _checked(folder / "timing.json", files.read_json, _timing),
         _checked(folder / "learner.qs", lambda path: files.read_tensors(path, "trained")[0], _parameters),
         _checked(folder / "movement.json", files.read_json, Movement.from_dict),
+        _checked(folder / "instances.json", files.read_json, InstanceAccuracy.from_dict),
     )
 
 
@@ -138,7 +141,11 @@ def _checked(path: Path, read: Callable[[Path], Any], parse: Callable[[Any], Val
     except FileFormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        command = "evaluate" if path.name in ("scores.json", "examples.safetensors", "movement.json") else "train"
+        command = (
+            "evaluate"
+            if path.name in ("scores.json", "examples.safetensors", "movement.json", "instances.json")
+            else "train"
+        )
         raise FileFormatError(
             f"{str(path)!r} is not what Quickstudy writes there ({type(error).__name__}: {error}). Restore it, or make "
             f"it again with `quickstudy {command}`."

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from quickstudy import __version__
 from quickstudy.errors import ProtocolError
 from quickstudy.evaluation import Score, compare
-from quickstudy.report import answers, layers, words
+from quickstudy.report import answers, instances, layers, words
 from quickstudy.report.curves import learning_curves, steps_curve
 from quickstudy.report.facts import Run
 
@@ -37,6 +37,7 @@ def run_page(run: Run) -> str:
         chance=_chance_mark(run.score),
         curves=learning_curves(run),
         steps=steps_curve(run),
+        instances=instances.picture(run.instances) if run.instances else None,
         moved=layers.section(run.movement) if run.movement else None,
         episodes=answers.episodes(run.examples, run.score.protocol.steps if run.score else None),
         most={"classes": answers.CLASSES, "shown": answers.SHOWN},

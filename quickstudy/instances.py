@@ -1,0 +1,242 @@
+"""Accuracy at the n-th instance of a class: what a learner that reads a stream makes of one example, of two, of ten.
+
+A stream holds the same number of examples of each class in random order. Each is answered before its label is seen; its
+instance is how many of its class have come so far, itself included. At the 1st instance of a class nothing is known of
+it, and an honest learner can only guess, though better than at random: among W classes, of which j have come before,
+W - j are left, so one that excludes them is right with a chance of
+
+    (1/W) * sum_{j=0}^{W-1} 1 / (W - j) = H_W / W            (45.7 % for W = 5)
+
+and none can do better. At the very first example of a stream there is nothing to exclude: 1 / W. A learner above either
+has seen labels that it must answer.
+
+Santoro, Bartunov, Botvinick, Wierstra, Lillicrap: Meta-Learning with Memory-Augmented Neural Networks, ICML 2016,
+https://arxiv.org/abs/1605.06065
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quickstudy import engine as engines
+from quickstudy import seeds
+from quickstudy.errors import ConfigError, DataError, NonFiniteError
+from quickstudy.evaluation import (
+    TRIAL,
+    check_episodes,
+    check_values,
+    device_of,
+    for_test,
+    half_width,
+    protocol_of,
+    sample_blocks,
+)
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.memory.reading import joined
+from quickstudy.movement import Amount
+from quickstudy.protocol import Protocol
+
+INSTANCES = (1, 2, 5, 10)
+
+
+@dataclass(frozen=True)
+class InstanceAccuracy:
+    """Accuracy at some instances of a class, each a mean over streams with its 95 % interval, and the protocol."""
+
+    instances: tuple[int, ...]
+    amounts: tuple[Amount, ...]  # one for each of `instances`
+    first: Amount  # at the very first example of a stream, of whatever class
+    protocol: Protocol
+
+    def __getitem__(self, instance: int) -> Amount:
+        """The accuracy at that instance. Raises KeyError when it was not asked for."""
+        return dict(zip(self.instances, self.amounts, strict=True))[instance]
+
+    @property
+    def chance(self) -> float:
+        """At random: all that is possible at the first example of a stream."""
+        return 1 / (self.protocol.ways or 1)
+
+    @property
+    def by_exclusion(self) -> float:
+        """The most that is possible at the 1st instance of a class without knowing its label: H_W / W."""
+        ways = self.protocol.ways or 1
+        return sum(1 / k for k in range(1, ways + 1)) / ways
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the learner clearly (by two half widths) knows what it cannot know: it has seen labels."""
+        bounds = [(self.first, self.chance)] + ([(self[1], self.by_exclusion)] if 1 in self.instances else [])
+        return any(amount.mean - 2 * amount.interval > bound for amount, bound in bounds)
+
+    def __str__(self) -> str:
+        lines = ["instance  accuracy"]
+        lines += [f"{n:<8}  {in_words(amount)}" for n, amount in zip(self.instances, self.amounts, strict=True)]
+        lines.append(
+            f"(95 % CI over {self.protocol.episodes} streams; {self.protocol.ways}-way; first example of a stream "
+            f"{in_words(self.first)}, chance {100 * self.chance:.1f} %, 1st instance by exclusion at most "
+            f"{100 * self.by_exclusion:.1f} %)"
+        )
+        return "\n".join([*lines, "IT HAS SEEN LABELS THAT IT MUST ANSWER"] if self.leaks else lines)
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for instances.json."""
+        accuracies = [{"instance": n, **_plain(amount)} for n, amount in zip(self.instances, self.amounts, strict=True)]
+        return {"accuracies": accuracies, "first": _plain(self.first), "protocol": self.protocol.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> InstanceAccuracy:
+        """What `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        points = plain["accuracies"]
+        if not points:
+            raise ValueError("it holds no instance")
+        amounts = tuple(map(_amount, points))
+        numbers = tuple(int(one["instance"]) for one in points)
+        return cls(numbers, amounts, _amount(plain["first"]), Protocol(**plain["protocol"]))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Write the figure: a bar per instance with 95 % intervals. The ending of `path` says how: .png, .svg, .pdf."""
+        from quickstudy.report.instances import write_figure  # matplotlib takes a second to import
+
+        write_figure(self, path)
+
+
+def in_words(amount: Amount) -> str:
+    """'36.4 % ± 0.5'."""
+    return f"{100 * amount.mean:.1f} % ± {100 * amount.interval:.1f}"
+
+
+def _plain(amount: Amount) -> dict[str, float | None]:
+    return {"mean": amount.mean, "interval": None if math.isinf(amount.interval) else amount.interval}
+
+
+def _amount(plain: Mapping[str, Any]) -> Amount:
+    mean, interval = float(plain["mean"]), plain["interval"]
+    if not 0 <= mean <= 1:
+        raise ValueError(f"{mean} is no accuracy")
+    return Amount(mean, math.inf if interval is None else float(interval))
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def instance_accuracy(
+    trained: Any,
+    tasks: Any,
+    *,
+    instances: Sequence[int] = INSTANCES,
+    episodes: int = 600,
+    seed: int = 1,
+    engine: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> InstanceAccuracy:
+    """Accuracy at the given instances of a class, over streams of test tasks.
+
+    `trained` has `.learner`, with a method `stream`, and `.theta`. A stream has as many examples of each class as the
+    largest instance asks for: `tasks.replace(shots=..., queries=...)` says so to the source; one without `replace` must
+    give enough. Stream i, its examples and their order, follows from (seed, i) alone. `progress(n)` is called with
+    streams done since.
+
+    >>> import torch, quickstudy as qs
+    >>> learner = qs.MetaRNN(torch.nn.Flatten(), width=784, units=8)
+    >>> test = qs.tasks.glyphs("test", ways=5)
+    >>> found = qs.instance_accuracy(qs.Trained(learner, learner.init()), test, instances=(1, 2), episodes=4)
+    >>> found.leaks
+    False
+
+    Raises ConfigError for a learner without `stream` and for regression, DataError where there are too few examples.
+    """
+    _check(trained.learner, tasks, instances, episodes)
+    learner, theta = for_test(trained.learner, tasks), trained.theta
+    source = with_instances(tasks, max(instances))
+    blocks = sample_blocks(source, episodes, seed, device_of(theta))
+    first = next(blocks)
+    outputs = check_episodes(learner, theta, first)
+
+    def measure(streams: Episode, name: str) -> Tensor:
+        return engines.map_tasks(lambda s: stream_accuracy(learner, theta, s.support, instances), streams, name)
+
+    few = engines.first_tasks(_in_order(first, seed, 0), TRIAL)
+    with seeds.seeded(seed, "choose"):
+        choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
+    values, done = [], 0
+    for number, block in enumerate(itertools.chain([first], blocks)):
+        check_values(block, outputs)
+        with seeds.seeded(seed, "instances", number):
+            values.append(measure(_in_order(block, seed, done), choice.engine))
+        done += len(block.query.y)
+        if progress:
+            progress(len(block.query.y))
+    table = _finite(torch.cat(values).double().cpu())
+    amounts = tuple(Amount(float(column.mean()), half_width(column)) for column in table.unbind(1))
+    protocol = protocol_of(learner, source, "accuracy at an instance", episodes, seed, seen=first)
+    return InstanceAccuracy(tuple(instances), amounts[1:], amounts[0], protocol)
+
+
+def stream_accuracy(learner: Any, theta: Theta, stream: Batch, instances: Sequence[int]) -> Tensor:
+    """[1 + instances]: whether the stream's first answer is right, and the shares of right ones at each instance."""
+    output = learner.stream(theta, stream)
+    # NaN logits would count as a wrong answer in silence: carry them along.
+    right = (output.argmax(1) == stream.y).double() + 0 * output.sum(1)
+    instance = (stream.y[:, None] == stream.y).tril().sum(1)
+    shares = [(right * (instance == n)).sum() / (instance == n).sum() for n in instances]
+    return torch.stack([right[0], *shares])
+
+
+def with_instances(tasks: Any, most: int) -> Any:
+    """The task source with so many examples of each class; as it is where it cannot be asked."""
+    if hasattr(tasks, "replace"):
+        return tasks.replace(shots=1, queries=max(most - 1, 1))
+    support, query = tasks.sample(1, seeds.generator(0, "probe"))
+    each = torch.bincount(torch.cat([support.y, query.y], 1)[0])
+    if int(each.min()) < most:
+        raise DataError(
+            f"the tasks have {int(each.min())} examples of a class, but instance {most} was asked for. Give episodes "
+            "with more (shots + queries), or ask for smaller instances."
+        )
+    return tasks
+
+
+def _in_order(episodes: Episode, seed: int, start: int) -> Episode:
+    """Each episode as one stream in an order of its own; twice, as what engines map has a support and a query set."""
+    streams = []
+    for i, episode in enumerate(engines.unstack(episodes), start):
+        whole = joined(episode)
+        order = torch.randperm(len(whole.y), generator=seeds.generator(seed, "order", i)).to(whole.y.device)
+        streams.append(Batch(whole.x[order], whole.y[order]))
+    together = Batch(*(torch.stack(parts) for parts in zip(*streams, strict=True)))
+    return Episode(together, together)
+
+
+def _finite(table: Tensor) -> Tensor:
+    if not torch.isfinite(table).all():
+        number = int((~torch.isfinite(table)).any(1).nonzero()[0])
+        raise NonFiniteError(f"test stream {number} gives an output that is not finite.")
+    return table
+
+
+def has_instances(learner: Learner, tasks: Any) -> bool:
+    """Whether `instance_accuracy` can be asked of this learner on these tasks."""
+    return hasattr(learner, "stream") and getattr(tasks, "ways", None) is not None
+
+
+def _check(learner: Learner, tasks: Any, instances: Sequence[int], episodes: int) -> None:
+    name = type(learner).__name__
+    if not hasattr(learner, "stream"):
+        raise ConfigError(f"{name} does not read streams: accuracy at an instance is for MetaRNN, SNAIL and MANN.")
+    if getattr(tasks, "ways", None) is None:
+        raise ConfigError("accuracy at an instance is for classification; these tasks have no `ways`.")
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}.")
+    if not instances or min(instances) < 1 or len(set(instances)) < len(instances):
+        raise ConfigError(f"instances are different numbers from 1, such as 1 2 5 10; got {tuple(instances)}.")

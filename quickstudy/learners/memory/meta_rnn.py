@@ -1,0 +1,130 @@
+"""Recurrent meta-learner: a network that reads the support set, and whose state is what it has learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy import seeds
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.memory.reading import (
+    as_input,
+    check_objective,
+    check_sizes,
+    delayed,
+    encoded,
+    reading_loss,
+    statistics_of,
+)
+from quickstudy.model import beside, parameters, part
+from quickstudy.nn.recurrent import BLOCKS, State, check_cell, draw, start, step
+
+PREFIX = "rnn."  # in theta: of everything but the encoder's parameters
+
+
+class Reading(NamedTuple):
+    state: State  # of the cell, after the examples read so far
+    last: Tensor  # the last answer, which the cell meets beside the next input
+    statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+
+
+@dataclass(frozen=True, eq=False)
+class MetaRNN(Learner):
+    """Learning is reading: a recurrent network meets each input beside the answer to the one before.
+
+        s_t = cell(s_{t-1}, [f(x_t), y_{t-1}]),   output_t = head(h_t),   h_t the state's visible part
+
+    with s_0 = 0, y_0 = 0 and classes as one-hot vectors. phi after n examples is (s_n, y_n); a query x is answered by
+    one more step, head(cell(s_n, [f(x), y_n])), from which nothing is kept. All weights are learned across tasks, none
+    changes within one. `stream` gives output_t for all t in one pass. Everything but the encoder is kept in theta
+    under "rnn.".
+
+    Hochreiter, Younger, Conwell: Learning to Learn Using Gradient Descent, ICANN 2001; in the form of Santoro,
+    Bartunov, Botvinick, Wierstra, Lillicrap: Meta-Learning with Memory-Augmented Neural Networks, ICML 2016,
+    https://arxiv.org/abs/1605.06065
+
+    >>> import quickstudy as qs
+    >>> learner = qs.MetaRNN(qs.nn.conv4(channels=1, norm="layer", downsample="pool"), width=64)
+    >>> waves = qs.MetaRNN(qs.nn.mlp(1), width=40, loss=qs.mse_loss, ways=None)
+
+    Deviations from the papers: an encoder reads the input (torch.nn.Flatten() gives them the raw pixels); the loss is
+    a mean over steps, not a sum.
+    """
+
+    encoder: nn.Module  # maps x [n, ...] to features [n, width]
+    width: int  # of the encoder's features
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    ways: int | None = 5  # classes in a task; None for regression
+    outputs: int = 1  # numbers in an answer, for regression
+    cell: str = "lstm"  # elman, gru or lstm
+    units: int = 200  # of the cell's state
+    objective: str = "stream"  # whose loss trains: stream (every example, before its answer is seen) or query
+    shuffle: bool = True  # read training examples in a random order
+
+    ordered: ClassVar[bool] = True
+    fixed_ways: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_cell(self.cell)
+        check_objective(self.objective)
+        check_sizes(width=self.width, units=self.units, outputs=self.outputs)
+
+    def init(self) -> Theta:
+        generator, size = seeds.generator(0, "rnn"), self.ways or self.outputs
+        parts = draw(self.cell, self.width, self.units, generator)
+        # As further columns of the input's weights would be drawn; a row for each class, as in the head.
+        bound = 1 / math.sqrt(self.units)
+        rows = {"label.weight": BLOCKS[self.cell] * self.units, "head.weight": self.units}
+        parts |= {name: (2 * torch.rand(size, n, generator=generator) - 1) * bound for name, n in rows.items()}
+        return beside(parameters(self.encoder), PREFIX, parts | {"head.bias": torch.zeros(size)})
+
+    def adapt(self, theta: Theta, support: Batch) -> Reading:
+        answers, state = self._read(theta, support)[1:]
+        last = torch.cat([torch.zeros_like(theta["rnn.label.weight"][:, 0])[None], answers])[-1]
+        return Reading(state, last, statistics_of(self.encoder, theta, support.x))
+
+    def predict(self, theta: Theta, phi: Reading, x: Tensor) -> Tensor:
+        parts = part(theta, PREFIX)
+        u = inputs_to(parts, encoded(self.encoder, theta, x, self.width, phi.statistics), phi.last)
+        return outputs_of(parts, self._step(parts, u, phi.state)[0])
+
+    def stream(self, theta: Theta, batch: Batch) -> Tensor:
+        """Output [n, ways] or [n, d] for each example of the stream, made before its answer is read."""
+        return outputs_of(part(theta, PREFIX), self._read(theta, batch)[0])
+
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """What is known after reading, as one vector: the cell's state and the last answer."""
+        phi = self.adapt(theta, support)
+        return torch.cat([*phi.state, phi.last])
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        return reading_loss(self, self.loss, theta, episode)
+
+    def _read(self, theta: Theta, batch: Batch) -> tuple[Tensor, Tensor, State]:
+        """h_1 ... h_n [n, units], the answers as they are read [n, d], and s_n."""
+        parts = part(theta, PREFIX)
+        z = encoded(self.encoder, theta, batch.x, self.width)
+        answers = as_input(batch.y, self.ways, parts["label.weight"])
+        state, seen = start(self.cell, self.units, parts["label.weight"]), []
+        for u in inputs_to(parts, z, delayed(answers)).unbind():
+            state = self._step(parts, u, state)
+            seen.append(state[0])
+        return torch.stack(seen) if seen else z.new_zeros(0, self.units), answers, state
+
+    def _step(self, parts: Theta, u: Tensor, state: State) -> State:
+        return step(self.cell, u, state, parts["state.weight"], parts["state.bias"])
+
+
+def inputs_to(parts: Theta, z: Tensor, answers: Tensor) -> Tensor:
+    """What features z [n, width] and answers [n, d] or [d] contribute to the cell, [n, blocks * units]."""
+    return F.linear(z, parts["input.weight"], parts["input.bias"]) + answers @ parts["label.weight"]
+
+
+def outputs_of(parts: Theta, h: Tensor) -> Tensor:
+    return F.linear(h, parts["head.weight"], parts["head.bias"])
