@@ -7,12 +7,15 @@
 
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
 construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
+Layers that draw at random (dropout) do so inside a meta-loss and nowhere else: an answer is the same each time.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+import functools
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -53,6 +56,11 @@ class Learner(abc.ABC):
     approximate: ClassVar[bool] = False  # True: the meta-gradient is not the derivative of the meta-loss, by design
     handed_in: ClassVar[tuple[str, ...]] = ()  # the same of entries of theta whose names begin so
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "meta_loss" in vars(cls):
+            cls.meta_loss = _in_training(cls.meta_loss)
+
     @abc.abstractmethod
     def init(self) -> Theta:
         """Meta-parameters to start from: name -> tensor."""
@@ -76,6 +84,28 @@ class Learner(abc.ABC):
     def at(self, progress: float) -> Learner:
         """The learner that trains at `progress` in [0, 1) of the run: itself, unless its loss changes on the way."""
         return self
+
+
+_thread = threading.local()
+
+
+def training() -> bool:
+    """Whether this thread is inside a meta-loss: only there do layers draw at random (dropout, DropBlock)."""
+    return getattr(_thread, "losses", 0) > 0
+
+
+def _in_training(meta_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same meta-loss, during which `training()` is true in its thread."""
+
+    @functools.wraps(meta_loss)
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        _thread.losses = getattr(_thread, "losses", 0) + 1
+        try:
+            return meta_loss(*args, **kwargs)
+        finally:
+            _thread.losses -= 1
+
+    return run
 
 
 def with_gradient(value: Tensor, theta: Theta, gradient: Mapping[str, Tensor]) -> Tensor:
