@@ -5,6 +5,8 @@
     predict(theta, phi, x)    -> output     the adapted model's output
     meta_loss(theta, episode) -> scalar     one episode's loss; its gradient in theta is the meta-gradient
 
+and, where it has one, `embed(theta, support) -> [d]`, which says what kind of task this is.
+
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
 construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
 Layers that draw at random (dropout) do so inside a meta-loss and nowhere else: an answer is the same each time.
@@ -20,6 +22,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from quickstudy.errors import ConfigError
 
 Theta = dict[str, Tensor]
 
@@ -77,6 +81,14 @@ class Learner(abc.ABC):
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         """Loss of one episode, a scalar. Its gradient in theta is the meta-gradient."""
 
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """What kind of task this is, as a vector [d]: tasks that are alike are near. A method that a learner may have.
+
+        It does not depend on the order of the support set, nor on which class has which number. Raises ConfigError
+        where the learner has none; `embeds` tells.
+        """
+        raise ConfigError(f"{type(self).__name__} has no task embedding. Learners with class means have one: ProtoNet.")
+
     def outer(self) -> Outer:
         """The outer loop that suits this learner, where the caller names none."""
         return Outer()
@@ -84,6 +96,11 @@ class Learner(abc.ABC):
     def at(self, progress: float) -> Learner:
         """The learner that trains at `progress` in [0, 1) of the run: itself, unless its loss changes on the way."""
         return self
+
+
+def embeds(learner: Learner) -> bool:
+    """Whether the learner has a task embedding."""
+    return type(learner).embed is not Learner.embed
 
 
 _thread = threading.local()

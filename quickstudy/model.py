@@ -28,6 +28,7 @@ from quickstudy.nn.conv import Conv2d
 from quickstudy.nn.norm import BatchNorm, LayerNorm
 
 Change = Callable[[Tensor], Tensor]
+Inputs = Tensor | tuple[Tensor, ...]
 _copies = threading.local()
 
 
@@ -63,10 +64,11 @@ def prepare(model: nn.Module) -> None:
 
 
 def call(
-    model: nn.Module, params: Mapping[str, Tensor], x: Tensor, after: Mapping[str, Change] | None = None
+    model: nn.Module, params: Mapping[str, Tensor], x: Inputs, after: Mapping[str, Change] | None = None
 ) -> Tensor:
     """model(x) with `params` in place of its own; names that are not given keep the model's present values.
 
+    x is a tensor, or a tuple of them for a model that takes several.
     `after` changes what the named layers put out: layer -> function of its output. Layers that draw at random do so
     inside a meta-loss only, see `without_chance`.
     """
@@ -74,8 +76,9 @@ def call(
     handles = [own.now.get_submodule(name).register_forward_hook(_changed(f)) for name, f in (after or {}).items()]
     try:
         # The fused attention kernels have no second derivative, the mathematical one has.
-        with _mathematical_attention, _without_cudnn(own, x):
-            return functional_call(own.now, {**_left_out(own, params), **params}, (x,))
+        inputs = x if isinstance(x, tuple) else (x,)
+        with _mathematical_attention, _without_cudnn(own, inputs[0]):
+            return functional_call(own.now, {**_left_out(own, params), **params}, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -124,7 +127,7 @@ _mathematical_attention = _MathematicalAttention()
 
 
 def statistics(
-    model: nn.Module, params: Mapping[str, Tensor], support: Tensor, after: Mapping[str, Change] | None = None
+    model: nn.Module, params: Mapping[str, Tensor], support: Inputs, after: Mapping[str, Change] | None = None
 ) -> Theta:
     """Means and variances of the support set, for layers that normalise queries with them (else empty).
 
@@ -137,7 +140,7 @@ def statistics(
 def moments(
     model: nn.Module,
     params: Mapping[str, Tensor],
-    x: Tensor,
+    x: Inputs,
     after: Mapping[str, Change] | None = None,
     policies: Sequence[str] = ("batch", "support"),
 ) -> Theta:
@@ -319,7 +322,7 @@ def without_chance(model: nn.Module) -> nn.Module:
     """The model itself, changed in place so that it draws nothing: dropout of every kind, and what declares `draws`.
 
     Only layers that draw are switched: eval() for all would change how others normalise. A layer of your own that
-    draws in training mode says so by an attribute `draws = True`; outside of a meta-loss it is then called in eval mode.
+    draws in training mode says so by an attribute `draws = True`; outside of a meta-loss it then runs in eval mode.
     """
     for layer in model.modules():
         if isinstance(layer, (_DropoutNd, nn.RReLU)) or getattr(layer, "draws", False):

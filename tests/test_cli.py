@@ -214,6 +214,15 @@ def test_a_gradient_learner_trains_on_sinusoids(learner, tmp_path):
     assert cli.run(["evaluate", str(out), "--episodes", "4", "--controls", "zero_steps", "--steps", "3"]) == 0
 
 
+@pytest.mark.parametrize("learner", ["maml", "protonet", "finetune"])
+def test_the_residual_network_is_chosen_by_name(learner, tmp_path):
+    out = tmp_path / "run"
+    sizes = ["--network", "resnet12", "--filters", "2", "--norm", "support", "--dropblock", "0.1", "--engine", "loop"]
+    assert cli.run(["train", "glyphs", learner, *TINY, *sizes, "--out", str(out)]) == 0
+    assert "resnet12" in (out / "config.json").read_text()
+    assert cli.run(["evaluate", str(out), "--episodes", "2", "--controls", "shuffled_labels"]) == 0
+
+
 def test_the_outer_loop_is_the_learners_own_unless_said(tmp_path):
     sizes = ["--iterations", "2", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
     for given, optimizer, rate in (([], "SGD", 1.0), (["--outer-lr", "0.5"], "SGD", 0.5)):
