@@ -26,8 +26,10 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.metric.meta_optnet import MetaOptNet
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
+from quickstudy.learners.metric.r2d2 import R2D2
 from quickstudy.learners.transfer.finetune import FineTune
 from quickstudy.movement import Movement, layer_movement
 from quickstudy.protocol import Protocol
@@ -42,6 +44,7 @@ __all__ = [
     "LEARNERS",
     "LEO",
     "MAML",
+    "R2D2",
     "Batch",
     "Difference",
     "Episode",
@@ -50,6 +53,7 @@ __all__ = [
     "Learner",
     "MAMLPlusPlus",
     "MetaCurvature",
+    "MetaOptNet",
     "MetaSGD",
     "Movement",
     "NearestCentroid",

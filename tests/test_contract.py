@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import quickstudy as qs
 from quickstudy import engine, protocol, seeds
 from quickstudy.errors import QuickstudyError
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta, embeds
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -69,8 +69,8 @@ def vector_net(outputs: int | None) -> nn.Module:
     return qs.nn.mlp(4, outputs, hidden=(5,), activation="tanh")
 
 
-def number_net() -> nn.Module:
-    return qs.nn.mlp(1, 1, hidden=(6,), activation="tanh")
+def number_net(outputs: int | None = 1) -> nn.Module:
+    return qs.nn.mlp(1, outputs, hidden=(6,), activation="tanh")
 
 
 def maml(model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
@@ -83,6 +83,10 @@ def gradient(cls: type[Learner], model: Callable[[], nn.Module], **fields: Any) 
 
 def protonet(model: Callable[[], nn.Module]) -> Callable[[], Learner]:
     return lambda: qs.ProtoNet(model(), ways=WAYS)
+
+
+def metric(cls: type[Learner], model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
+    return lambda: cls(model(), **{"ways": WAYS} | fields)
 
 
 def finetune(model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
@@ -106,6 +110,7 @@ by_hand: dict[str, Any] = {"head": "head", "exact": False}  # hand in a gradient
 seen_together: dict[str, Any] = by_hand | {"transductive": True}
 slow: dict[str, Any] = squared | {"lr": 0.002}  # where the rate is learned too
 solved: dict[str, Any] = {"steps": 5, "lam": 4.0, "lr": 0.2, "cg_steps": 60, "tolerance": 1e-8}
+solved_values: dict[str, Any] = {"ways": None, "lam": 0.5, "scale": 1.0}
 stiff: dict[str, Any] = solved | {"lam": 10.0}
 
 CASES = [
@@ -222,6 +227,16 @@ CASES = [
     Case("protonet", "classification", protonet(lambda: vector_net(None))),
     Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
     Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),
+    Case("r2d2", "classification", metric(qs.R2D2, lambda: vector_net(None))),
+    Case(
+        "r2d2", "regression", metric(qs.R2D2, lambda: number_net(None), loss=qs.mse_loss, **solved_values), **regression
+    ),
+    Case("r2d2", "batch norm", metric(qs.R2D2, conv("batch", None)), IMAGE, transductive=True),
+    Case("r2d2", "support norm", metric(qs.R2D2, conv("support", None)), IMAGE),
+    Case("metaoptnet", "classification", metric(qs.MetaOptNet, lambda: vector_net(None))),
+    Case("metaoptnet", "ridge", metric(qs.MetaOptNet, lambda: vector_net(None), head="ridge", lam=1.0)),
+    Case("metaoptnet", "batch norm", metric(qs.MetaOptNet, conv("batch", None)), IMAGE, transductive=True),
+    Case("metaoptnet", "support norm", metric(qs.MetaOptNet, conv("support", None)), IMAGE),
     Case("finetune", "classification, head", finetune(lambda: vector_net(POOL))),
     Case("finetune", "classification, all", finetune(lambda: vector_net(POOL), fit="all")),
     Case("finetune", "batch norm", finetune(conv("batch", POOL)), IMAGE, transductive=True),
@@ -453,6 +468,34 @@ def test_the_order_of_the_support_set_does_not_matter(case):
     assert_close(
         answers(learner, theta, Episode(shuffled, query)), answers(learner, theta, Episode(support, query)), 1e-9
     )
+
+
+@rows(case for case in CASES if embeds(case.build()))
+def test_a_task_embedding_depends_on_the_examples_and_not_on_their_order_or_the_names_of_classes(case):
+    learner, support = case.build(), case.episode().support
+    theta, order, p = learner.init(), torch.randperm(len(support.x)), torch.tensor([2, 0, 1])
+    found = learner.embed(theta, support)
+    assert found.dim() == 1 and torch.isfinite(found).all()
+    assert_close(learner.embed(theta, Batch(support.x[order], support.y[order])), found, 1e-9)
+    if not case.regression:
+        assert_close(learner.embed(theta, support._replace(y=p[support.y])), found, 1e-9)
+    assert float((learner.embed(theta, support._replace(x=support.x + 1)) - found).abs().max()) > 1e-6
+
+
+@rows(case for case in CASES if embeds(case.build()))
+@pytest.mark.parametrize("name", ["threads", "vmap"])
+def test_engines_agree_on_task_embeddings(case, name):
+    learner, episodes = case.build(), case.episodes()
+    theta = learner.init()
+    ours, loops = (map_tasks(lambda e: learner.embed(theta, e.support), episodes, kind) for kind in (name, "loop"))
+    assert_close(ours, loops, 1e-10)
+
+
+@rows(case for case in CASES if not embeds(case.build()))
+def test_a_learner_without_a_task_embedding_says_so(case):
+    learner = case.build()
+    with pytest.raises(QuickstudyError, match="no task embedding"):
+        learner.embed(learner.init(), case.episode().support)
 
 
 @rows(case for case in CASES if not case.regression)
