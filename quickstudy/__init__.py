@@ -26,10 +26,13 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.metric.attentive_protonet import AttentiveProtoNet
+from quickstudy.learners.metric.matching_net import MatchingNet
 from quickstudy.learners.metric.meta_optnet import MetaOptNet
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.metric.r2d2 import R2D2
+from quickstudy.learners.metric.relation_net import RelationNet
 from quickstudy.learners.transfer.finetune import FineTune
 from quickstudy.movement import Movement, layer_movement
 from quickstudy.protocol import Protocol
@@ -45,6 +48,7 @@ __all__ = [
     "LEO",
     "MAML",
     "R2D2",
+    "AttentiveProtoNet",
     "Batch",
     "Difference",
     "Episode",
@@ -52,6 +56,7 @@ __all__ = [
     "GradientCheck",
     "Learner",
     "MAMLPlusPlus",
+    "MatchingNet",
     "MetaCurvature",
     "MetaOptNet",
     "MetaSGD",
@@ -61,6 +66,7 @@ __all__ = [
     "Predictor",
     "ProtoNet",
     "Protocol",
+    "RelationNet",
     "Reptile",
     "Score",
     "Trained",

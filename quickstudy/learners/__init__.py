@@ -11,10 +11,13 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.metric.attentive_protonet import AttentiveProtoNet
+from quickstudy.learners.metric.matching_net import MatchingNet
 from quickstudy.learners.metric.meta_optnet import MetaOptNet
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.metric.r2d2 import R2D2
+from quickstudy.learners.metric.relation_net import RelationNet
 from quickstudy.learners.transfer.finetune import FineTune
 
 # Names on the command line: lower case, no separators.
@@ -30,6 +33,9 @@ LEARNERS: dict[str, type[Learner]] = {
     "cavia": CAVIA,
     "leo": LEO,
     "protonet": ProtoNet,
+    "matchingnet": MatchingNet,
+    "relationnet": RelationNet,
+    "attentiveprotonet": AttentiveProtoNet,
     "r2d2": R2D2,
     "metaoptnet": MetaOptNet,
     "finetune": FineTune,
