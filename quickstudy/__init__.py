@@ -33,7 +33,9 @@ from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.metric.r2d2 import R2D2
 from quickstudy.learners.metric.relation_net import RelationNet
+from quickstudy.learners.transfer.baseline_pp import BaselinePP
 from quickstudy.learners.transfer.finetune import FineTune
+from quickstudy.learners.transfer.simple_shot import SimpleShot
 from quickstudy.movement import Movement, layer_movement
 from quickstudy.protocol import Protocol
 from quickstudy.trained import Predictor, Trained, load
@@ -49,6 +51,7 @@ __all__ = [
     "MAML",
     "R2D2",
     "AttentiveProtoNet",
+    "BaselinePP",
     "Batch",
     "Difference",
     "Episode",
@@ -69,6 +72,7 @@ __all__ = [
     "RelationNet",
     "Reptile",
     "Score",
+    "SimpleShot",
     "Trained",
     "__version__",
     "as_module",

@@ -274,6 +274,14 @@ CASES = [
     Case("finetune", "batch norm", finetune(conv("batch", POOL)), IMAGE, transductive=True),
     Case("finetune", "support norm", finetune(conv("support", POOL), fit="all"), IMAGE),
     Case("finetune", "regression", finetune(number_net, ways=None, **squared), **regression),
+    Case("baselinepp", "classification", metric(qs.BaselinePP, lambda: vector_net(POOL), steps=3)),
+    Case("baselinepp", "batch norm", metric(qs.BaselinePP, conv("batch", POOL), steps=3), IMAGE, transductive=True),
+    Case("baselinepp", "support norm", metric(qs.BaselinePP, conv("support", POOL), steps=3), IMAGE),
+    Case("simpleshot", "classification", metric(qs.SimpleShot, lambda: vector_net(POOL)), exact=False),
+    Case("simpleshot", "scaled", metric(qs.SimpleShot, lambda: vector_net(POOL), features="L2N")),
+    Case("simpleshot", "as they are", metric(qs.SimpleShot, lambda: vector_net(POOL), features="UN")),
+    Case("simpleshot", "batch norm", metric(qs.SimpleShot, conv("batch", POOL)), IMAGE, transductive=True, exact=False),
+    Case("simpleshot", "support norm", metric(qs.SimpleShot, conv("support", POOL)), IMAGE, exact=False),
     Case("nearestcentroid", "classification", lambda: qs.NearestCentroid(ways=WAYS)),
 ]
 

@@ -18,7 +18,9 @@ from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.metric.r2d2 import R2D2
 from quickstudy.learners.metric.relation_net import RelationNet
+from quickstudy.learners.transfer.baseline_pp import BaselinePP
 from quickstudy.learners.transfer.finetune import FineTune
+from quickstudy.learners.transfer.simple_shot import SimpleShot
 
 # Names on the command line: lower case, no separators.
 LEARNERS: dict[str, type[Learner]] = {
@@ -39,5 +41,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "r2d2": R2D2,
     "metaoptnet": MetaOptNet,
     "finetune": FineTune,
+    "baselinepp": BaselinePP,
+    "simpleshot": SimpleShot,
     "nearestcentroid": NearestCentroid,
 }
