@@ -214,8 +214,8 @@ def beside(params: Theta, prefix: str, extra: Mapping[str, Tensor]) -> Theta:
 
 
 def own(model: nn.Module, theta: Mapping[str, Tensor]) -> Theta:
-    """The model's parameters out of a theta that holds more."""
-    return {name: theta[name] for name, p in model.named_parameters() if p.requires_grad}
+    """The model's parameters out of a theta that holds more. A learner that does not use one leaves it out."""
+    return {name: theta[name] for name, p in model.named_parameters() if p.requires_grad and name in theta}
 
 
 def matching(model: nn.Module, patterns: str) -> list[str]:

@@ -47,6 +47,7 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sinusoid", "imaml"): {"lr": 0.02, "steps": 5, "lam": 10.0, "cg_steps": 10},
     ("sinusoid", "metacurvature"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "cavia"): {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"},
+    ("sinusoid", "r2d2"): {"lam": 0.1, "scale": 1.0},
     ("sinusoid", "finetune"): {"lr": 0.01, "steps": 10, "fit": "all"},
 }
 

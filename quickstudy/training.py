@@ -148,11 +148,11 @@ def train(
     if keep > 1 and val is None:
         raise ConfigError(f"keep={keep} keeps the best thetas on validation, but there are no validation tasks (val).")
     folder = None if out is None else Path(out)
-    extractor = getattr(tasks, "extractor", None)
+    preprocess, extractor = dict(getattr(tasks, "preprocess", {})), getattr(tasks, "extractor", None)
     if not learner.episodic and hasattr(tasks, "pooled"):
         tasks = tasks.pooled()
     theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
-    trained = Trained(learner, theta, _describe(tasks), dict(getattr(tasks, "preprocess", {})), extractor=extractor)
+    trained = Trained(learner, theta, _describe(tasks), preprocess, extractor=extractor)
     state = _prepare(trained, optimizer, scheduler or schedule_of(learner.outer().schedule, iterations))
     config = {
         "learner": describe_learner(learner),

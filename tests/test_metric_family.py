@@ -243,6 +243,18 @@ def test_with_support_norm_the_relation_does_not_see_other_queries():
     assert set(phi.relation_statistics) == {f"rest.norm{i}.{kind}" for i in (1, 2) for kind in ("mean", "variance")}
 
 
+def test_a_network_of_maps_can_be_trained_from_scratch_as_a_control():
+    learner = qs.RelationNet(smooth_conv("layer", None)[:-1], qs.nn.relation((2, 2, 2), filters=3), ways=WAYS)
+    score = qs.evaluate(
+        qs.Trained(learner, learner.init()),
+        clusters((1, 6, 6), ways=WAYS),
+        episodes=2,
+        controls=["from_scratch"],
+        engine="loop",
+    )
+    assert 0 <= score.controls["from_scratch"].mean <= 1
+
+
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 Build = Callable[[nn.Module, int], Learner]

@@ -153,6 +153,12 @@ def test_baselinepp_answers_classes_that_it_never_saw():
     assert score.protocol.ways == 20 and score.mean > 0.5, str(score)
 
 
+def test_the_features_of_baselinepp_have_a_control_though_its_head_has_no_bias():
+    learner, tasks = qs.BaselinePP(net(), ways=WAYS), clusters(ways=WAYS)
+    score = qs.evaluate(qs.Trained(learner, learner.init()), tasks, episodes=5, controls=["nil"], engine="loop")
+    assert set(score.controls) == {"nil"}
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
