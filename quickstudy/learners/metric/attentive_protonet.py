@@ -67,9 +67,8 @@ class AttentiveProtoNet(Learner):
         return beside(parameters(self.encoder), PREFIX, drawn)
 
     def adapt(self, theta: Theta, support: Batch) -> Prototypes:
-        means = class_means(self._embedding(theta, support.x), support.y, self.ways)
-        adapted = attended(part(theta, PREFIX), means, self.heads)
-        return Prototypes(adapted, known_statistics(self.encoder, theta, support.x))
+        means = self._prototypes(theta, self._embedding(theta, support.x), support.y)
+        return Prototypes(means, known_statistics(self.encoder, theta, support.x))
 
     def _embedding(self, theta: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
         z = embedding(self.encoder, theta, x, known)
@@ -77,26 +76,31 @@ class AttentiveProtoNet(Learner):
             raise ConfigError(f"width={self.width} was given, but the encoder's embeddings have {z.shape[1]} numbers.")
         return z
 
+    def _prototypes(self, theta: Theta, z: Tensor, y: Tensor) -> Tensor:
+        return attended(part(theta, PREFIX), class_means(z, y, self.ways), self.heads)
+
+    def _logits(self, z: Tensor, means: Tensor) -> Tensor:
+        return -squared_distances(z, means) / self.temperature
+
     def predict(self, theta: Theta, phi: Prototypes, x: Tensor) -> Tensor:
-        return -squared_distances(self._embedding(theta, x, phi.statistics), phi.means) / self.temperature
+        return self._logits(self._embedding(theta, x, phi.statistics), phi.means)
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
         """The mean of the adapted prototypes [d]."""
         return self.adapt(theta, support).means.mean(0)
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
-        phi = self.adapt(theta, episode.support)
-        loss = F.cross_entropy(self.predict(theta, phi, episode.query.x), episode.query.y)
-        return loss + self.contrast * self._contrast(theta, phi, episode) if self.contrast else loss
+        (x, y), (xq, yq) = episode
+        z, zq = self._embedding(theta, x), self._embedding(theta, xq, known_statistics(self.encoder, theta, x))
+        loss = F.cross_entropy(self._logits(zq, self._prototypes(theta, z, y)), yq)
+        if not self.contrast:
+            return loss
+        return loss + self.contrast * self._contrast(theta, torch.cat([z, zq]), torch.cat([y, yq]))
 
-    def _contrast(self, theta: Theta, phi: Prototypes, episode: Episode) -> Tensor:
-        """How badly the examples are told apart by class means of examples that attended to their own class."""
-        support, query = episode
-        known = self._embedding(theta, query.x, phi.statistics)
-        z, y = torch.cat([self._embedding(theta, support.x), known]), torch.cat([support.y, query.y])
+    def _contrast(self, theta: Theta, z: Tensor, y: Tensor) -> Tensor:
+        """How badly examples are told apart by the class means of what attended to its own class."""
         adapted = attended(part(theta, PREFIX), z, self.heads, y[:, None] == y)
-        centres = class_means(adapted, y, self.ways)
-        return F.cross_entropy(-squared_distances(z, centres) / self.temperature, y)
+        return F.cross_entropy(self._logits(z, class_means(adapted, y, self.ways)), y)
 
 
 def attended(parts: Theta, z: Tensor, heads: int, allowed: Tensor | None = None) -> Tensor:
