@@ -31,9 +31,16 @@ from quickstudy.learners.memory.lstm_meta_learner import LSTMMetaLearner
 from quickstudy.learners.memory.mann import MANN
 from quickstudy.learners.memory.meta_rnn import MetaRNN
 from quickstudy.learners.memory.snail import SNAIL
+from quickstudy.learners.metric.attentive_protonet import AttentiveProtoNet
+from quickstudy.learners.metric.matching_net import MatchingNet
+from quickstudy.learners.metric.meta_optnet import MetaOptNet
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
+from quickstudy.learners.metric.r2d2 import R2D2
+from quickstudy.learners.metric.relation_net import RelationNet
+from quickstudy.learners.transfer.baseline_pp import BaselinePP
 from quickstudy.learners.transfer.finetune import FineTune
+from quickstudy.learners.transfer.simple_shot import SimpleShot
 from quickstudy.movement import Movement, layer_movement
 from quickstudy.protocol import Protocol
 from quickstudy.trained import Predictor, Trained, load
@@ -48,7 +55,10 @@ __all__ = [
     "LEO",
     "MAML",
     "MANN",
+    "R2D2",
     "SNAIL",
+    "AttentiveProtoNet",
+    "BaselinePP",
     "Batch",
     "Difference",
     "Episode",
@@ -58,7 +68,9 @@ __all__ = [
     "LSTMMetaLearner",
     "Learner",
     "MAMLPlusPlus",
+    "MatchingNet",
     "MetaCurvature",
+    "MetaOptNet",
     "MetaRNN",
     "MetaSGD",
     "Movement",
@@ -67,8 +79,10 @@ __all__ = [
     "Predictor",
     "ProtoNet",
     "Protocol",
+    "RelationNet",
     "Reptile",
     "Score",
+    "SimpleShot",
     "Trained",
     "__version__",
     "as_module",

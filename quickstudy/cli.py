@@ -142,7 +142,9 @@ def _request(tasks: str, options: TrainOptions) -> recipes.Request:
 
 
 def _network_options(options: TrainOptions) -> dict[str, Any]:
-    chosen = {name: getattr(options, name) for name in ("filters", "norm", "downsample", "hidden")}
+    chosen = {
+        name: getattr(options, name) for name in ("network", "filters", "norm", "downsample", "dropblock", "hidden")
+    }
     return {name: value for name, value in chosen.items() if value is not None}
 
 
@@ -296,6 +298,7 @@ def list_all(argv: list[str]) -> None:
     console.print(table)
     console.print(f"tasks: {', '.join(recipes.NAMED)}, or a folder of class folders")
     console.print(f"controls: {', '.join(CONTROLS)}")
+    console.print(f"network: {', '.join(recipes.IMAGE_NETWORKS)}")
     console.print(f"norm: {', '.join(POLICIES)}   downsample: {', '.join(DOWNSAMPLING)}   engine: {', '.join(ENGINES)}")
 
 

@@ -197,9 +197,9 @@ def _with_head(model: nn.Module, tasks: Any, ways: int | None) -> nn.Module:
     fresh = rerandomised(model)
     example = tasks.sample(1, seeds.generator(0, "probe")).support
     with torch.no_grad():
-        width = fresh(example.x[0]).shape[-1]
-    wanted = ways or example.y.shape[-1]
-    return fresh if width == wanted else nn.Sequential(fresh, nn.Linear(width, wanted))
+        output = fresh(example.x[0])
+    width, wanted = output.flatten(1).shape[1], ways or example.y.shape[-1]
+    return fresh if output.shape[1:] == (wanted,) else nn.Sequential(fresh, nn.Flatten(), nn.Linear(width, wanted))
 
 
 def rerandomised(model: nn.Module) -> nn.Module:

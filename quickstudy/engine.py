@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.errors import ConfigError, EngineWarning, suggest
 from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import without_chance
 
 ENGINES = ("auto", "vmap", "threads", "loop")
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
@@ -121,13 +122,9 @@ def check_vmap(learner: Learner, theta: Theta, episodes: Episode) -> None:
 
 def in_double(learner: Learner) -> Learner:
     fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
-    models = {name: copy.deepcopy(value).double() for name, value in fields.items() if isinstance(value, nn.Module)}
-    for layer in (layer for model in models.values() for layer in model.modules()):
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.p = 0.0
-        elif isinstance(getattr(layer, "dropout", None), float):  # attention and recurrent layers
-            layer.dropout = 0.0  # type: ignore[assignment]
-    return dataclasses.replace(learner, **models)  # type: ignore[type-var]
+    models = {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
+    exact = {name: without_chance(copy.deepcopy(value).double()) for name, value in models.items()}
+    return dataclasses.replace(learner, **exact)  # type: ignore[type-var]
 
 
 def to_double(tree: T) -> T:

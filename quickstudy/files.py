@@ -82,7 +82,7 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Copied to where torch allocates: a matrix product may round otherwise when its memory is not aligned.
+            # Copies, in memory as torch aligns it: the last bit of a matrix product may depend on that.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(

@@ -5,23 +5,28 @@
     predict(theta, phi, x)    -> output     the adapted model's output
     meta_loss(theta, episode) -> scalar     one episode's loss; its gradient in theta is the meta-gradient
 
+Some have further ones, as pure as these, where what they compute has that form:
+
+    embed(theta, support)     -> vector [d]      what kind of task this is, for plots and comparisons
+    stream(theta, batch)      -> output [n, ...] row t is predict(theta, adapt(theta, batch[:t]), x_t), in one pass
+
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
 construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
-
-Some learners have further methods, as pure as these, where what they compute has that form:
-
-    stream(theta, batch)      -> output [n, ...]    row t is predict(theta, adapt(theta, batch[:t]), x_t), in one pass
-    embed(theta, support)     -> vector [d]         what is learned from the task, for plots and comparisons
+Layers that draw at random (dropout) do so inside a meta-loss and nowhere else: an answer is the same each time.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+import functools
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from quickstudy.errors import ConfigError
 
 Theta = dict[str, Tensor]
 
@@ -60,6 +65,11 @@ class Learner(abc.ABC):
     fixed_ways: ClassVar[bool] = False  # True: theta has entries for each class; no task may have more than `ways`
     handed_in: ClassVar[tuple[str, ...]] = ()  # the same of entries of theta whose names begin so
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "meta_loss" in vars(cls):
+            cls.meta_loss = _in_training(cls.meta_loss)
+
     @abc.abstractmethod
     def init(self) -> Theta:
         """Meta-parameters to start from: name -> tensor."""
@@ -76,6 +86,14 @@ class Learner(abc.ABC):
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         """Loss of one episode, a scalar. Its gradient in theta is the meta-gradient."""
 
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """What kind of task this is, as a vector [d]: tasks that are alike are near. A method that a learner may have.
+
+        It does not depend on the order of the support set unless the learner is `ordered`, nor on which class has which
+        number unless it has `fixed_ways`. Raises ConfigError where the learner has none; `embeds` tells.
+        """
+        raise ConfigError(f"{type(self).__name__} has no task embedding. Learners with class means have one: ProtoNet.")
+
     def outer(self) -> Outer:
         """The outer loop that suits this learner, where the caller names none."""
         return Outer()
@@ -83,6 +101,33 @@ class Learner(abc.ABC):
     def at(self, progress: float) -> Learner:
         """The learner that trains at `progress` in [0, 1) of the run: itself, unless its loss changes on the way."""
         return self
+
+
+def embeds(learner: Learner) -> bool:
+    """Whether the learner has a task embedding."""
+    return type(learner).embed is not Learner.embed
+
+
+_thread = threading.local()
+
+
+def training() -> bool:
+    """Whether this thread is inside a meta-loss: only there do layers draw at random (dropout, DropBlock)."""
+    return getattr(_thread, "losses", 0) > 0
+
+
+def _in_training(meta_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same meta-loss, during which `training()` is true in its thread."""
+
+    @functools.wraps(meta_loss)
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        _thread.losses = getattr(_thread, "losses", 0) + 1
+        try:
+            return meta_loss(*args, **kwargs)
+        finally:
+            _thread.losses -= 1
+
+    return run
 
 
 def with_gradient(value: Tensor, theta: Theta, gradient: Mapping[str, Tensor]) -> Tensor:

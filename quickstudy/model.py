@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Theta
+from quickstudy.learner import Theta, training
 from quickstudy.nn.conv import Conv2d
 from quickstudy.nn.norm import BatchNorm, LayerNorm
 
 Change = Callable[[Tensor], Tensor]
+Inputs = Tensor | tuple[Tensor, ...]
 _copies = threading.local()
 
 
@@ -34,9 +36,15 @@ class _Copy(NamedTuple):
     """A private copy of a model, and where the original keeps what a caller may leave out."""
 
     module: nn.Module
+    still: nn.Module  # the same with nothing left to chance, for use outside of a meta-loss
     mode: tuple[tuple[int, bool], ...]  # which layers there were, and whether in training mode
     recurrent: bool  # whether it holds torch's own recurrent layers
     tensors: list[tuple[str, weakref.ref[nn.Module], str]]  # dotted name, owner in the original, name there
+
+    @property
+    def now(self) -> nn.Module:
+        """What to call at this moment in this thread."""
+        return self.module if training() else self.still
 
 
 def parameters(model: nn.Module) -> Theta:
@@ -56,18 +64,21 @@ def prepare(model: nn.Module) -> None:
 
 
 def call(
-    model: nn.Module, params: Mapping[str, Tensor], x: Tensor, after: Mapping[str, Change] | None = None
+    model: nn.Module, params: Mapping[str, Tensor], x: Inputs, after: Mapping[str, Change] | None = None
 ) -> Tensor:
     """model(x) with `params` in place of its own; names that are not given keep the model's present values.
 
-    `after` changes what the named layers put out: layer -> function of its output.
+    x is a tensor, or a tuple of them for a model that takes several.
+    `after` changes what the named layers put out: layer -> function of its output. Layers that draw at random do so
+    inside a meta-loss only, see `without_chance`.
     """
     own = _own_copy(model)
-    handles = [own.module.get_submodule(name).register_forward_hook(_changed(f)) for name, f in (after or {}).items()]
+    handles = [own.now.get_submodule(name).register_forward_hook(_changed(f)) for name, f in (after or {}).items()]
     try:
         # The fused attention kernels have no second derivative, the mathematical one has.
-        with _mathematical_attention, _without_cudnn(own, x):
-            return functional_call(own.module, {**_left_out(own, params), **params}, (x,))
+        inputs = x if isinstance(x, tuple) else (x,)
+        with _mathematical_attention, _without_cudnn(own, inputs[0]):
+            return functional_call(own.now, {**_left_out(own, params), **params}, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -116,7 +127,7 @@ _mathematical_attention = _MathematicalAttention()
 
 
 def statistics(
-    model: nn.Module, params: Mapping[str, Tensor], support: Tensor, after: Mapping[str, Change] | None = None
+    model: nn.Module, params: Mapping[str, Tensor], support: Inputs, after: Mapping[str, Change] | None = None
 ) -> Theta:
     """Means and variances of the support set, for layers that normalise queries with them (else empty).
 
@@ -129,7 +140,7 @@ def statistics(
 def moments(
     model: nn.Module,
     params: Mapping[str, Tensor],
-    x: Tensor,
+    x: Inputs,
     after: Mapping[str, Change] | None = None,
     policies: Sequence[str] = ("batch", "support"),
 ) -> Theta:
@@ -161,7 +172,7 @@ def no_moments(model: nn.Module) -> Theta:
 
 def _batch_norms(model: nn.Module, policies: Sequence[str]) -> dict[str, BatchNorm]:
     """Those of the private copy, in which torch's own are replaced by ours."""
-    layers = _own_copy(model).module.named_modules()
+    layers = _own_copy(model).now.named_modules()
     return {name: layer for name, layer in layers if isinstance(layer, BatchNorm) and layer.policy in policies}
 
 
@@ -203,8 +214,8 @@ def beside(params: Theta, prefix: str, extra: Mapping[str, Tensor]) -> Theta:
 
 
 def own(model: nn.Module, theta: Mapping[str, Tensor]) -> Theta:
-    """The model's parameters out of a theta that holds more."""
-    return {name: theta[name] for name, p in model.named_parameters() if p.requires_grad}
+    """The model's parameters out of a theta that holds more. A learner that does not use one leaves it out."""
+    return {name: theta[name] for name, p in model.named_parameters() if p.requires_grad and name in theta}
 
 
 def matching(model: nn.Module, patterns: str) -> list[str]:
@@ -234,7 +245,7 @@ def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, head: 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((inputs[0], output))
 
-    handle = _own_copy(model).module.get_submodule(head.rstrip(".")).register_forward_hook(hook)
+    handle = _own_copy(model).now.get_submodule(head.rstrip(".")).register_forward_hook(hook)
     try:
         output = call(model, params, x)
     finally:
@@ -245,7 +256,7 @@ def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, head: 
 def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """What the named layer reads when the model is called on x: the features below it."""
     seen: list[Tensor] = []
-    head = _own_copy(model).module.get_submodule(layer)
+    head = _own_copy(model).now.get_submodule(layer)
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         call(model, params, x)
@@ -262,7 +273,7 @@ def outputs_of(
     A layer that nobody calls (its weights are read by another) or that puts out no row per example is left out.
     """
     seen: dict[str, list[Tensor]] = {}
-    handles = [_own_copy(model).module.get_submodule(name).register_forward_hook(_keep(name, seen)) for name in layers]
+    handles = [_own_copy(model).now.get_submodule(name).register_forward_hook(_keep(name, seen)) for name in layers]
     try:
         call(model, params, x)
     finally:
@@ -307,6 +318,20 @@ def with_normalisation(model: nn.Module, policy: str) -> nn.Module:
     return changed
 
 
+def without_chance(model: nn.Module) -> nn.Module:
+    """The model itself, changed in place so that it draws nothing: dropout of every kind, and what declares `draws`.
+
+    Only layers that draw are switched: eval() for all would change how others normalise. A layer of your own that
+    draws in training mode says so by an attribute `draws = True`; outside of a meta-loss it then runs in eval mode.
+    """
+    for layer in model.modules():
+        if isinstance(layer, (_DropoutNd, nn.RReLU)) or getattr(layer, "draws", False):
+            layer.training = False
+        elif isinstance(getattr(layer, "dropout", None), float):  # attention and recurrent layers
+            layer.dropout = 0.0  # type: ignore[assignment]
+    return model
+
+
 def _own_copy(model: nn.Module) -> _Copy:
     """This thread's private copy of the model, made anew if a layer was replaced or switched to train() or eval()."""
     if not hasattr(_copies, "of"):
@@ -328,7 +353,8 @@ def _make_copy(model: nn.Module, mode: tuple[tuple[int, bool], ...]) -> _Copy:
         if (name := f"{prefix}.{key}" if prefix else key) in kept
     ]
     recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
-    return _Copy(module, mode, recurrent, tensors)
+    shared = {id(t): t for t in [*module.parameters(), *module.buffers()]}  # layers are copied, tensors are not
+    return _Copy(module, without_chance(copy.deepcopy(module, shared)), mode, recurrent, tensors)
 
 
 def _with_safe_layers(model: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@
     output           |h_phi - h_theta| / |h_theta|              h [n, p]: the layer's output at the n query inputs
     representation   1 - CKA(h_theta, h_phi),   CKA(X, Y) = |X^T Y|^2 / (|X^T X| |Y^T Y|)   with columns centred
 
-All norms are Frobenius norms. Dropout that is left on in the model counts as movement of the outputs.
+All norms are Frobenius norms.
 
 Raghu, Raghu, Bengio, Vinyals: Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML, ICLR
 2020, https://arxiv.org/abs/1909.09157

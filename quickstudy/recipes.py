@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.learner import Learner
 from quickstudy.learners import LEARNERS
 from quickstudy.model import call
+from quickstudy.nn import NETWORKS
 
 NAMED = ("glyphs", "sinusoid", "omniglot")
 
@@ -26,6 +28,11 @@ NAMED = ("glyphs", "sinusoid", "omniglot")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
     "sinusoid": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 25, "iterations": 10000},
+}
+# Networks for images, and the options that each takes.
+IMAGE_NETWORKS = {
+    "conv4": ("filters", "norm", "downsample", "maps"),
+    "resnet12": ("filters", "norm", "dropblock", "maps"),
 }
 FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("images", "boil"): {"lr": 0.1},
@@ -40,6 +47,7 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sinusoid", "imaml"): {"lr": 0.005, "steps": 10, "lam": 10.0, "cg_steps": 10},
     ("sinusoid", "metacurvature"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "cavia"): {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"},
+    ("sinusoid", "r2d2"): {"lam": 0.1, "scale": 1.0},
     ("sinusoid", "finetune"): {"lr": 0.01, "steps": 10, "fit": "all"},
 }
 
@@ -94,7 +102,7 @@ def find_learner(name: str) -> tuple[str, type[Learner]]:
 
 def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
     """The learner's fields that are numbers, words or switches: what a command line can set."""
-    fixed = ("model", "encoder", "loss", "ways", "width", "outputs", "length", "progress")
+    fixed = ("model", "encoder", "relation", "loss", "ways", "width", "outputs", "length", "progress")
     return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
 
 
@@ -111,23 +119,26 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
     if "ways" in names:
         fields["ways"] = ways
     if "encoder" in names:
-        fields["encoder"] = build_network(tasks, None, {"downsample": "pool"} | network)
+        fields["encoder"] = build_network(tasks, None, {"downsample": "pool", "maps": "relation" in names} | network)
     if "outputs" in names and ways is None:
         fields["outputs"] = answer_width(tasks)
     if "width" in names:
-        fields["width"] = width_of(fields["encoder"], tasks)
+        fields["width"] = shape_of(fields["encoder"], tasks)[-1]
     if "length" in names:
         fields["length"] = positions(tasks, fields["objective"])
+    if "relation" in names:
+        sizes = {name: network[name] for name in ("filters", "norm") if name in network}
+        fields["relation"] = networks.relation(shape_of(fields["encoder"], tasks), **sizes)
     if "model" in names:
         outputs = answer_width(tasks) if ways is None else ways if cls.episodic else len(tasks.classes)
         fields["model"] = build_network(tasks, outputs, network)
     return cls(**fields)
 
 
-def width_of(encoder: nn.Module, tasks: Any) -> int:
-    """How many features the encoder gives for an input of these tasks."""
+def shape_of(encoder: nn.Module, tasks: Any) -> tuple[int, ...]:
+    """The shape of what the encoder gives for an input of these tasks."""
     with torch.no_grad():
-        return call(encoder, {}, tasks.sample(1, seeds.generator(0, "width")).support.x[0]).shape[-1]
+        return tuple(call(encoder, {}, tasks.sample(1, seeds.generator(0, "width")).support.x[0]).shape[1:])
 
 
 def answer_width(tasks: Any) -> int:
@@ -142,12 +153,11 @@ def positions(tasks: Any, objective: str) -> int:
 
 
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:
-    """conv4 for images, mlp for rows of numbers. `outputs` None: an encoder."""
-    example = tasks.sample(1).support
-    shape = tuple(example.x.shape[2:])
-    if len(shape) == 3:
-        allowed = {"filters", "norm", "downsample"}
-        chosen = {k: v for k, v in options.items() if k in allowed and v is not None}
-        return networks.conv4(channels=shape[0], classes=outputs, size=shape[-1], **chosen)
-    hidden = options.get("hidden") or (40, 40)
-    return networks.mlp(example.x[0, 0].numel(), outputs, hidden=tuple(hidden))
+    """conv4 or another `network` for images, mlp for rows of numbers; an encoder where `outputs` is None."""
+    shape = tuple(tasks.sample(1).support.x.shape[2:])
+    if len(shape) != 3:
+        return networks.mlp(math.prod(shape), outputs, hidden=tuple(options.get("hidden") or (40, 40)))
+    name = options.get("network") or "conv4"
+    chosen = {k: options[k] for k in IMAGE_NETWORKS[name] if options.get(k) is not None}
+    sizes = {"size": shape[-1]} if name == "conv4" else {}
+    return NETWORKS[name](channels=shape[0], classes=outputs, **sizes, **chosen)

@@ -24,6 +24,7 @@ from quickstudy.model import constants, part, prepare
 from quickstudy.nn import NETWORKS
 from quickstudy.protocol import is_transductive, networks
 from quickstudy.tasks.classes import scaled
+from quickstudy.tasks.features import extract
 
 LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss)}
 
@@ -34,6 +35,7 @@ class Trained:
 
     `tasks` describes what it was trained on; `preprocess` is how raw input became the model's input. `best` holds the
     thetas of the best validations where training kept several (`keep`), best first; `theta` is the first of them.
+    `extractor` is the frozen network of `qs.tasks.features`, which makes the learner's inputs of raw ones.
     """
 
     learner: Learner
@@ -41,6 +43,7 @@ class Trained:
     tasks: Mapping[str, Any] = field(default_factory=dict)
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     best: tuple[Theta, ...] = ()
+    extractor: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.best and self.best[0] is not self.theta:
@@ -54,18 +57,30 @@ class Trained:
 
         Raises DataError for NaN, lengths that differ, fewer than two classes, or more than the model has outputs.
         """
-        x = self._inputs(x)
-        names, target = self._answers(y, len(x))
-        learner = self._for_task(names, transductive)
-        support = Batch(x, target)
-        check_episodes(learner, self.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
+        learner, names, support = self._task(x, y, transductive)
         with torch.no_grad():
             phi = learner.adapt(self.theta, support)
         self._check_finite(phi)
-        return Predictor(learner, self.theta, phi, names, self.preprocess)
+        return Predictor(learner, self.theta, phi, names, self.preprocess, self.extractor)
 
-    def _inputs(self, x: Any) -> Tensor:
-        return as_inputs(x, self.theta)
+    def embed(self, x: Any, y: Any) -> Tensor:
+        """What kind of task this is, a vector [d], from its support set as `adapt` takes it.
+
+        Raises ConfigError where the learner has no task embedding, DataError as `adapt`.
+        """
+        learner, _, support = self._task(x, y, False)
+        with torch.no_grad():
+            return learner.embed(self.theta, support)
+
+    def _task(self, x: Any, y: Any, transductive: bool) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
+        """The learner for this task, the names of its classes, and its support set as the learner reads it."""
+        x = as_inputs(x, self.theta)
+        names, target = self._answers(y, len(x))
+        learner = self._for_task(names, transductive)
+        with torch.no_grad():
+            support = Batch(as_features(x, self.extractor), target)
+        check_episodes(learner, self.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
+        return learner, names, support
 
     def _answers(self, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Tensor]:
         """Class names in order and numbers [n], or None and values [n, d]."""
@@ -107,7 +122,9 @@ class Trained:
         header["names"] = list(self.theta)
         if len(self.best) > 1:
             header["best"] = files.pack(self.best[1:], tensors, "best")
-        files.write_tensors(path, "trained", tensors | _constants(self.learner), header | _learner_header(self.learner))
+        header |= _learner_header(self.learner) | _extractor_header(self.extractor)
+        tensors |= _constants(self.learner) | _extractor_tensors(self.extractor)
+        files.write_tensors(path, "trained", tensors, header)
 
 
 class Predictor(nn.Module):
@@ -116,6 +133,8 @@ class Predictor(nn.Module):
     `classes` are the class names in the order of the output's columns; None for regression.
     """
 
+    extractor: nn.Module | None  # as in `Trained`
+
     def __init__(
         self,
         learner: Learner,
@@ -123,15 +142,18 @@ class Predictor(nn.Module):
         phi: Any,
         classes: Sequence[Any] | None = None,
         preprocess: Mapping[str, Any] | None = None,
+        extractor: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.learner, self.classes, self.preprocess = learner, classes, dict(preprocess or {})
+        self.__dict__["extractor"] = extractor  # not a submodule: train() must not reach it
         self.names = tuple(theta)
         leaves, self.structure = pytree.tree_flatten(phi)
         self.sizes = (len(theta), len(leaves))
         for i, value in enumerate([*theta.values(), *leaves]):
-            self.register_buffer(f"value{i}", value.detach())
-        for model in networks(learner).values():
+            # Laid out as they come back from a file: the last bit of a matrix product may depend on that.
+            self.register_buffer(f"value{i}", value.detach().contiguous())
+        for model in [*networks(learner).values(), *([extractor] if extractor is not None else [])]:
             prepare(model)
 
     def _values(self) -> tuple[Theta, Any]:
@@ -142,7 +164,7 @@ class Predictor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [m, classes] or values [m, d] for x [m, ...]."""
         theta, phi = self._values()
-        output = self.learner.predict(theta, phi, x)
+        output = self.learner.predict(theta, phi, as_features(x, self.extractor))
         return output if self.classes is None else output[:, : len(self.classes)]
 
     @torch.no_grad()
@@ -178,14 +200,16 @@ class Predictor(nn.Module):
             "names": list(theta),
             "phi": files.pack(phi, tensors, "phi"),
         }
-        tensors |= _constants(self.learner)
-        files.write_tensors(path, "predictor", tensors, header | _learner_header(self.learner))
+        header |= _learner_header(self.learner) | _extractor_header(self.extractor)
+        tensors |= _constants(self.learner) | _extractor_tensors(self.extractor)
+        files.write_tensors(path, "predictor", tensors, header)
 
 
 def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     """Read a `.qs` file (of `Trained.save` or `Predictor.save`), or the learner of a run folder.
 
-    `fields` are the learner's fields that a file cannot hold, such as a model of your own: load(path, model=MyNet()).
+    `fields` are the learner's fields that a file cannot hold, such as a model of your own: load(path, model=MyNet());
+    and `extractor`, where it was trained on features (`qs.tasks.features`). Weights come from the file.
     Raises FileFormatError for a file that is not what it claims to be; nothing is ever unpickled.
     """
     if os.path.isdir(path):
@@ -197,12 +221,13 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     theta = part(tensors, "theta.")
     theta = {name: theta[name] for name in header.get("names", theta)}
     _check_theta(path, learner, theta)
+    extractor = _build_extractor(path, header, tensors, fields)
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])
-        return Predictor(learner, theta, phi, classes, header["preprocess"])
+        return Predictor(learner, theta, phi, classes, header["preprocess"], extractor)
     best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()
-    return Trained(learner, theta, header["tasks"], header["preprocess"], best)
+    return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor)
 
 
 def as_inputs(x: Any, theta: Theta) -> Tensor:
@@ -220,6 +245,14 @@ def as_inputs(x: Any, theta: Theta) -> Tensor:
         raise DataError("x holds NaN or infinity. Remove or fill the missing values first.")
     floats = [value for value in theta.values() if value.is_floating_point()]
     return x.to(device_of(theta), floats[0].dtype if floats and x.is_floating_point() else x.dtype)
+
+
+def as_features(x: Tensor, extractor: nn.Module | None) -> Tensor:
+    """What the learner reads of inputs x: the extractor's features, if there is one, where and as precise as x is."""
+    if extractor is None:
+        return x
+    z = extract(extractor, x)
+    return z.to(x.device, x.dtype) if x.is_floating_point() else z.to(x.device)
 
 
 # --- a learner as plain values ---------------------------------------------------------------------------------------
@@ -287,6 +320,23 @@ def _constants(learner: Learner) -> Theta:
         for name, value in constants(m).items()
     )
     return dict(parts)
+
+
+def _extractor_header(extractor: nn.Module | None) -> dict[str, Any]:
+    return {} if extractor is None else {"extractor": _plain(extractor)}
+
+
+def _extractor_tensors(extractor: nn.Module | None) -> Theta:
+    return {} if extractor is None else {f"extractor.{name}": value for name, value in constants(extractor).items()}
+
+
+def _build_extractor(
+    path: Any, header: Mapping[str, Any], tensors: Theta, given: Mapping[str, Any]
+) -> nn.Module | None:
+    if "extractor" not in header:
+        return None
+    made = _rebuilt(path, "extractor", header["extractor"], given)
+    return _with_constants(copy.deepcopy(made), part(tensors, "extractor.")).eval().requires_grad_(False)
 
 
 def _with_constants(model: nn.Module, values: Theta) -> nn.Module:

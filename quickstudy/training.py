@@ -148,10 +148,11 @@ def train(
     if keep > 1 and val is None:
         raise ConfigError(f"keep={keep} keeps the best thetas on validation, but there are no validation tasks (val).")
     folder = None if out is None else Path(out)
+    preprocess, extractor = dict(getattr(tasks, "preprocess", {})), getattr(tasks, "extractor", None)
     if not learner.episodic and hasattr(tasks, "pooled"):
         tasks = tasks.pooled()
     theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
-    trained = Trained(learner, theta, _describe(tasks), dict(getattr(tasks, "preprocess", {})))
+    trained = Trained(learner, theta, _describe(tasks), preprocess, extractor=extractor)
     state = _prepare(trained, optimizer, scheduler or schedule_of(learner.outer().schedule, iterations))
     config = {
         "learner": describe_learner(learner),
@@ -341,7 +342,7 @@ def _described(part: Any, settings: dict[str, Any] | None) -> dict[str, Any] | N
 def _finish(trained: Trained, state: TrainingState, folder: Path | None) -> Trained:
     thetas = [theta for _, theta in state.best]
     theta, several = (thetas or [trained.theta])[0], tuple(thetas) if len(thetas) > 1 else ()
-    final = Trained(trained.learner, theta, trained.tasks, trained.preprocess, several)
+    final = Trained(trained.learner, theta, trained.tasks, trained.preprocess, several, trained.extractor)
     if folder is not None:
         save_checkpoint(folder, state)
         final.save(folder / "learner.qs")

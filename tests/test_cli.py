@@ -235,6 +235,58 @@ def test_a_stream_learner_tells_what_each_example_is_worth(tmp_path, capsys):
     assert "What each example is worth" in (out / "report.html").read_text()
 
 
+COMPARING = (
+    "protonet",
+    "matchingnet",
+    "relationnet",
+    "attentiveprotonet",
+    "r2d2",
+    "metaoptnet",
+    "finetune",
+    "baselinepp",
+    "simpleshot",
+)
+
+
+@pytest.mark.parametrize("learner", COMPARING)
+def test_a_learner_that_compares_or_pretrains_answers_more_classes_than_it_trained_on(
+    learner, images, tmp_path, capsys
+):
+    out, predictor = tmp_path / "run", tmp_path / "p.qs"
+    assert cli.run(["train", "glyphs", learner, *TINY, "--ways", "3", "--engine", "loop", "--out", str(out)]) == 0
+    sizes = ["--episodes", "3", "--ways", "6", "--shots", "2", "--controls", "shuffled_labels", "--engine", "loop"]
+    assert cli.run(["evaluate", str(out), *sizes]) == 0
+    scores = json.loads((out / "scores.json").read_text())["scores"]
+    assert scores[0]["protocol"]["ways"] == 6 and len(scores) == 2  # transductive and not
+    assert cli.run(["adapt", str(out), str(images), "--out", str(predictor)]) == 0
+    capsys.readouterr()
+    assert cli.run(["predict", str(predictor), str(images / "class01"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 4
+
+
+@pytest.mark.parametrize("options", [["--context"], ["--no-learn-scale", "--scale", "1"]])
+def test_fields_of_matchingnet_on_the_command_line(options, tmp_path):
+    out = tmp_path / "run"
+    assert cli.run(["train", "glyphs", "matchingnet", *TINY, *options, "--engine", "loop", "--out", str(out)]) == 0
+    assert cli.run(["evaluate", str(out), "--episodes", "2", "--controls", "shuffled_labels"]) == 0
+
+
+def test_r2d2_on_sinusoids(tmp_path):
+    out = tmp_path / "run"
+    sizes = ["--iterations", "3", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
+    assert cli.run(["train", "sinusoid", "r2d2", *sizes, "--out", str(out)]) == 0
+    assert cli.run(["evaluate", str(out), "--episodes", "4"]) == 0
+
+
+@pytest.mark.parametrize("learner", ["maml", "protonet", "finetune", "relationnet"])
+def test_the_residual_network_is_chosen_by_name(learner, tmp_path):
+    out = tmp_path / "run"
+    sizes = ["--network", "resnet12", "--filters", "2", "--norm", "support", "--dropblock", "0.1", "--engine", "loop"]
+    assert cli.run(["train", "glyphs", learner, *TINY, *sizes, "--out", str(out)]) == 0
+    assert "resnet12" in (out / "config.json").read_text()
+    assert cli.run(["evaluate", str(out), "--episodes", "2", "--controls", "shuffled_labels"]) == 0
+
+
 def test_the_outer_loop_is_the_learners_own_unless_said(tmp_path):
     sizes = ["--iterations", "2", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
     for given, optimizer, rate in (([], "SGD", 1.0), (["--outer-lr", "0.5"], "SGD", 0.5)):

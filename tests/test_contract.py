@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import quickstudy as qs
 from quickstudy import engine, protocol, seeds
 from quickstudy.errors import QuickstudyError
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta, embeds
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -70,8 +70,8 @@ def vector_net(outputs: int | None) -> nn.Module:
     return qs.nn.mlp(4, outputs, hidden=(5,), activation="tanh")
 
 
-def number_net() -> nn.Module:
-    return qs.nn.mlp(1, 1, hidden=(6,), activation="tanh")
+def number_net(outputs: int | None = 1) -> nn.Module:
+    return qs.nn.mlp(1, outputs, hidden=(6,), activation="tanh")
 
 
 def maml(model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
@@ -84,6 +84,10 @@ def gradient(cls: type[Learner], model: Callable[[], nn.Module], **fields: Any) 
 
 def protonet(model: Callable[[], nn.Module]) -> Callable[[], Learner]:
     return lambda: qs.ProtoNet(model(), ways=WAYS)
+
+
+def metric(cls: type[Learner], model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
+    return lambda: cls(model(), **{"ways": WAYS} | fields)
 
 
 def finetune(model: Callable[[], nn.Module], **fields: Any) -> Callable[[], Learner]:
@@ -111,6 +115,14 @@ def mann(model: Callable[[], nn.Module], width: int, **fields: Any) -> Callable[
     return lambda: qs.MANN(model(), width, **small | fields)
 
 
+def relationnet(model: Callable[[], nn.Module], shape: tuple[int, ...], norm: str = "batch") -> Callable[[], Learner]:
+    return lambda: qs.RelationNet(model(), qs.nn.relation(shape, filters=3, hidden=4, norm=norm), ways=WAYS)
+
+
+def maps(norm: str) -> Callable[[], nn.Module]:
+    return lambda: smooth_conv(norm, None)[:-1]  # without the flatten
+
+
 def conv(norm: str, classes: int | None) -> Callable[[], nn.Module]:
     return functools.partial(smooth_conv, norm, classes)
 
@@ -124,6 +136,8 @@ read: dict[str, Any] = {"head": ("rnn.head", "rnn.label")}
 kept: dict[str, Any] = {"head": ("mann.head", "mann.label"), "outer": 3e-2}
 slow: dict[str, Any] = squared | {"lr": 0.002}  # where the rate is learned too
 solved: dict[str, Any] = {"steps": 5, "lam": 4.0, "lr": 0.2, "cg_steps": 60, "tolerance": 1e-8}
+in_context: dict[str, Any] = {"context": True, "width": 5, "readings": 2}
+solved_values: dict[str, Any] = {"ways": None, "lam": 0.5, "scale": 1.0}
 stiff: dict[str, Any] = solved | {"lam": 10.0}
 
 CASES = [
@@ -297,11 +311,51 @@ CASES = [
     Case("protonet", "classification", protonet(lambda: vector_net(None))),
     Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
     Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),
+    Case("matchingnet", "classification", metric(qs.MatchingNet, lambda: vector_net(None))),
+    Case("matchingnet", "fixed scale", metric(qs.MatchingNet, lambda: vector_net(None), scale=3.0, learn_scale=False)),
+    Case("matchingnet", "context", metric(qs.MatchingNet, lambda: vector_net(None), **in_context)),
+    Case("matchingnet", "batch norm", metric(qs.MatchingNet, conv("batch", None)), IMAGE, transductive=True),
+    Case("matchingnet", "support norm", metric(qs.MatchingNet, conv("support", None)), IMAGE),
+    Case("relationnet", "classification", relationnet(lambda: vector_net(None), (5,)), outer=3e-2),
+    Case("relationnet", "batch norm", relationnet(maps("batch"), (2, 2, 2)), IMAGE, transductive=True),
+    Case("relationnet", "support norm", relationnet(maps("support"), (2, 2, 2), norm="support"), IMAGE),
+    Case("attentiveprotonet", "classification", metric(qs.AttentiveProtoNet, lambda: vector_net(None), width=5)),
+    Case(
+        "attentiveprotonet",
+        "batch norm",
+        metric(qs.AttentiveProtoNet, conv("batch", None), width=8, heads=2, contrast=0.0),
+        IMAGE,
+        transductive=True,
+    ),
+    Case(
+        "attentiveprotonet",
+        "support norm",
+        metric(qs.AttentiveProtoNet, conv("support", None), width=8, heads=2),
+        IMAGE,
+    ),
+    Case("r2d2", "classification", metric(qs.R2D2, lambda: vector_net(None))),
+    Case(
+        "r2d2", "regression", metric(qs.R2D2, lambda: number_net(None), loss=qs.mse_loss, **solved_values), **regression
+    ),
+    Case("r2d2", "batch norm", metric(qs.R2D2, conv("batch", None)), IMAGE, transductive=True),
+    Case("r2d2", "support norm", metric(qs.R2D2, conv("support", None)), IMAGE),
+    Case("metaoptnet", "classification", metric(qs.MetaOptNet, lambda: vector_net(None))),
+    Case("metaoptnet", "ridge", metric(qs.MetaOptNet, lambda: vector_net(None), head="ridge", lam=1.0)),
+    Case("metaoptnet", "batch norm", metric(qs.MetaOptNet, conv("batch", None)), IMAGE, transductive=True),
+    Case("metaoptnet", "support norm", metric(qs.MetaOptNet, conv("support", None)), IMAGE),
     Case("finetune", "classification, head", finetune(lambda: vector_net(POOL))),
     Case("finetune", "classification, all", finetune(lambda: vector_net(POOL), fit="all")),
     Case("finetune", "batch norm", finetune(conv("batch", POOL)), IMAGE, transductive=True),
     Case("finetune", "support norm", finetune(conv("support", POOL), fit="all"), IMAGE),
     Case("finetune", "regression", finetune(number_net, ways=None, **squared), **regression),
+    Case("baselinepp", "classification", metric(qs.BaselinePP, lambda: vector_net(POOL), steps=3)),
+    Case("baselinepp", "batch norm", metric(qs.BaselinePP, conv("batch", POOL), steps=3), IMAGE, transductive=True),
+    Case("baselinepp", "support norm", metric(qs.BaselinePP, conv("support", POOL), steps=3), IMAGE),
+    Case("simpleshot", "classification", metric(qs.SimpleShot, lambda: vector_net(POOL)), exact=False),
+    Case("simpleshot", "scaled", metric(qs.SimpleShot, lambda: vector_net(POOL), features="L2N")),
+    Case("simpleshot", "as they are", metric(qs.SimpleShot, lambda: vector_net(POOL), features="UN")),
+    Case("simpleshot", "batch norm", metric(qs.SimpleShot, conv("batch", POOL)), IMAGE, transductive=True, exact=False),
+    Case("simpleshot", "support norm", metric(qs.SimpleShot, conv("support", POOL)), IMAGE, exact=False),
     Case("nearestcentroid", "classification", lambda: qs.NearestCentroid(ways=WAYS)),
 ]
 
@@ -548,15 +602,6 @@ def test_a_stream_is_answered_as_example_by_example(case):
         assert_close(rows[t], learner.predict(theta, phi, whole.x[t : t + 1])[0], 1e-10)
 
 
-@rows(case for case in CASES if hasattr(qs.LEARNERS[case.learner], "embed"))
-def test_a_task_is_embedded_as_one_vector_that_the_support_set_moves(case):
-    learner, episode = case.build(), case.episode()
-    theta = learner.init()
-    found, other = (learner.embed(theta, batch) for batch in episode)
-    assert found.dim() == 1 and torch.isfinite(found).all()
-    assert found.shape == other.shape and not torch.equal(found, other)
-
-
 @rows(case for case in CASES if case.build().fixed_ways and not case.regression)
 def test_no_more_ways_than_in_training_where_theta_has_an_entry_for_each(case):
     learner, tasks = case.build(), clusters(case.shape, POOL)
@@ -567,6 +612,38 @@ def test_no_more_ways_than_in_training_where_theta_has_an_entry_for_each(case):
     x, y = random_episodes(1, case.shape, 4).support
     with pytest.raises(QuickstudyError, match="trained on 3 ways"):
         qs.Trained(learner, learner.init()).adapt(x[0], y[0])
+
+
+@rows(case for case in CASES if embeds(case.build()))
+def test_a_task_embedding_depends_on_the_examples_and_not_on_their_order_or_the_names_of_classes(case):
+    learner, support = case.build(), case.episode().support
+    theta, order, p = learner.init(), torch.randperm(len(support.x)), torch.tensor([2, 0, 1])
+    found = learner.embed(theta, support)
+    assert found.dim() == 1 and torch.isfinite(found).all()
+    shuffled = learner.embed(theta, Batch(support.x[order], support.y[order]))
+    if learner.ordered:
+        assert float((shuffled - found).abs().max()) > 1e-6
+    else:
+        assert_close(shuffled, found, 1e-9)
+    if not case.regression and not learner.fixed_ways:
+        assert_close(learner.embed(theta, support._replace(y=p[support.y])), found, 1e-9)
+    assert float((learner.embed(theta, support._replace(x=support.x + 1)) - found).abs().max()) > 1e-6
+
+
+@rows(case for case in CASES if embeds(case.build()))
+@pytest.mark.parametrize("name", ["threads", "vmap"])
+def test_engines_agree_on_task_embeddings(case, name):
+    learner, episodes = case.build(), case.episodes()
+    theta = learner.init()
+    ours, loops = (map_tasks(lambda e: learner.embed(theta, e.support), episodes, kind) for kind in (name, "loop"))
+    assert_close(ours, loops, 1e-10)
+
+
+@rows(case for case in CASES if not embeds(case.build()))
+def test_a_learner_without_a_task_embedding_says_so(case):
+    learner = case.build()
+    with pytest.raises(QuickstudyError, match="no task embedding"):
+        learner.embed(learner.init(), case.episode().support)
 
 
 @rows(case for case in CASES if not case.regression)

@@ -1,5 +1,7 @@
 """Networks and normalisation layers: shapes, identities, derivatives of every order that is used."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ import quickstudy as qs
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.nn.batch_norm import batch_norm
 from quickstudy.nn.conv import Conv2d
+from quickstudy.nn.drop_block import DropBlock
 from quickstudy.nn.norm import BatchNorm, LayerNorm
 
 
@@ -147,3 +150,112 @@ def test_mlp_layers():
     assert sizes == [(5, 6), (5,), (4, 5), (4,), (2, 4), (2,)]
     assert qs.nn.mlp(6, 2, hidden=())(torch.zeros(3, 2, 3)).shape == (3, 2)
     assert qs.nn.mlp(6, hidden=(5, 4))(torch.zeros(3, 6)).shape == (3, 4)
+
+
+# --- maps, residual networks, dropped blocks, relations --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_conv4_maps_halve_the_image_twice_and_stay_maps(downsample):
+    net = qs.nn.conv4(filters=4, downsample=downsample, maps=True)
+    assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 4, 7, 7)
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in qs.nn.conv4(filters=4).parameters())
+    with pytest.raises(ConfigError, match="leave classes out"):
+        qs.nn.conv4(classes=5, maps=True)
+
+
+def test_resnet12_has_the_published_size():
+    """No bias; a shortcut of 1x1 beside three convolutions of 3x3; four normalisations of two numbers a channel."""
+    count = 0
+    for a, b in itertools.pairwise((3, 64, 160, 320, 640)):
+        count += 9 * a * b + 2 * 9 * b * b + a * b + 4 * 2 * b
+    assert sum(p.numel() for p in qs.nn.resnet12().parameters()) == count
+
+
+@pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
+def test_resnet12_shapes_and_norms(norm):
+    from quickstudy.model import normalisation
+
+    net = qs.nn.resnet12(1, 5, filters=2, norm=norm)
+    assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 5) and normalisation(net) == norm
+    assert qs.nn.resnet12(3, filters=2, norm=norm)(torch.zeros(2, 3, 40, 40)).shape == (2, 20)
+    assert qs.nn.resnet12(3, filters=2, norm=norm, maps=True)(torch.zeros(2, 3, 40, 40)).shape == (2, 20, 2, 2)
+
+
+def test_resnet12_refuses_what_cannot_be():
+    with pytest.raises(ConfigError, match="even"):
+        qs.nn.resnet12(filters=3)
+    with pytest.raises(ConfigError, match="leave classes out"):
+        qs.nn.resnet12(classes=5, maps=True)
+    with pytest.raises(ConfigError, match="below 1"):
+        qs.nn.resnet12(dropblock=1.0)
+
+
+def test_resnet12_in_second_order_is_the_same_on_every_engine_and_right():
+    """MAML through the whole network, in float64; leaky kinks and poolings included."""
+    from problems import assert_close, clusters, meta_gradient
+
+    torch.set_default_dtype(torch.float64)
+    tasks = clusters((1, 16, 16), ways=2, shots=2, queries=1)
+    learner = qs.MAML(qs.nn.resnet12(1, 2, filters=2), lr=0.1, steps=1)
+    theta, episodes = learner.init(), tasks.sample(2, torch.Generator().manual_seed(0))
+    loss, slope = meta_gradient(learner, theta, episodes, "loop")
+    for name in ("threads", "vmap"):
+        other = meta_gradient(learner, theta, episodes, name)
+        assert_close(other[0], loss, 1e-10)
+        assert_close(other[1], slope, 1e-9)
+    drawn = torch.Generator().manual_seed(1)
+    towards = {n: torch.randn(v.shape, generator=drawn) * (v.abs().mean() + 0.01) for n, v in theta.items()}
+    ends = [
+        float(qs.meta_gradient(learner, {n: v + s * 1e-6 * towards[n] for n, v in theta.items()}, episodes)[0])
+        for s in (1, -1)
+    ]
+    wanted = (ends[0] - ends[1]) / 2e-6
+    assert sum(float((slope[n] * towards[n]).sum()) for n in theta) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_dropblock_takes_whole_squares_and_keeps_the_sum():
+    layer, x = DropBlock(0.2, 3), torch.ones(200, 4, 9, 9)
+    torch.manual_seed(0)
+    y = layer(x)
+    gone = y == 0
+    assert 0.1 < float(gone.float().mean()) < 0.25  # squares overlap, so somewhat less than a fifth
+    assert float(y.sum()) == pytest.approx(float(x.sum()), rel=1e-4)
+    assert len(y[~gone].unique()) == 1
+    # Every zero lies in a square of zeros: closing the holes by opening with a 3x3 square changes nothing.
+    eroded = F.max_pool2d(1 - gone.float(), 3, stride=1) == 0  # corners of squares that are all zeros
+    assert torch.equal(F.max_pool2d(F.pad(eroded.float(), [2] * 4), 3, stride=1) == 1, gone)
+
+
+def test_dropblock_is_still_in_eval_mode_and_on_small_maps():
+    x = torch.ones(50, 2, 2, 2)
+    assert torch.equal(DropBlock(0.5).eval()(x), x)
+    assert torch.equal(DropBlock(0.0)(x), x)
+    kept = DropBlock(0.5)(x).flatten(2).amax(2) > 0  # the block is the whole map
+    assert 0.3 < float(kept.float().mean()) < 0.7
+
+
+def test_dropblock_draws_for_each_task_of_a_vmap():
+    x = torch.ones(8, 1, 1, 6, 6)
+    torch.manual_seed(0)
+    drawn = torch.func.vmap(DropBlock(0.3, 2), randomness="different")(x)
+    assert len({tuple(t.flatten().tolist()) for t in drawn}) > 4
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (3, 1, 1), (6,)])
+def test_a_relation_is_that_of_the_joined_features(shape):
+    net = qs.nn.relation(shape, filters=4, norm="layer")
+    classes, examples = torch.randn(3, *shape), torch.randn(5, *shape)
+    scores = net(classes, examples)
+    a, b = net.of_class, net.of_example
+    weight = torch.cat([a.weight, b.weight], 1)
+    for j in range(5):
+        for k in range(3):
+            pair = torch.cat([classes[k], examples[j]])[None]
+            first = F.conv2d(pair, weight, b.bias, padding=1) if len(shape) == 3 else F.linear(pair, weight, b.bias)
+            assert torch.allclose(net.rest(first).squeeze(), scores[j, k], atol=1e-5)
+
+
+def test_a_relation_needs_maps_or_vectors():
+    with pytest.raises(ConfigError, match="maps"):
+        qs.nn.relation((3, 4))

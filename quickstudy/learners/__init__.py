@@ -15,9 +15,16 @@ from quickstudy.learners.memory.lstm_meta_learner import LSTMMetaLearner
 from quickstudy.learners.memory.mann import MANN
 from quickstudy.learners.memory.meta_rnn import MetaRNN
 from quickstudy.learners.memory.snail import SNAIL
+from quickstudy.learners.metric.attentive_protonet import AttentiveProtoNet
+from quickstudy.learners.metric.matching_net import MatchingNet
+from quickstudy.learners.metric.meta_optnet import MetaOptNet
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
+from quickstudy.learners.metric.r2d2 import R2D2
+from quickstudy.learners.metric.relation_net import RelationNet
+from quickstudy.learners.transfer.baseline_pp import BaselinePP
 from quickstudy.learners.transfer.finetune import FineTune
+from quickstudy.learners.transfer.simple_shot import SimpleShot
 
 # Names on the command line: lower case, no separators.
 LEARNERS: dict[str, type[Learner]] = {
@@ -36,6 +43,13 @@ LEARNERS: dict[str, type[Learner]] = {
     "snail": SNAIL,
     "mann": MANN,
     "lstmmetalearner": LSTMMetaLearner,
+    "matchingnet": MatchingNet,
+    "relationnet": RelationNet,
+    "attentiveprotonet": AttentiveProtoNet,
+    "r2d2": R2D2,
+    "metaoptnet": MetaOptNet,
     "finetune": FineTune,
+    "baselinepp": BaselinePP,
+    "simpleshot": SimpleShot,
     "nearestcentroid": NearestCentroid,
 }

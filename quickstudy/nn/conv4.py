@@ -20,10 +20,13 @@ def conv4(
     size: int = 28,
     norm: str = "batch",
     downsample: str = "stride",
+    maps: bool = False,
 ) -> nn.Module:
     """Four blocks of 3x3 convolution, normalisation and ReLU, each halving the image; then a linear head.
 
-    x [n, channels, size, size] -> logits [n, classes], or the embedding [n, d] when `classes` is None.
+    x [n, channels, size, size] -> logits [n, classes], or the embedding [n, d] when `classes` is None. With `maps` only
+    the first two blocks halve the image, and feature maps [n, filters, size / 4, size / 4] come out (as RelationNet,
+    Sung 2018).
     `downsample`: "stride" (stride-2 convolutions, as MAML on Omniglot, Finn 2017) or "pool" (2x2 max pooling, as
     ProtoNet, Snell 2017). `norm`: "batch", "support", "layer" or "none", see DESIGN "Evaluation". Weights are drawn
     from torch's global generator: call `torch.manual_seed` before to repeat them.
@@ -36,11 +39,18 @@ def conv4(
         raise ConfigError(
             f"downsample must be 'stride' or 'pool', got {downsample!r}.{suggest(downsample, DOWNSAMPLING)}"
         )
-    if downsample == "pool" and size < 16:
-        raise ConfigError(f"four 2x2 poolings need images of at least 16x16, got size={size}. Use downsample='stride'.")
-    blocks = [_block(channels if i == 0 else filters, filters, norm, downsample) for i in range(4)]
+    if maps and classes is not None:
+        raise ConfigError("maps=True gives feature maps, on which there is no head: leave classes out.")
+    halved = 2 if maps else 4
+    if downsample == "pool" and size < 2**halved:
+        raise ConfigError(
+            f"{halved} poolings of 2x2 need images of at least {2**halved}x{2**halved}, got size={size}. Use "
+            "downsample='stride'."
+        )
+    blocks = [_block(filters if i else channels, filters, norm, downsample if i < halved else "") for i in range(4)]
     layers = OrderedDict((f"block{i + 1}", block) for i, block in enumerate(blocks))
-    layers["flatten"] = nn.Flatten()
+    if not maps:
+        layers["flatten"] = nn.Flatten()
     if classes is not None:
         layers["head"] = nn.Linear(filters * _final_side(size, downsample) ** 2, classes)
     model = nn.Sequential(layers)
@@ -52,11 +62,13 @@ def conv4(
         "size": size,
         "norm": norm,
         "downsample": downsample,
+        "maps": maps,
     }
     return model
 
 
 def _block(inputs: int, filters: int, norm: str, downsample: str) -> nn.Module:
+    """`downsample` empty: the image keeps its size."""
     stride = 2 if downsample == "stride" else 1
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv"] = nn.Conv2d(inputs, filters, 3, stride=stride, padding=1)

@@ -2,6 +2,7 @@
 
 from quickstudy.tasks.arrays import ArrayTasks, from_arrays
 from quickstudy.tasks.classes import ClassTasks, PooledTasks
+from quickstudy.tasks.features import features
 from quickstudy.tasks.glyphs import glyphs
 from quickstudy.tasks.images import from_folder
 from quickstudy.tasks.omniglot import omniglot
@@ -12,6 +13,7 @@ __all__ = [
     "ClassTasks",
     "PooledTasks",
     "Sinusoids",
+    "features",
     "from_arrays",
     "from_folder",
     "glyphs",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quickstudy.errors import DataError, suggest
 from quickstudy.learner import Batch, Episode
@@ -25,6 +25,7 @@ class ArrayTasks:
     ways: int | None  # None for regression
     name: str = "arrays"
     split: str = "train"
+    extractor: nn.Module | None = None  # frozen: made features of the inputs, see `qs.tasks.features`
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n episodes drawn with replacement."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
@@ -32,6 +32,7 @@ class ClassTasks:
     name: str = "classes"
     split: str = "train"
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # how raw input became `examples`
+    extractor: nn.Module | None = None  # frozen: made features of them after that, see `qs.tasks.features`
 
     def __post_init__(self) -> None:
         self._check_starts()
@@ -93,7 +94,8 @@ class ClassTasks:
     def describe(self) -> dict[str, Any]:
         """The task part of a protocol."""
         words = ("name", "split", "ways", "shots", "queries")
-        return {word: getattr(self, word) for word in words} | {"classes": len(self.classes)}
+        about = {word: getattr(self, word) for word in words} | {"classes": len(self.classes)}
+        return about if self.extractor is None else about | {"extractor": type(self.extractor).__name__}
 
     def replace(self, **changes: Any) -> ClassTasks:
         """The same pool with other ways, shots or queries."""

@@ -1,15 +1,41 @@
-"""Class means and distances, shared by the learners that compare embeddings."""
+"""Embeddings, class means and distances, shared by the learners that compare embeddings."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.learner import Theta
+from quickstudy.model import call, own, statistics
+
+
+def embedding(encoder: nn.Module, theta: Theta, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Tensor:
+    """What the encoder makes of x [n, ...]: [n, d]. theta may hold more; `known` are the support set's statistics."""
+    return call(encoder, {**own(encoder, theta), **(known or {})}, x).flatten(1)
+
+
+def known_statistics(encoder: nn.Module, theta: Theta, x: Tensor) -> Theta:
+    """The support set's normalisation statistics, empty unless norm="support". theta may hold more."""
+    return statistics(encoder, own(encoder, theta), x)
+
+
+def one_hot(y: Tensor, ways: int, like: Tensor) -> Tensor:
+    """[n, ways], one where example n belongs to the class, in the number format of `like`."""
+    return (y[:, None] == torch.arange(ways, device=y.device)).to(like.dtype)
 
 
 def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:
     """Mean of z [n, d] over each class of y [n]: [ways, d]. Every class must have an example."""
-    members = (y[:, None] == torch.arange(ways, device=y.device)).to(z.dtype)  # [n, ways]
+    members = one_hot(y, ways, z)
     return members.T @ z / members.sum(0)[:, None]
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """cos(a_i, b_j) for a [n, d] and b [m, d]: [n, m]."""
+    return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

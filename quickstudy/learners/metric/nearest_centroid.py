@@ -37,6 +37,10 @@ class NearestCentroid(Learner):
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         return -squared_distances(x.flatten(1), phi)
 
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """The mean of the class means [d]."""
+        return self.adapt(theta, support).mean(0)
+
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         phi = self.adapt(theta, episode.support)
         return F.cross_entropy(self.predict(theta, phi, episode.query.x), episode.query.y)

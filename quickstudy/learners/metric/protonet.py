@@ -51,6 +51,10 @@ class ProtoNet(Learner):
     def predict(self, theta: Theta, phi: Prototypes, x: Tensor) -> Tensor:
         return -squared_distances(call(self.encoder, {**theta, **phi.statistics}, x), phi.means)
 
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """The mean of the class means [d]."""
+        return self.adapt(theta, support).means.mean(0)
+
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         phi = self.adapt(theta, episode.support)
         return F.cross_entropy(self.predict(theta, phi, episode.query.x), episode.query.y)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner import LossAt, check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.transfer.pretrained import pooled
 from quickstudy.model import below_head, call, last_linear, parameters, statistics
 
 FITS = ("head", "all")
@@ -85,6 +86,5 @@ class FineTune(Learner):
         return call(self.model, phi, x)
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
-        x = torch.cat([episode.support.x, episode.query.x])
-        y = torch.cat([episode.support.y, episode.query.y])
+        x, y = pooled(episode)
         return self.loss(call(self.model, theta, x), y)

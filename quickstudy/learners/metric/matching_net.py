@@ -1,0 +1,111 @@
+"""Matching networks: a query takes the labels of the support examples that it attends to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy import seeds
+from quickstudy.errors import ConfigError
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.metric.context import in_context, init_context, reading
+from quickstudy.learners.metric.distance import class_means, cosines, embedding, known_statistics, one_hot
+from quickstudy.model import beside, parameters, part
+
+PREFIX = "matchingnet."  # in theta: of everything but the encoder's parameters
+
+
+class Memory(NamedTuple):
+    embeddings: Tensor  # [n, d], of the support examples
+    labels: Tensor  # [n]
+    statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+
+
+@dataclass(frozen=True, eq=False)
+class MatchingNet(Learner):
+    """Classify by attention over the support examples, by cosine similarity in a learned embedding.
+
+        a(x, x_i) = softmax over i of s cos(f(x), g(x_i)),   p_k(x) = sum of a(x, x_i) over the examples of class k
+        logits_k(x) = log p_k(x)
+
+    f = g is the encoder. With `context` both also depend on the whole support set (full-context embeddings): g by a
+    bidirectional LSTM that reads it as a sequence, f by an LSTM that reads g by attention `readings` times; see
+    `context.py`. **A bidirectional LSTM makes the answer depend on the order of the support set**; without `context`
+    it does not. `ways` may be another number at test than in training: theta does not depend on it.
+
+    Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra: Matching Networks for One Shot Learning, NeurIPS 2016,
+    https://arxiv.org/abs/1606.04080
+
+    >>> import quickstudy as qs
+    >>> learner = qs.MatchingNet(qs.nn.conv4(channels=1, downsample="pool"), ways=5)
+
+    Deviations from the paper: its cosines have no factor s, with which p cannot come near 1: `scale=1.0,
+    learn_scale=False` is the paper's form. One encoder for support and query. The paper draws a class as often as it
+    has examples; with unequal classes a larger one has more attention here too.
+    """
+
+    encoder: nn.Module  # maps x [n, ...] to embeddings [n, d]
+    ways: int = 5  # classes in a task
+    width: int | None = None  # of the encoder's embeddings: needed with context
+    scale: float = 10.0  # factor of the cosines, or what the learned one starts from
+    learn_scale: bool = True  # learn that factor
+    context: bool = False  # embeddings that depend on the whole support set, in its order
+    readings: int = 5  # with context: how often a query reads the support set
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ConfigError(f"scale must be above 0, got {self.scale}.")
+        if self.readings < 0:
+            raise ConfigError(f"readings must be 0 or more, got {self.readings}.")
+        if self.context and not self.width:
+            raise ConfigError("context needs the width of the encoder's embeddings, as in MatchingNet(..., width=64).")
+
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Whether the order of the support set matters."""
+        return self.context
+
+    def init(self) -> Theta:
+        more = {"log_scale": torch.tensor(math.log(self.scale))} if self.learn_scale else {}
+        if self.context and self.width:
+            more |= init_context(self.width, seeds.generator(0, "matchingnet"))
+        return beside(parameters(self.encoder), PREFIX, more)
+
+    def adapt(self, theta: Theta, support: Batch) -> Memory:
+        z = embedding(self.encoder, theta, support.x)
+        z = in_context(part(theta, PREFIX), z) if self.context else z
+        return Memory(z, support.y, known_statistics(self.encoder, theta, support.x))
+
+    def predict(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
+        learned = part(theta, PREFIX)
+        z = embedding(self.encoder, theta, x, phi.statistics)
+        z = reading(learned, z, phi.embeddings, self.readings) if self.context else z
+        scale = learned["log_scale"].exp() if self.learn_scale else self.scale
+        return log_attention(scale * cosines(z, phi.embeddings), phi.labels, self.ways)
+
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """The mean of the class means of g [d]; with context it depends on the order of the support set."""
+        phi = self.adapt(theta, support)
+        return class_means(phi.embeddings, phi.labels, self.ways).mean(0)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        phi = self.adapt(theta, episode.support)
+        return F.cross_entropy(self.predict(theta, phi, episode.query.x), episode.query.y)
+
+
+def log_attention(scores: Tensor, y: Tensor, ways: int) -> Tensor:
+    """log of the attention that each class has: scores [m, n] of examples with classes y [n] -> [m, ways].
+
+    A class far behind keeps its logarithm: its sum is taken relative to its own largest score. Every class must have
+    an example.
+    """
+    with torch.no_grad():
+        lowest = scores.amin(1, keepdim=True).expand(-1, ways)
+        largest = lowest.scatter_reduce(1, y.expand(len(scores), -1), scores, "amax")  # [m, ways]
+    mass = (scores - largest[:, y]).exp() @ one_hot(y, ways, scores)
+    return mass.log() + largest - scores.logsumexp(1, keepdim=True)

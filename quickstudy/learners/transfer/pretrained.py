@@ -1,0 +1,30 @@
+"""What learners share that pretrain one network on all training classes and keep its features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quickstudy.errors import ConfigError
+from quickstudy.learner import Batch, Episode, Theta
+from quickstudy.model import below_head, last_linear
+
+
+def pooled(episode: Episode) -> Batch:
+    """Support and query as one batch: in pretraining there is nothing to tell them apart."""
+    return Batch(*(torch.cat(parts) for parts in zip(*episode, strict=True)))
+
+
+def features(model: nn.Module, theta: Theta, x: Tensor) -> Tensor:
+    """What the model's last linear layer reads: [n, d].
+
+    Raises ConfigError when the output is not that of a linear layer on one row of features per example.
+    """
+    head = last_linear(model)
+    z = below_head(model, theta, x, head)
+    if z is None or z.dim() != 2:
+        raise ConfigError(
+            f"the model must end in the linear layer {head.rstrip('.')!r}, applied once to features [n, d]: its other "
+            "layers make the features, its weight has a row per training class. Add an nn.Linear as its last layer."
+        )
+    return z

@@ -1,0 +1,95 @@
+"""SimpleShot: pretrain, then take the nearest class mean of normalised features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.errors import ConfigError
+from quickstudy.learner import Batch, Episode, Learner, Theta, with_gradient
+from quickstudy.learners.metric.distance import class_means, squared_distances
+from quickstudy.learners.transfer.pretrained import features, pooled
+from quickstudy.model import beside, last_linear, parameters, statistics
+
+FEATURES = ("UN", "L2N", "CL2N")
+MEAN = "simpleshot.mean"  # in theta: the mean of the training classes' features
+
+
+class Means(NamedTuple):
+    means: Tensor  # [ways, d]
+    statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+
+
+@dataclass(frozen=True, eq=False)
+class SimpleShot(Learner):
+    """Pretrain on all training classes; a new class is the mean of its transformed features, and the nearest wins.
+
+        pretraining   theta = argmin sum over tasks of L(model_theta(x), y)
+        features      UN: f(x)     L2N: f(x) / |f(x)|     CL2N: (f(x) - m) / |f(x) - m|,   m = mean of f over training
+        adaptation    c_k = mean of the features of class k,   logits_k(x) = -|features of x - c_k|^2
+
+    The model ends in a linear layer with a row per *training class*; f is what that layer reads. theta keeps m as an
+    average over batches: its gradient is (m - mean of f over the batch). Nothing is fitted to a new task, and `ways`
+    may be any number.
+
+    Wang, Chao, Weinberger, van der Maaten: SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot
+    Learning, 2019, https://arxiv.org/abs/1911.04623
+
+    >>> import quickstudy as qs
+    >>> learner = qs.SimpleShot(qs.nn.conv4(channels=1, classes=1028), ways=5)
+
+    Deviations from the paper: m is kept by the outer optimizer while f is trained, where it is computed in a pass
+    over the training set at the end.
+    """
+
+    model: nn.Module  # ends in a linear layer, the head
+    ways: int = 5  # classes in a new task
+    features: str = "CL2N"  # UN (as they are), L2N (scaled to length one) or CL2N (centred before)
+
+    episodic: ClassVar[bool] = False  # trains on pooled examples, not on episodes
+    handed_in: ClassVar[tuple[str, ...]] = (MEAN,)
+
+    def __post_init__(self) -> None:
+        if self.features not in FEATURES:
+            raise ConfigError(f"features must be one of {', '.join(FEATURES)}; got {self.features!r}.")
+        last_linear(self.model)
+
+    def init(self) -> Theta:
+        params = parameters(self.model)
+        if self.features != "CL2N":
+            return params
+        weight = dict(self.model.named_parameters())[f"{last_linear(self.model)}weight"]
+        return beside(params, MEAN, {"": torch.zeros_like(weight[0]).detach()})
+
+    def adapt(self, theta: Theta, support: Batch) -> Means:
+        z = self._transformed(theta, features(self.model, self._own(theta), support.x))
+        return Means(class_means(z, support.y, self.ways), statistics(self.model, self._own(theta), support.x))
+
+    def _own(self, theta: Theta) -> Theta:
+        return {name: value for name, value in theta.items() if name != MEAN}
+
+    def _transformed(self, theta: Theta, z: Tensor) -> Tensor:
+        if self.features == "UN":
+            return z
+        return F.normalize(z - theta[MEAN] if self.features == "CL2N" else z, dim=1)
+
+    def predict(self, theta: Theta, phi: Means, x: Tensor) -> Tensor:
+        z = features(self.model, self._own(theta) | phi.statistics, x)
+        return -squared_distances(self._transformed(theta, z), phi.means)
+
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """The mean of the class means of the transformed features [d]."""
+        return self.adapt(theta, support).means.mean(0)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        x, y = pooled(episode)
+        head, params = last_linear(self.model), self._own(theta)
+        z = features(self.model, params, x)
+        loss = F.cross_entropy(F.linear(z, params[f"{head}weight"], params.get(f"{head}bias")), y)
+        if self.features != "CL2N":
+            return loss
+        return loss + with_gradient(z.new_zeros(()), theta, {MEAN: theta[MEAN] - z.mean(0)})
