@@ -45,8 +45,8 @@ class MatchingNet(Learner):
     >>> learner = qs.MatchingNet(qs.nn.conv4(channels=1, downsample="pool"), ways=5)
 
     Deviations from the paper: its cosines have no factor s, with which p cannot come near 1: `scale=1.0,
-    learn_scale=False` is the paper's form. One encoder for support and query. The paper draws a class as often as it
-    has examples; with unequal classes a larger one has more attention here too.
+    learn_scale=False` is the paper's form. One encoder for support and query. (As in the paper attention is summed:
+    of classes of unlike size the larger has more of it.)
     """
 
     encoder: nn.Module  # maps x [n, ...] to embeddings [n, d]
