@@ -26,6 +26,9 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.hypernet.anp import ANP
+from quickstudy.learners.hypernet.cnaps import CNAPs
+from quickstudy.learners.hypernet.cnp import CNP
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -36,13 +39,16 @@ from quickstudy.training import meta_steps, train
 
 __all__ = [
     "ANIL",
+    "ANP",
     "BOIL",
     "CAVIA",
+    "CNP",
     "IMAML",
     "LEARNERS",
     "LEO",
     "MAML",
     "Batch",
+    "CNAPs",
     "Difference",
     "Episode",
     "FineTune",

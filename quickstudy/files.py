@@ -82,7 +82,8 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            # In memory of torch's own: how a tensor is aligned decides the last bit of some operations.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(
             f"{str(path)!r} is not a Quickstudy file, or it is truncated or damaged ({error}). Copy or save it again."

@@ -7,6 +7,11 @@
 
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
 construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
+
+Two methods are optional. What needs them asks whether the learner has them:
+
+    embed(theta, support)          -> [d]          the task as one vector, for plots and neighbours
+    distribution(theta, phi, x)    -> (mean, std)  regression: two tensors [m, d], of which `predict` gives the first
 """
 
 from __future__ import annotations
@@ -52,6 +57,7 @@ class Learner(abc.ABC):
     episodic: ClassVar[bool] = True  # trains on episodes; False: on the pooled examples of all training tasks
     approximate: ClassVar[bool] = False  # True: the meta-gradient is not the derivative of the meta-loss, by design
     handed_in: ClassVar[tuple[str, ...]] = ()  # the same of entries of theta whose names begin so
+    from_nothing: ClassVar[bool] = False  # True: answers without a single support example too
 
     @abc.abstractmethod
     def init(self) -> Theta:

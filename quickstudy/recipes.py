@@ -40,6 +40,8 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sinusoid", "imaml"): {"lr": 0.02, "steps": 5, "lam": 10.0, "cg_steps": 10},
     ("sinusoid", "metacurvature"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "cavia"): {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"},
+    ("sinusoid", "cnp"): {"y_scale": 2.0},
+    ("sinusoid", "anp"): {"y_scale": 2.0},
     ("sinusoid", "finetune"): {"lr": 0.01, "steps": 10, "fit": "all"},
 }
 
@@ -94,7 +96,7 @@ def find_learner(name: str) -> tuple[str, type[Learner]]:
 
 def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
     """The learner's fields that are numbers, words or switches: what a command line can set."""
-    fixed = ("model", "encoder", "loss", "ways", "width", "progress")
+    fixed = ("model", "encoder", "set_encoder", "loss", "ways", "width", "outputs", "progress")
     return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
 
 
@@ -102,7 +104,7 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
     """The learner for these tasks: its network sized to their inputs and answers, its loss to their kind."""
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     ways = getattr(tasks, "ways", None)
-    if ways is None and "loss" not in names:
+    if ways is None and not names & {"loss", "outputs"}:
         raise ConfigError(
             f"{cls.__name__} is for classification; these tasks ask for real numbers. Try maml or finetune."
         )
@@ -110,14 +112,21 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
         fields["loss"] = F.cross_entropy if ways else F.mse_loss
     if "ways" in names:
         fields["ways"] = ways
+    if "outputs" in names and ways is None:
+        fields["outputs"] = _numbers(tasks)
     if "encoder" in names:
         fields["encoder"] = build_network(tasks, None, {"downsample": "pool"} | network)
     if "width" in names:
         fields["width"] = width_of(fields["encoder"], tasks)
     if "model" in names:
-        outputs = ways if cls.episodic or ways is None else len(tasks.classes)
+        outputs = _numbers(tasks) if ways is None else ways if cls.episodic else len(tasks.classes)
         fields["model"] = build_network(tasks, outputs, network)
     return cls(**fields)
+
+
+def _numbers(tasks: Any) -> int:
+    """How many numbers an answer has (regression)."""
+    return tasks.sample(1, seeds.generator(0, "width")).support.y.shape[-1]  # draws nothing that weights depend on
 
 
 def width_of(encoder: nn.Module, tasks: Any) -> int:
@@ -127,11 +136,9 @@ def width_of(encoder: nn.Module, tasks: Any) -> int:
 
 
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:
-    """conv4 for images, mlp for rows of numbers. `outputs` None: an encoder, or the width of y for regression."""
+    """conv4 for images, mlp for rows of numbers. `outputs` None: an encoder."""
     example = tasks.sample(1).support
     shape = tuple(example.x.shape[2:])
-    if getattr(tasks, "ways", None) is None:
-        outputs = example.y.shape[-1]
     if len(shape) == 3:
         allowed = {"filters", "norm", "downsample"}
         chosen = {k: v for k, v in options.items() if k in allowed and v is not None}

@@ -11,6 +11,9 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.hypernet.anp import ANP
+from quickstudy.learners.hypernet.cnaps import CNAPs
+from quickstudy.learners.hypernet.cnp import CNP
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.transfer.finetune import FineTune
@@ -27,6 +30,9 @@ LEARNERS: dict[str, type[Learner]] = {
     "metacurvature": MetaCurvature,
     "cavia": CAVIA,
     "leo": LEO,
+    "cnaps": CNAPs,
+    "cnp": CNP,
+    "anp": ANP,
     "protonet": ProtoNet,
     "finetune": FineTune,
     "nearestcentroid": NearestCentroid,
