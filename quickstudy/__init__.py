@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
+from quickstudy.calibration import Calibration, interval_coverage
 from quickstudy.checking import GradientCheck, check_meta_gradient
+from quickstudy.embeddings import TaskEmbeddings, task_embeddings
 from quickstudy.engine import map_tasks, meta_gradient
 from quickstudy.evaluation import Difference, Score, compare, evaluate
 from quickstudy.learner import Batch, Episode, Learner, Outer, as_module, with_gradient
@@ -49,6 +51,7 @@ __all__ = [
     "MAML",
     "Batch",
     "CNAPs",
+    "Calibration",
     "Difference",
     "Episode",
     "FineTune",
@@ -65,6 +68,7 @@ __all__ = [
     "Protocol",
     "Reptile",
     "Score",
+    "TaskEmbeddings",
     "Trained",
     "__version__",
     "as_module",
@@ -73,6 +77,7 @@ __all__ = [
     "cross_entropy",
     "errors",
     "evaluate",
+    "interval_coverage",
     "layer_movement",
     "load",
     "map_tasks",
@@ -80,6 +85,7 @@ __all__ = [
     "meta_steps",
     "mse_loss",
     "nn",
+    "task_embeddings",
     "tasks",
     "train",
     "with_gradient",
