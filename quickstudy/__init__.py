@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
+from quickstudy.calibration import Calibration, interval_coverage
 from quickstudy.checking import GradientCheck, check_meta_gradient
+from quickstudy.embeddings import TaskEmbeddings, task_embeddings
 from quickstudy.engine import map_tasks, meta_gradient
 from quickstudy.evaluation import Difference, Score, compare, evaluate
 from quickstudy.instances import InstanceAccuracy, instance_accuracy
@@ -27,6 +29,9 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.hypernet.anp import ANP
+from quickstudy.learners.hypernet.cnaps import CNAPs
+from quickstudy.learners.hypernet.cnp import CNP
 from quickstudy.learners.memory.lstm_meta_learner import LSTMMetaLearner
 from quickstudy.learners.memory.mann import MANN
 from quickstudy.learners.memory.meta_rnn import MetaRNN
@@ -48,8 +53,10 @@ from quickstudy.training import meta_steps, train
 
 __all__ = [
     "ANIL",
+    "ANP",
     "BOIL",
     "CAVIA",
+    "CNP",
     "IMAML",
     "LEARNERS",
     "LEO",
@@ -60,6 +67,8 @@ __all__ = [
     "AttentiveProtoNet",
     "BaselinePP",
     "Batch",
+    "CNAPs",
+    "Calibration",
     "Difference",
     "Episode",
     "FineTune",
@@ -83,6 +92,7 @@ __all__ = [
     "Reptile",
     "Score",
     "SimpleShot",
+    "TaskEmbeddings",
     "Trained",
     "__version__",
     "as_module",
@@ -92,6 +102,7 @@ __all__ = [
     "errors",
     "evaluate",
     "instance_accuracy",
+    "interval_coverage",
     "layer_movement",
     "load",
     "map_tasks",
@@ -99,6 +110,7 @@ __all__ = [
     "meta_steps",
     "mse_loss",
     "nn",
+    "task_embeddings",
     "tasks",
     "train",
     "with_gradient",

@@ -5,10 +5,11 @@
     predict(theta, phi, x)    -> output     the adapted model's output
     meta_loss(theta, episode) -> scalar     one episode's loss; its gradient in theta is the meta-gradient
 
-Some have further ones, as pure as these, where what they compute has that form:
+Three more are optional. What needs one asks whether the learner has it:
 
-    embed(theta, support)     -> vector [d]      what kind of task this is, for plots and comparisons
-    stream(theta, batch)      -> output [n, ...] row t is predict(theta, adapt(theta, batch[:t]), x_t), in one pass
+    embed(theta, support)        -> [d]          the task as one vector: tasks that are alike are near
+    distribution(theta, phi, x)  -> (mean, std)  regression: two tensors [m, d], of which `predict` gives the first
+    stream(theta, batch)         -> [n, ...]     row t is predict(theta, adapt(theta, batch[:t]), x_t), in one pass
 
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
 construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
@@ -64,6 +65,7 @@ class Learner(abc.ABC):
     ordered: ClassVar[bool] = False  # True: the support set is read as a sequence, whose order matters
     fixed_ways: ClassVar[bool] = False  # True: theta has entries for each class; no task may have more than `ways`
     handed_in: ClassVar[tuple[str, ...]] = ()  # the same of entries of theta whose names begin so
+    from_nothing: ClassVar[bool] = False  # True: answers without a single support example too
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -86,14 +88,6 @@ class Learner(abc.ABC):
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         """Loss of one episode, a scalar. Its gradient in theta is the meta-gradient."""
 
-    def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """What kind of task this is, as a vector [d]: tasks that are alike are near. A method that a learner may have.
-
-        It does not depend on the order of the support set unless the learner is `ordered`, nor on which class has which
-        number unless it has `fixed_ways`. Raises ConfigError where the learner has none; `embeds` tells.
-        """
-        raise ConfigError(f"{type(self).__name__} has no task embedding. Learners with class means have one: ProtoNet.")
-
     def outer(self) -> Outer:
         """The outer loop that suits this learner, where the caller names none."""
         return Outer()
@@ -103,9 +97,19 @@ class Learner(abc.ABC):
         return self
 
 
-def embeds(learner: Learner) -> bool:
-    """Whether the learner has a task embedding."""
-    return type(learner).embed is not Learner.embed
+def embed_of(learner: Learner) -> Callable[[Theta, Batch], Tensor]:
+    """The learner's `embed`: the task of a support set as a vector [d].
+
+    The order of the support set does not matter unless the learner is `ordered`. Raises ConfigError where the
+    learner has none.
+    """
+    found = getattr(learner, "embed", None)
+    if found is None:
+        raise ConfigError(
+            f"{type(learner).__name__} makes no vector of a task: it has no method `embed`. ProtoNet and other "
+            "learners that compare, remember or condition have one."
+        )
+    return found
 
 
 _thread = threading.local()

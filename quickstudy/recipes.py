@@ -48,6 +48,8 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sinusoid", "metacurvature"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "cavia"): {"lr": 1.0, "steps": 1, "context": 4, "conditioning": "shift"},
     ("sinusoid", "r2d2"): {"lam": 0.1, "scale": 1.0},
+    ("sinusoid", "cnp"): {"y_scale": 2.0},
+    ("sinusoid", "anp"): {"y_scale": 2.0},
     ("sinusoid", "finetune"): {"lr": 0.01, "steps": 10, "fit": "all"},
 }
 
@@ -102,7 +104,18 @@ def find_learner(name: str) -> tuple[str, type[Learner]]:
 
 def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
     """The learner's fields that are numbers, words or switches: what a command line can set."""
-    fixed = ("model", "encoder", "relation", "loss", "ways", "width", "outputs", "length", "progress")
+    fixed = (
+        "model",
+        "encoder",
+        "set_encoder",
+        "relation",
+        "loss",
+        "ways",
+        "width",
+        "outputs",
+        "length",
+        "progress",
+    )
     return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
 
 
@@ -110,7 +123,7 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
     """The learner for these tasks: its network sized to their inputs and answers, its loss to their kind."""
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     ways = getattr(tasks, "ways", None)
-    if ways is None and "loss" not in names:
+    if ways is None and not names & {"loss", "outputs"}:
         raise ConfigError(
             f"{cls.__name__} is for classification; these tasks ask for real numbers. Try maml or finetune."
         )

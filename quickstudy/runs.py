@@ -1,8 +1,9 @@
 """Run folders: evaluate what was trained there, and keep what a report needs.
 
 A run holds config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json, learner.qs; once it is
-evaluated also scores.json, examples.safetensors, movement.json for gradient learners and instances.json for those that
-read streams; and report.html.
+evaluated also scores.json, examples.safetensors and, where the learner has what they show, movement.json (inner steps),
+embeddings.json (a vector for a task), calibration.json (a distribution of values) and instances.json (streams); and
+report.html.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from quickstudy import controls, files, seeds
+from quickstudy.calibration import interval_coverage
+from quickstudy.embeddings import FEWEST, task_embeddings
 from quickstudy.errors import DataError, RunError
 from quickstudy.evaluation import Score, evaluate, for_test
 from quickstudy.instances import INSTANCES, InstanceAccuracy, has_instances, instance_accuracy, with_instances
@@ -30,6 +33,8 @@ from quickstudy.trained import Predictor, Trained, load
 CURVE = (0, 1, 2, 3, 5, 10)  # inner steps of the curve in the report
 CURVE_EPISODES = 200
 MOVEMENT_EPISODES = 100
+EMBEDDED = 300  # test tasks in the plot of embeddings
+CALIBRATED = 200
 PICTURED = 3  # test episodes kept for the report
 
 
@@ -69,7 +74,8 @@ def evaluate_run(
 
     The first score carries the controls (`names`, by default all that make sense). A transductive learner gets a
     second one with the support set's statistics at the query. Learners with inner steps get a curve over steps, and
-    movement.json where the steps move the layers of a model.
+    movement.json where the steps move the layers of a model; those with an `embed` embeddings.json, those with a
+    distribution of values calibration.json.
 
     `ensemble` thetas answer together for the scores; all else is of the best theta alone.
     """
@@ -99,6 +105,7 @@ def evaluate_run(
     files.write_json(Path(folder) / "scores.json", plain)
     _add_to_protocol(Path(folder) / "protocol.json", scores)
     _keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
+    _look_at_tasks(Path(folder), trained, tasks, seed, episodes)
     return scores
 
 
@@ -128,6 +135,19 @@ def evaluate_instances(
         found = instance_accuracy(trained, tasks, instances=instances, progress=count, **settings)
     files.write_json(Path(folder) / "instances.json", found.to_dict())
     return found
+
+
+def _look_at_tasks(folder: Path, trained: Trained, tasks: Any, seed: int, episodes: int) -> None:
+    """What tasks look like to the learner, and whether its intervals are honest, where it has the methods for that."""
+    few = min(episodes, EMBEDDED)
+    if hasattr(trained.learner, "embed") and few >= FEWEST:
+        # Within an alphabet or the like there is something to be known of a task of classes.
+        source = tasks.replace(grouped=True) if getattr(tasks, "groups", None) else tasks
+        found = task_embeddings(trained, source, episodes=few, seed=seed)
+        files.write_json(folder / "embeddings.json", found.to_dict())
+    if hasattr(trained.learner, "distribution") and getattr(tasks, "ways", None) is None and episodes > 1:
+        measured = interval_coverage(trained, tasks, episodes=min(episodes, CALIBRATED), seed=seed)
+        files.write_json(folder / "calibration.json", measured.to_dict())
 
 
 def _add_to_protocol(path: Path, scores: list[Score]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -19,13 +20,14 @@ from quickstudy import __version__, files
 from quickstudy.errors import ConfigError, DataError, FileFormatError
 from quickstudy.evaluation import check_episodes, device_of, for_test, with_ways
 from quickstudy.inner import first_non_finite
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta, embed_of
 from quickstudy.model import constants, part, prepare
 from quickstudy.nn import NETWORKS
 from quickstudy.protocol import is_transductive, networks
 from quickstudy.tasks.classes import scaled
 from quickstudy.tasks.features import extract
 
+Answer = TypeVar("Answer")
 LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss)}
 
 
@@ -53,7 +55,8 @@ class Trained:
         """Learn one task from its support set.
 
         x [n, ...] tensor or array (uint8 images are scaled to [0, 1]); y [n] class names or numbers, or [n, d] values
-        for regression. Unless `transductive`, an answer never depends on the other inputs of the call.
+        for regression. Unless `transductive`, an answer never depends on the other inputs of the call. A learner that
+        answers from nothing (`from_nothing`, the neural processes) takes an empty support set of values too, n = 0.
 
         Raises DataError for NaN, lengths that differ, fewer than two classes, or more than the model has outputs.
         """
@@ -70,11 +73,11 @@ class Trained:
         """
         learner, _, support = self._task(x, y, False)
         with torch.no_grad():
-            return learner.embed(self.theta, support)
+            return embed_of(learner)(self.theta, support)
 
     def _task(self, x: Any, y: Any, transductive: bool) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
         """The learner for this task, the names of its classes, and its support set as the learner reads it."""
-        x = as_inputs(x, self.theta)
+        x = as_inputs(x, self.theta, least=0 if self.learner.from_nothing else 1)
         names, target = self._answers(y, len(x))
         learner = self._for_task(names, transductive)
         with torch.no_grad():
@@ -174,6 +177,21 @@ class Predictor(nn.Module):
         return output if self.classes is None else [self.classes[i] for i in output.argmax(1).tolist()]
 
     @torch.no_grad()
+    def predict_interval(self, x: Any, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Lower and upper ends [m, d], in the units of y, of intervals that hold each value with probability `level`.
+
+        They are central in the learner's Gaussian, mean -+ z std with z the quantile of (1 + level) / 2. Whether they
+        hold what they promise, `interval_coverage` measures. Raises ConfigError for learners without a distribution.
+        """
+        if not 0 < level < 1:
+            raise ConfigError(f"level is a probability between 0 and 1, got {level}. For 90 % give 0.9.")
+        distribution = distribution_of(self.learner)
+        x = as_inputs(x, self._values()[0])
+        mean, std = self._asked(lambda: distribution(*self._values(), x), x)
+        reach = float(ndtri(0.5 + level / 2)) * std
+        return mean - reach, mean + reach
+
+    @torch.no_grad()
     def predict_proba(self, x: Any) -> Tensor:
         """Class probabilities [m, classes], columns in the order of `classes`. Classification only."""
         if self.classes is None:
@@ -182,8 +200,11 @@ class Predictor(nn.Module):
 
     def _answer(self, x: Any) -> Tensor:
         x = as_inputs(x, self._values()[0])
+        return self._asked(lambda: self(x), x)
+
+    def _asked(self, question: Callable[[], Answer], x: Tensor) -> Answer:
         try:
-            return self(x)
+            return question()
         except (RuntimeError, IndexError) as error:
             raise DataError(
                 f"this predictor cannot read inputs of shape {tuple(x.shape)}: {str(error).splitlines()[0]}. Give them "
@@ -230,7 +251,18 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor)
 
 
-def as_inputs(x: Any, theta: Theta) -> Tensor:
+def distribution_of(learner: Learner) -> Callable[[Theta, Any, Tensor], tuple[Tensor, Tensor]]:
+    """The learner's `distribution`. Raises ConfigError where it has none."""
+    found = getattr(learner, "distribution", None)
+    if found is None:
+        raise ConfigError(
+            f"{type(learner).__name__} answers with values alone, without their uncertainty: use `predict`. Learners "
+            "with a distribution are cnp and anp."
+        )
+    return found
+
+
+def as_inputs(x: Any, theta: Theta, least: int = 1) -> Tensor:
     """Tensors, arrays or lists as the model's input: images scaled, floats in theta's precision, on its device."""
     try:
         x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
@@ -238,7 +270,7 @@ def as_inputs(x: Any, theta: Theta) -> Tensor:
         raise DataError(
             f"x must be a tensor or an array of numbers [n, ...], got {type(x).__name__}: {error}."
         ) from error
-    if x.dim() < 1 or len(x) == 0:
+    if x.dim() < 1 or len(x) < least:
         raise DataError(f"x holds no example: its shape is {tuple(x.shape)}. Give at least one, as [n, ...].")
     x = scaled(x)
     if x.is_floating_point() and not torch.isfinite(x).all():

@@ -11,6 +11,9 @@ from quickstudy.learners.gradient.maml_plus_plus import MAMLPlusPlus
 from quickstudy.learners.gradient.meta_curvature import MetaCurvature
 from quickstudy.learners.gradient.meta_sgd import MetaSGD
 from quickstudy.learners.gradient.reptile import Reptile
+from quickstudy.learners.hypernet.anp import ANP
+from quickstudy.learners.hypernet.cnaps import CNAPs
+from quickstudy.learners.hypernet.cnp import CNP
 from quickstudy.learners.memory.lstm_meta_learner import LSTMMetaLearner
 from quickstudy.learners.memory.mann import MANN
 from quickstudy.learners.memory.meta_rnn import MetaRNN
@@ -38,6 +41,9 @@ LEARNERS: dict[str, type[Learner]] = {
     "metacurvature": MetaCurvature,
     "cavia": CAVIA,
     "leo": LEO,
+    "cnaps": CNAPs,
+    "cnp": CNP,
+    "anp": ANP,
     "protonet": ProtoNet,
     "metarnn": MetaRNN,
     "snail": SNAIL,

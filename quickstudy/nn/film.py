@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -19,14 +22,42 @@ def film(h: Tensor, scale: Tensor | None, shift: Tensor) -> Tensor:
 def conditioned_layer(model: nn.Module) -> str:
     """Where a model is conditioned if nobody says: after its third norm or convolution, or first linear layer."""
     layers = dict(model.named_modules())
-    normalised = [name for name, layer in layers.items() if isinstance(layer, (BatchNorm, _BatchNorm, nn.GroupNorm))]
-    convolutions = [name for name, layer in layers.items() if isinstance(layer, _ConvNd)]
-    if found := normalised or convolutions:
+    if found := _normalised(layers) or _convolutions(layers):
         return found[:3][-1]
-    linears = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
-    if not linears:
-        raise ConfigError("the model has no convolution or linear layer that could be conditioned.")
-    return linears[0]
+    if linears := _linears(layers):
+        return linears[0]
+    raise ConfigError("the model has no convolution or linear layer that could be conditioned.")
+
+
+def conditioned_layers(model: nn.Module, patterns: str = "") -> list[str]:
+    """The layers whose names match one of the comma-separated patterns; if nobody says, every norm layer.
+
+    Without norm layers every convolution, else every linear layer. `*` stands for any characters (fnmatch), and a
+    pattern means layers that have channels. Raises ConfigError for a pattern that matches nothing.
+    """
+    layers = dict(model.named_modules())
+    if not patterns:
+        if found := _normalised(layers) or _convolutions(layers) or _linears(layers):
+            return found
+        raise ConfigError("the model has no norm, convolution or linear layer that could be conditioned.")
+    known = [name for name, layer in layers.items() if isinstance(getattr(layer, "weight", None), Tensor)]
+    hits = {pattern: fnmatch.filter(known, pattern) for pattern in patterns.replace(" ", "").split(",") if pattern}
+    for pattern, matched in hits.items():
+        if not matched:
+            raise ConfigError(f"no layer with channels matches {pattern!r}; there are {', '.join(known)}.")
+    return [name for name in known if any(name in matched for matched in hits.values())]
+
+
+def _normalised(layers: Mapping[str, nn.Module]) -> list[str]:
+    return [name for name, layer in layers.items() if isinstance(layer, (BatchNorm, _BatchNorm, nn.GroupNorm))]
+
+
+def _convolutions(layers: Mapping[str, nn.Module]) -> list[str]:
+    return [name for name, layer in layers.items() if isinstance(layer, _ConvNd)]
+
+
+def _linears(layers: Mapping[str, nn.Module]) -> list[str]:
+    return [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
 
 
 def width_of(model: nn.Module, name: str) -> int:

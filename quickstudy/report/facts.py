@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from quickstudy import files
+from quickstudy.calibration import Calibration
 from quickstudy.checkpoint import read_metrics
+from quickstudy.embeddings import TaskEmbeddings
 from quickstudy.errors import FileFormatError, RunError
 from quickstudy.evaluation import Score
 from quickstudy.instances import InstanceAccuracy
@@ -21,6 +23,14 @@ from quickstudy.movement import Movement
 
 Value = TypeVar("Value")
 COLUMNS = ("loss", "accuracy", "error", "val", "val_interval")  # of metrics.jsonl, beside the iteration
+EVALUATED = (  # the files that `evaluate` writes
+    "scores.json",
+    "examples.safetensors",
+    "movement.json",
+    "embeddings.json",
+    "calibration.json",
+    "instances.json",
+)
 PARTS = ("support.x", "support.y", "query.x", "query.y", "output")  # of an episode in examples.safetensors
 
 
@@ -88,6 +98,8 @@ class Run:
     parameters: int | None  # numbers in theta; None while training has not finished
     movement: Movement | None  # None for learners whose layers do not move
     instances: InstanceAccuracy | None = None  # None for learners that read no streams
+    embeddings: TaskEmbeddings | None = None  # None for learners that make no vector of a task
+    calibration: Calibration | None = None  # None for learners without a distribution of values
 
     @property
     def name(self) -> str:
@@ -129,6 +141,8 @@ def read_run(folder: Path) -> Run:
         _checked(folder / "learner.qs", lambda path: files.read_tensors(path, "trained")[0], _parameters),
         _checked(folder / "movement.json", files.read_json, Movement.from_dict),
         _checked(folder / "instances.json", files.read_json, InstanceAccuracy.from_dict),
+        _checked(folder / "embeddings.json", files.read_json, TaskEmbeddings.from_dict),
+        _checked(folder / "calibration.json", files.read_json, Calibration.from_dict),
     )
 
 
@@ -141,11 +155,7 @@ def _checked(path: Path, read: Callable[[Path], Any], parse: Callable[[Any], Val
     except FileFormatError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        command = (
-            "evaluate"
-            if path.name in ("scores.json", "examples.safetensors", "movement.json", "instances.json")
-            else "train"
-        )
+        command = "evaluate" if path.name in EVALUATED else "train"
         raise FileFormatError(
             f"{str(path)!r} is not what Quickstudy writes there ({type(error).__name__}: {error}). Restore it, or make "
             f"it again with `quickstudy {command}`."

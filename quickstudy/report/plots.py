@@ -11,7 +11,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # for readers
 
 # The colours of the page in light mode, for figures that stand alone.
 PRINTED = {"ink": "#1b1d21", "muted": "#686d76", "line": "#e2e2de", "s1": "#2b59c3", "s2": "#b4500f"}
+PRINTED |= {"s3": "#17785a", "s4": "#8a3fa6", "s5": "#8a6d00", "s6": "#b3305d"}
 
 
 def style(colours: Mapping[str, str]) -> dict[Any, Any]:
@@ -176,6 +177,17 @@ def bars(names: Sequence[str], panels: Sequence[Bars]) -> Markup:
 
 
 def save_bars(path: str | os.PathLike, names: Sequence[str], panels: Sequence[Bars]) -> None:
+    """The same as a picture file of its own."""
+    save(path, lambda colours: _bars(names, panels, colours))
+
+
+def drawn(draw: Callable[[Mapping[str, str]], Figure]) -> Markup:
+    """A figure, drawn in the colours that it is given, for the page."""
+    with rc_context(STYLE):
+        return _svg(draw(STAND_INS))
+
+
+def save(path: str | os.PathLike, draw: Callable[[Mapping[str, str]], Figure]) -> None:
     """The same as a picture file of its own, by the ending of `path`: .png, .svg or .pdf."""
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in FIGURES:
@@ -183,7 +195,7 @@ def save_bars(path: str | os.PathLike, names: Sequence[str], panels: Sequence[Ba
     buffer = io.BytesIO()
     with rc_context(style(PRINTED)):
         date = {} if kind == "png" else {"CreationDate" if kind == "pdf" else "Date": None}
-        _bars(names, panels, PRINTED).savefig(buffer, format=kind, dpi=200, metadata=date)
+        draw(PRINTED).savefig(buffer, format=kind, dpi=200, metadata=date)
     files.write_atomically(path, buffer.getvalue())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ class ClassTasks:
     """A task is `ways` classes of a pool; support and query are disjoint examples of each.
 
     `examples` [N, ...] holds all examples sorted by class, class c at `starts[c]:starts[c + 1]`; uint8 images are
-    scaled to [0, 1]. Labels inside an episode are 0..ways-1 in the order in which the classes were drawn.
+    scaled to [0, 1]. Labels inside an episode are 0..ways-1 in the order in which the classes were drawn. With
+    `grouped` the classes of a task come from one group, the part of their names before the first "/".
     """
 
     examples: Tensor
@@ -33,6 +35,7 @@ class ClassTasks:
     split: str = "train"
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # how raw input became `examples`
     extractor: nn.Module | None = None  # frozen: made features of them after that, see `qs.tasks.features`
+    grouped: bool = False  # a task stays within one group of classes, such as an alphabet
 
     def __post_init__(self) -> None:
         self._check_starts()
@@ -51,6 +54,12 @@ class ClassTasks:
                 f"class {self.classes[smallest]!r} of {self.name} {self.split!r} has {int(counts[smallest])} examples, "
                 f"but shots={self.shots} and queries={self.queries} need {needed}. Lower them, or add examples."
             )
+        if self.grouped and not self.groups:
+            raise DataError(
+                f"grouped tasks need {self.ways} classes named alike before the first '/', as in 'Greek/alpha'; "
+                f"{self.name} {self.split!r} has none such, its first class is {self.classes[0]!r}. Lower ways, or "
+                "leave grouped out."
+            )
 
     def _check_starts(self) -> None:
         starts = self.starts.tolist()
@@ -65,10 +74,32 @@ class ClassTasks:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n episodes: x [n, ways * k, ...] float, y [n, ways * k] int64, class after class."""
-        chosen = torch.rand(n, len(self.classes), generator=generator).argsort(1)[:, : self.ways]
+        chosen = self._chosen(n, generator)
         indices = self._examples_of(chosen, self.shots + self.queries, generator)
         support, query = indices.split([self.shots, self.queries], dim=2)
         return Episode(self._batch(support), self._batch(query))
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that have enough classes for a task, in the order of their names."""
+        sizes = Counter(filter(None, map(group_of, self.classes)))
+        return sorted(name for name, size in sizes.items() if size >= self.ways)
+
+    def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, list[str]]:
+        """The group of each of the tasks that `sample` draws from a generator in the same state; {} without groups."""
+        if not self.grouped:
+            return {}
+        return {"group": [group_of(self.classes[int(i)]) for i in self._chosen(n, generator)[:, 0]]}
+
+    def _chosen(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """The classes of n tasks [n, ways]."""
+        scores = torch.rand(n, len(self.classes), generator=generator)
+        if self.grouped:
+            groups = self.groups
+            drawn = torch.randint(len(groups), (n,), generator=generator)
+            of_class = torch.tensor([groups.index(g) if (g := group_of(c)) in groups else -1 for c in self.classes])
+            scores = scores.masked_fill(of_class != drawn[:, None], 2.0)
+        return scores.argsort(1)[:, : self.ways]
 
     def _examples_of(self, chosen: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
         """Row numbers [n, ways, k] of k different examples of each chosen class [n, ways]."""
@@ -95,7 +126,11 @@ class ClassTasks:
         """The task part of a protocol."""
         words = ("name", "split", "ways", "shots", "queries")
         about = {word: getattr(self, word) for word in words} | {"classes": len(self.classes)}
-        return about if self.extractor is None else about | {"extractor": type(self.extractor).__name__}
+        if self.extractor is not None:
+            about["extractor"] = type(self.extractor).__name__
+        if self.grouped:  # other tasks of the same classes: scores of the two do not compare
+            about["name"] = f"{self.name} within groups"
+        return about
 
     def replace(self, **changes: Any) -> ClassTasks:
         """The same pool with other ways, shots or queries."""
@@ -119,6 +154,11 @@ class PooledTasks:
 
     def describe(self) -> dict[str, Any]:
         return self.source.describe() | {"pooled": True}
+
+
+def group_of(name: str) -> str:
+    """'Greek' of 'Greek/alpha'; empty for a class without a group."""
+    return name.partition("/")[0] if "/" in name else ""
 
 
 def scaled(examples: Tensor) -> Tensor:

@@ -105,3 +105,7 @@ class CAVIA(Learner):
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         phi = self.adapt(theta, episode.support)
         return self.loss(self.predict(theta, phi, episode.query.x), episode.query.y)
+
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """c [context]."""
+        return self.adapt(theta, support)["context"]

@@ -144,6 +144,11 @@ class LEO(Learner):
         )
         return F.cross_entropy(F.dropout(zq, self.dropout) @ path.weights.T, yq) + penalties
 
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """The mean over classes of their codes after the latent steps [latent]."""
+        z = self._features(theta, support.x)
+        return self._descend(part(theta, PREFIX), z, support.y, Noise()).end.mean(0)
+
     def _features(self, theta: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
         """[n, width], each of length one. `known` are the support set's statistics."""
         features = call(self.encoder, own(self.encoder, theta) | (known or {}), x)

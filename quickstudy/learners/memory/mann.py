@@ -125,9 +125,10 @@ class MANN(Learner):
         return self._read(theta, batch)[0]
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """What is known after reading, as one vector: the controller's state, the memory and the last answer."""
-        phi = self.adapt(theta, support)
-        return torch.cat([t.flatten() for t in (phi.memory.h, phi.memory.c, phi.memory.rows, phi.last)])
+        """The controller's state and the memory's rows, after an empty input that brings the last answer."""
+        phi, parts = self.adapt(theta, support), part(theta, PREFIX)
+        after = self._step(parts, inputs_to(parts, phi.last.new_zeros(1, self.width), phi.last), phi.memory)
+        return torch.cat([t.flatten() for t in (after.h, after.c, after.rows)])
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         return reading_loss(self, F.cross_entropy, theta, episode)

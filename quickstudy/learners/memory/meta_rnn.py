@@ -99,9 +99,9 @@ class MetaRNN(Learner):
         return outputs_of(part(theta, PREFIX), self._read(theta, batch)[0])
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """What is known after reading, as one vector: the cell's state and the last answer."""
-        phi = self.adapt(theta, support)
-        return torch.cat([*phi.state, phi.last])
+        """The cell's state, after an empty input that brings the last answer."""
+        phi, parts = self.adapt(theta, support), part(theta, PREFIX)
+        return torch.cat(self._step(parts, inputs_to(parts, phi.last.new_zeros(self.width), phi.last), phi.state))
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         return reading_loss(self, self.loss, theta, episode)

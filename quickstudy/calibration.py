@@ -1,0 +1,207 @@
+"""Are the intervals honest? How many values of unseen tasks lie inside what a learner's distribution promises.
+
+    coverage(level)   share of the query values y with |y - m| <= z s,   z the quantile of (1 + level) / 2
+    surprise          mean of -log N(y; m, s^2), in nats: lower is better, and it rewards narrow intervals too
+
+A learner is calibrated where coverage equals level. That alone is cheap (an interval as wide as all tasks together has
+it), so the mean width stands beside it. Numbers are per task first: the queries of one task err together, so intervals
+are over episodes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from quickstudy import engine as engines
+from quickstudy import seeds
+from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation import (
+    check_episodes,
+    check_values,
+    device_of,
+    for_test,
+    half_width,
+    protocol_of,
+    sample_blocks,
+)
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.hypernet.parts import Gaussian, surprise
+from quickstudy.movement import Amount
+from quickstudy.protocol import Protocol
+from quickstudy.trained import distribution_of
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+POINTS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # numbers of support points that are looked at, if nobody says
+KINDS = ("surprise", "std", "error")
+HEADINGS = ("-log p", "std", "mean squared error")
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """What was measured with so many support points: means over test episodes."""
+
+    points: int
+    coverage: tuple[Amount, ...]  # share of the values inside, for each level
+    surprise: Amount  # -log p per value, in nats
+    std: Amount  # standard deviation that was given
+    error: Amount  # squared error of the means
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Coverage of central intervals by level and number of support points, and under which protocol."""
+
+    levels: tuple[float, ...]
+    sizes: tuple[AtSize, ...]
+    protocol: Protocol
+
+    def __getitem__(self, points: int) -> AtSize:
+        """What was measured with so many support points. Raises KeyError for another number."""
+        return {one.points: one for one in self.sizes}[points]
+
+    def coverage(self, level: float = 0.9) -> dict[int, Amount]:
+        """Number of support points -> share of the values inside intervals of that level."""
+        if level not in self.levels:
+            raise ConfigError(f"the level {level} was not measured; there are {', '.join(map(str, self.levels))}.")
+        return {one.points: one.coverage[self.levels.index(level)] for one in self.sizes}
+
+    def __str__(self) -> str:
+        head = ("support points", *(f"{100 * level:g} %" for level in self.levels), *HEADINGS)
+        rows = [head, *(_row(one) for one in self.sizes)]
+        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(text.ljust(w) for text, w in zip(row, width, strict=True)).rstrip() for row in rows]
+        under = f"95 % CI over {self.protocol.episodes} episodes; {self.protocol.describe()}"
+        return "\n".join([*lines, f"percent of the values inside central intervals ({under})"])
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for calibration.json."""
+        sizes = [
+            {"points": one.points, "coverage": [list(a) for a in one.coverage]}
+            | {kind: list(getattr(one, kind)) for kind in KINDS}
+            for one in self.sizes
+        ]
+        return {"levels": list(self.levels), "sizes": sizes, "protocol": self.protocol.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Calibration:
+        """The calibration that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        levels = tuple(float(level) for level in plain["levels"])
+        sizes = [
+            AtSize(int(one["points"]), tuple(map(_amount_of, one["coverage"])), *(_amount_of(one[k]) for k in KINDS))
+            for one in plain["sizes"]
+        ]
+        if not sizes or any(len(one.coverage) != len(levels) for one in sizes):
+            raise ValueError("it holds no coverage of each level")
+        return cls(levels, tuple(sizes), Protocol(**plain["protocol"]))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Write the reliability curve: coverage against level. The ending of `path` says how: .png, .svg or .pdf."""
+        from quickstudy.report.reliability import write_figure  # matplotlib takes a second to import
+
+        write_figure(self, path)
+
+
+def _row(one: AtSize) -> tuple[str, ...]:
+    inside = (f"{100 * a.mean:.1f} ± {100 * a.interval:.1f}" for a in one.coverage)
+    return (str(one.points), *inside, *(f"{a.mean:.3g} ± {a.interval:.2g}" for a in (getattr(one, k) for k in KINDS)))
+
+
+def _amount_of(plain: Sequence[float]) -> Amount:
+    mean, interval = plain
+    return Amount(float(mean), float(interval))
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def interval_coverage(
+    trained: Any,
+    tasks: Any,
+    *,
+    episodes: int = 400,
+    seed: int = 1,
+    levels: Sequence[float] = LEVELS,
+    points: Sequence[int] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """How many query values of unseen tasks lie inside the central intervals of a learner's distribution.
+
+    `trained` has `.learner` and `.theta`; the learner has a `distribution` (cnp, anp). The episodes are those of
+    `evaluate` with the same seed. `points`: numbers of support points, the first of each task's; None: some up to the
+    tasks' shots, from the fewest that the learner trains with. `progress(n)` is called with episodes done since.
+
+    >>> import torch, quickstudy as qs
+    >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
+    >>> trained = qs.train(learner, qs.tasks.sinusoid("train"), iterations=2, meta_batch=2, progress=False)
+    >>> found = qs.interval_coverage(trained, qs.tasks.sinusoid("test"), episodes=4)
+    >>> found.coverage(0.9)[10].mean  # doctest: +SKIP
+    0.91
+    >>> found.plot("reliability.svg")  # doctest: +SKIP
+
+    Raises ConfigError for learners without a distribution, and for more points than the tasks have.
+    """
+    distribution_of(trained.learner)
+    if episodes < 2:
+        raise ConfigError(f"intervals over episodes need at least 2 of them, got {episodes}.")
+    if not levels or not all(0 < level < 1 for level in levels):
+        raise ConfigError(f"levels are probabilities between 0 and 1, got {', '.join(map(str, levels)) or 'none'}.")
+    learner, theta, found = for_test(trained.learner, tasks), trained.theta, []
+    first: Episode | None = None
+    for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
+        if first is None:
+            first, outputs = block, check_episodes(learner, theta, block)
+            points = _points(points, learner, block.support.y.shape[1])
+        check_values(block, outputs)
+        with seeds.seeded(seed, "evaluate", number):
+            found.append([_measured(learner, theta, block, k, levels) for k in points or ()])
+        if progress:
+            progress(len(block.query.y))
+    sizes = [_at_size(k, torch.cat(blocks)) for k, blocks in zip(points or (), zip(*found, strict=True), strict=True)]
+    protocol = protocol_of(learner, tasks, "coverage of intervals", episodes, seed, seen=first)
+    return Calibration(tuple(levels), tuple(sizes), protocol)
+
+
+def _points(given: Sequence[int] | None, learner: Learner, shots: int) -> list[int]:
+    least = 0 if learner.from_nothing else 1
+    if given is None:
+        fewest = max(least, min(getattr(learner, "fewest", least), shots))
+        return sorted({k for k in (*POINTS, shots) if fewest <= k <= shots})
+    if not given or not all(least <= k <= shots for k in given):
+        raise ConfigError(
+            f"points are numbers of support points from {least} to the {shots} that the tasks have, got "
+            f"{', '.join(map(str, given)) or 'none'}."
+        )
+    return list(given)
+
+
+def _measured(learner: Learner, theta: Theta, episodes: Episode, points: int, levels: Sequence[float]) -> Tensor:
+    """[episodes, levels + 3]: coverage of each level, surprise, std, squared error; means over each task's values."""
+    distribution = distribution_of(learner)
+    reach = [float(ndtri(0.5 + level / 2)) for level in levels]
+
+    def measure(episode: Episode) -> Tensor:
+        (x, y), (xq, yq) = episode
+        p = Gaussian(*distribution(theta, learner.adapt(theta, Batch(x[:points], y[:points])), xq))
+        away = (yq - p.mean).abs()
+        # NaN counts as outside: it comes through in the surprise, where it is refused.
+        inside = [(away <= z * p.std).double().mean() for z in reach]
+        return torch.stack([*inside, surprise(p, yq).double().mean(), p.std.double().mean(), (away**2).double().mean()])
+
+    return engines.map_tasks(measure, episodes).cpu()
+
+
+def _at_size(points: int, values: Tensor) -> AtSize:
+    if not torch.isfinite(values).all():
+        episode = int((~torch.isfinite(values)).any(1).nonzero()[0])
+        raise NonFiniteError(f"test episode {episode} gives a distribution that is not finite with {points} points.")
+    amounts = [Amount(float(column.mean()), half_width(column)) for column in values.T]
+    return AtSize(points, tuple(amounts[: -len(KINDS)]), *amounts[-len(KINDS) :])

@@ -1,0 +1,211 @@
+"""What tasks look like to a learner: the vectors it makes of them, in a plane, beside what is known of the tasks.
+
+    embed(theta, support) -> [d]      for many test tasks, projected by PCA and, where scikit-learn is present, by t-SNE
+
+Whether neighbours are alike is measured in all d dimensions, not in the plane. For a fact in numbers it is the R^2 of
+the mean of the five nearest other tasks; for a fact in words the share of the five nearest that have the same, beside
+the share that chance would give.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quickstudy import engine as engines
+from quickstudy import seeds
+from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation import check_episodes, device_of, episode_score, for_test, protocol_of, sample_blocks
+from quickstudy.learner import Episode, embed_of
+from quickstudy.protocol import Protocol
+
+NEIGHBOURS = 5
+FEWEST = 10  # tasks without which neighbours mean nothing
+Fact = tuple[float, ...] | tuple[str, ...]
+
+
+class Told(NamedTuple):
+    """How much of a fact a task's neighbours tell: R^2 for numbers, share of the same for words; and by chance."""
+
+    value: float
+    chance: float
+
+
+@dataclass(frozen=True, eq=False)
+class TaskEmbeddings:
+    """Tasks as points in a plane, with what is known of them. `vectors` [n, d] are not written to files."""
+
+    planes: Mapping[str, Tensor]  # "PCA", "t-SNE" -> places [n, 2]
+    facts: Mapping[str, Fact]  # what is known of each task: numbers or words
+    told: Mapping[str, Told]  # of each fact, by the nearest other tasks
+    share: float  # of the vectors' variance that lies in the plane of PCA
+    length: int  # d
+    protocol: Protocol
+    vectors: Tensor | None = None
+
+    def __str__(self) -> str:
+        said = [f"{name}: {in_words(self.facts[name], told)}" for name, told in self.told.items()]
+        plane = f"two directions of {self.length} hold {100 * self.share:.0f} % of the variance"
+        under = f"{self.protocol.episodes} tasks; {self.protocol.describe()}"
+        return "\n".join([*said, f"{plane} ({under})"])
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for embeddings.json."""
+        places = {name: [[float(f"{v:.5g}") for v in row] for row in at.tolist()] for name, at in self.planes.items()}
+        facts = {name: list(values) for name, values in self.facts.items()}
+        told = {name: list(one) for name, one in self.told.items()}
+        plain = {"planes": places, "facts": facts, "told": told, "share": self.share, "length": self.length}
+        return plain | {"protocol": self.protocol.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TaskEmbeddings:
+        """What `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        planes = {str(name): torch.tensor(at, dtype=torch.float64) for name, at in plain["planes"].items()}
+        facts = {str(name): _fact(values) for name, values in plain["facts"].items()}
+        n = len(planes["PCA"])
+        if any(at.shape != (n, 2) or not torch.isfinite(at).all() for at in planes.values()):
+            raise ValueError("the planes do not hold as many places")
+        if any(len(values) != n for values in facts.values()) or plain["told"].keys() != facts.keys():
+            raise ValueError("the facts are not of as many tasks")
+        told = {name: Told(*map(float, one)) for name, one in plain["told"].items()}
+        return cls(planes, facts, told, float(plain["share"]), int(plain["length"]), Protocol(**plain["protocol"]))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Write the figure, a panel for each plane and fact. The ending of `path` says how: .png, .svg or .pdf."""
+        from quickstudy.report.tasks import write_figure  # matplotlib takes a second to import
+
+        write_figure(self, path)
+
+
+def in_words(values: Fact, told: Told) -> str:
+    """What the neighbours tell of a fact."""
+    if isinstance(values[0], str):
+        chance = f"{100 * told.chance:.0f} % by chance"
+        return f"{100 * told.value:.0f} % of the {NEIGHBOURS} nearest tasks have the same ({chance})"
+    return f"R² {told.value:.2f} from the {NEIGHBOURS} nearest tasks"
+
+
+def _fact(values: Sequence[Any]) -> Fact:
+    """Numbers as numbers, anything else as words."""
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return tuple(float(value) for value in values)
+    return tuple(str(value) for value in values)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def task_embeddings(
+    trained: Any,
+    tasks: Any,
+    *,
+    episodes: int = 300,
+    seed: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> TaskEmbeddings:
+    """The embeddings of test tasks in a plane, and whether neighbours are alike.
+
+    `trained` has `.learner` and `.theta`; the learner has an `embed` (cnaps, cnp, anp, cavia, leo). The episodes are
+    those of `evaluate` with the same seed. What is known of them is what `tasks.facts` says; of tasks without, the
+    learner's own score of each.
+
+    >>> import torch, quickstudy as qs
+    >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
+    >>> trained = qs.train(learner, qs.tasks.sinusoid("train"), iterations=2, meta_batch=2, progress=False)
+    >>> found = qs.task_embeddings(trained, qs.tasks.sinusoid("test"), episodes=20)
+    >>> sorted(found.facts)
+    ['amplitude', 'phase']
+    >>> found.plot("tasks.svg")  # doctest: +SKIP
+
+    Raises ConfigError for learners without an `embed`, and for fewer than 10 episodes.
+    """
+    embed_of(trained.learner)
+    if episodes < FEWEST:
+        raise ConfigError(f"neighbours need at least {FEWEST} episodes, got {episodes}.")
+    learner, theta, found, scores = for_test(trained.learner, tasks), trained.theta, [], []
+    embed = embed_of(learner)
+    first: Episode | None = None
+    for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
+        if first is None:
+            first = block
+            check_episodes(learner, theta, block)
+        with seeds.seeded(seed, "evaluate", number):
+            found.append(engines.map_tasks(lambda e: embed(theta, e.support), block).cpu().double())
+            scores.append(engines.map_tasks(lambda e: episode_score(learner, theta, e), block).cpu().double())
+        if progress:
+            progress(len(block.query.y))
+    vectors = torch.cat(found)
+    if not torch.isfinite(vectors).all():
+        raise NonFiniteError(f"{type(learner).__name__} gives embeddings that are not finite.")
+    known = _facts(tasks, episodes, seed)
+    metric = "error" if first is not None and first.query.y.is_floating_point() else "accuracy"
+    protocol = protocol_of(learner, tasks, "embeddings of tasks", episodes, seed, seen=first)
+    return embedded(vectors, known or {metric: tuple(torch.cat(scores).tolist())}, protocol)
+
+
+def _facts(tasks: Any, episodes: int, seed: int) -> dict[str, Fact]:
+    """What is known of the test episodes, which `sample_blocks` draws one by one."""
+    if not hasattr(tasks, "facts"):
+        return {}
+    each = [tasks.facts(1, seeds.generator(seed, "test", i)) for i in range(episodes)]
+    return {name: _fact([_plain(one[name][0]) for one in each]) for name in each[0]}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def embedded(vectors: Tensor, facts: Mapping[str, Fact], protocol: Protocol) -> TaskEmbeddings:
+    """Vectors [n, d] in their planes, with what neighbours tell of the facts."""
+    centred = (vectors - vectors.mean(0)).numpy()
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:2] * np.sign(axes[:2].sum(1, keepdims=True) + 1e-30)  # the sign of a direction is free: fix it
+    pca = np.zeros((len(centred), 2))
+    pca[:, : len(axes)] = centred @ axes.T
+    planes = {"PCA": torch.from_numpy(pca)} | _tsne(centred, pca)
+    nearest = _nearest(vectors)
+    facts = {name: values for name, values in facts.items() if len(set(values)) > 1}  # the same everywhere tells none
+    told = {name: _told(values, nearest) for name, values in facts.items()}
+    share = float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-300))
+    return TaskEmbeddings(planes, dict(facts), told, share, vectors.shape[1], protocol, vectors)
+
+
+def _tsne(centred: np.ndarray, start: np.ndarray) -> dict[str, Tensor]:
+    """t-SNE's plane, from a first one, where scikit-learn is present."""
+    try:
+        from sklearn.manifold import TSNE  # type: ignore[import-not-found]
+    except ImportError:
+        return {}
+    if not centred.any():
+        return {}
+    small = start * (1e-4 / start.std(0).max())  # as scikit-learn scales its own start
+    made = TSNE(2, perplexity=min(30.0, (len(centred) - 1) / 3), init=small.astype(np.float32), random_state=0)
+    return {"t-SNE": torch.from_numpy(np.asarray(made.fit_transform(centred), dtype=np.float64))}
+
+
+def _nearest(vectors: Tensor) -> Tensor:
+    """The nearest other tasks of each [n, NEIGHBOURS]."""
+    away = torch.cdist(vectors, vectors)
+    return away.fill_diagonal_(torch.inf).argsort(1)[:, :NEIGHBOURS]
+
+
+def _told(values: Fact, nearest: Tensor) -> Told:
+    if isinstance(values[0], str):
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(values))}
+        own = torch.tensor([numbers[value] for value in values])
+        n, counts = len(values), Counter(values).values()
+        return Told(
+            float((own[nearest] == own[:, None]).double().mean()), sum(c * (c - 1) for c in counts) / n / (n - 1)
+        )
+    own = torch.tensor(values, dtype=torch.float64)
+    left = ((own[nearest].mean(1) - own) ** 2).mean() / own.var(correction=0)
+    return Told(1 - float(left), 0.0)

@@ -1,0 +1,114 @@
+"""Conditional neural processes: a task is the mean of what its support points say, and an answer is a distribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy import seeds
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.hypernet.parts import Gaussian, applied, features, joined, set_means, surprise
+from quickstudy.learners.hypernet.process import (
+    PREFIX,
+    check_fields,
+    check_regression,
+    decoded,
+    gaussian,
+    kept,
+    networks,
+)
+from quickstudy.model import beside, own, parameters, part, statistics
+
+
+class Representation(NamedTuple):
+    sets: Tensor  # [1, representation], or one row per class
+    statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+
+
+@dataclass(frozen=True, eq=False)
+class CNP(Learner):
+    """Encode each support point, take the mean, decode it at every query: a Gaussian for values, odds for classes.
+
+        r = mean_i h([e(x_i), y_i]),   zero without a support point: the prior
+        y | x ~ N(m, s^2),   [m, u] = g([e(x), r]),   s = min_std + softplus(u)
+        meta-loss   mean over the query set of -log N(y; m, s^2)
+
+    Classification (`ways` given) has a representation for each class, r_k = mean of h(e(x_i)) over class k, and the
+    same network for all of them, so that classes may be renamed and their number may differ at test:
+
+        logits_k(x) = g([e(x), r_k, mean_j r_j]),   meta-loss cross entropy
+
+    h and g are perceptrons of `depth` layers, kept in theta under "process."; y is divided by `y_scale` where it goes
+    in and multiplied where it comes out. In training an episode keeps the first k support points (of each class), k
+    drawn anew each time.
+
+    Garnelo, Rosenbaum, Maddison, Ramalho, Saxton, Shanahan, Teh, Rezende, Eslami: Conditional Neural Processes, ICML
+    2018, https://arxiv.org/abs/1807.01613
+
+    >>> import torch, quickstudy as qs
+    >>> numbers = qs.CNP(torch.nn.Flatten(), width=1)
+    >>> images = qs.CNP(qs.nn.conv4(channels=1, downsample="pool"), width=64, ways=5)
+
+    Deviations from the paper: inputs pass one encoder e, shared by h and g (nn.Flatten() hands them on, as in its
+    regression). Its Omniglot classifier concatenates the class representations, which binds it to their number and
+    order; ours sees each class beside the mean of all. Its s is 0.1 + 0.9 softplus(u). Its loss holds the support
+    points too, ours the queries alone.
+    """
+
+    encoder: nn.Module  # maps x [n, ...] to features [n, width]
+    width: int  # of the encoder's features
+    ways: int | None = None  # classes in a task; None for regression
+    outputs: int = 1  # numbers in an answer (regression)
+    representation: int = 128  # length of what a task is condensed to, and width of every layer
+    depth: int = 3  # layers of h and of g
+    min_std: float = 0.01  # smallest standard deviation of an answer, in units of y_scale
+    fewest: int = 0  # fewest support points that training keeps (at least 1 per class); the shots or more: always all
+    y_scale: float = 1.0  # typical size of y (regression)
+
+    from_nothing: ClassVar[bool] = True  # answers without a support example too
+
+    def __post_init__(self) -> None:
+        check_fields(self, "CNP")
+
+    def init(self) -> Theta:
+        sizes = (self.width, self.ways, self.outputs, self.representation, self.depth)
+        parts = networks(*sizes, latent=0, generator=seeds.generator(0, "process"))
+        return beside(parameters(self.encoder), PREFIX, parts)
+
+    def adapt(self, theta: Theta, support: Batch) -> Representation:
+        return self._adapt(theta, support, fewest=len(support.x))
+
+    def _adapt(self, theta: Theta, support: Batch, fewest: int) -> Representation:
+        e = features(self.encoder, self.width, theta, support.x)
+        found = kept(support.y, self.ways, fewest, e)
+        pairs = e if self.ways else joined(e, support.y / self.y_scale)
+        sets = set_means(applied(part(theta, PREFIX), "pairs", pairs), found)
+        return Representation(sets, statistics(self.encoder, own(self.encoder, theta), support.x))
+
+    def predict(self, theta: Theta, phi: Representation, x: Tensor) -> Tensor:
+        return self._decoded(theta, phi, x) if self.ways else self.distribution(theta, phi, x).mean
+
+    def distribution(self, theta: Theta, phi: Representation, x: Tensor) -> Gaussian:
+        """Mean and standard deviation of each answer, [m, outputs] each. Regression only."""
+        check_regression(self.ways, "CNP")
+        mean, std = gaussian(self._decoded(theta, phi, x), self.min_std)
+        return Gaussian(mean * self.y_scale, std * self.y_scale)
+
+    def _decoded(self, theta: Theta, phi: Representation, x: Tensor) -> Tensor:
+        e = features(self.encoder, self.width, theta, x, phi.statistics)
+        return decoded(part(theta, PREFIX), e, phi.sets[:, None], self.ways)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        support, query = episode
+        phi = self._adapt(theta, support, self.fewest)
+        output = self._decoded(theta, phi, query.x)
+        if self.ways:
+            return F.cross_entropy(output, query.y)
+        return surprise(gaussian(output, self.min_std), query.y / self.y_scale).mean()
+
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """r [representation]; for classes the mean of theirs."""
+        return self.adapt(theta, support).sets.mean(0)

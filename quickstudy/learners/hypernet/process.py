@@ -1,0 +1,67 @@
+"""What the neural processes share: networks h and g, what they decode, and which support points training keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quickstudy.errors import ConfigError
+from quickstudy.learner import Theta
+from quickstudy.learners.hypernet.parts import Gaussian, applied, joined, members, perceptron, some
+
+PREFIX = "process."  # in theta: of everything but the encoder's parameters
+
+
+def check(name: str, least: Mapping[str, tuple[float, float]]) -> None:
+    """Raise ConfigError for a value below its least: name -> (value, least)."""
+    for field, (value, bound) in least.items():
+        if value < bound:
+            raise ConfigError(f"{field} of {name} must be at least {bound:g}, got {value:g}.")
+
+
+def check_fields(learner: object, name: str) -> None:
+    """The fields that the neural processes share."""
+    least = {"width": 1, "outputs": 1, "representation": 1, "depth": 1, "fewest": 0, "min_std": 0.0}
+    check(name, {field: (getattr(learner, field), bound) for field, bound in least.items()})
+    if not getattr(learner, "y_scale") > 0:  # noqa: B009 (both learners have it, no type says so)
+        raise ConfigError(f"y_scale is the typical size of y, above 0; got {learner.y_scale}.")  # type: ignore
+
+
+def networks(
+    width: int, ways: int | None, outputs: int, representation: int, depth: int, latent: int, generator: torch.Generator
+) -> Theta:
+    """First weights of h ("pairs") and g ("decoder")."""
+    hidden = [representation] * (depth - 1)
+    pairs = [width + (0 if ways else outputs), *hidden, representation]
+    decoder = [width + representation * (2 if ways else 1) + latent, *hidden, 1 if ways else 2 * outputs]
+    return perceptron("pairs", pairs, generator) | perceptron("decoder", decoder, generator, level=not ways)
+
+
+def decoded(parts: Mapping[str, Tensor], e: Tensor, sets: Tensor, ways: int | None, *codes: Tensor) -> Tensor:
+    """What g makes of query features e [m, width] and representations [sets, 1 or m, r].
+
+    Mean and raw deviation [..., m, 2 * outputs] for values, with further leading dimensions where `codes` have them;
+    logits [m, ways] for classes.
+    """
+    if ways is None:
+        return applied(parts, "decoder", joined(e, sets[0], *codes))
+    return applied(parts, "decoder", joined(e, sets, sets.mean(0))).squeeze(-1).T
+
+
+def gaussian(output: Tensor, min_std: float) -> Gaussian:
+    """The first half of the numbers as means, the second as standard deviations before softplus."""
+    mean, u = output.chunk(2, -1)
+    return Gaussian(mean, min_std + F.softplus(u))
+
+
+def kept(y: Tensor, ways: int | None, fewest: int, like: Tensor) -> Tensor:
+    """Members of the sets that a training episode keeps: all classes hold on to an example."""
+    return some(members(y, ways, like), max(fewest, 1) if ways else fewest)
+
+
+def check_regression(ways: int | None, name: str) -> None:
+    if ways is not None:
+        raise ConfigError(f"this {name} classifies ({ways} ways): it has odds (predict), no distribution of values.")

@@ -1,0 +1,119 @@
+"""What tasks look like to the learner: the figure of their embeddings, and the sentences that say what it shows."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from quickstudy.embeddings import NEIGHBOURS, Fact, TaskEmbeddings, Told, in_words
+from quickstudy.report import words
+from quickstudy.report.curves import Picture
+from quickstudy.report.plots import SERIES, drawn, save
+
+STEPS = 8  # colours of a scale: enough to see a gradient, few enough to draw its key
+MARKS = ("o", "^", "s")  # with the six colours, so many groups can be told apart
+CLEAR = 0.9  # R^2 from which a fact is as good as written in the embedding
+SEEN = 0.3  # and from which it is seen in it
+
+
+class Section(NamedTuple):
+    """The section of the page."""
+
+    conclusion: str
+    picture: Picture
+
+
+def section(embeddings: TaskEmbeddings) -> Section:
+    """What the page says and shows of them."""
+    said, e = conclusion(embeddings), embeddings
+    place = "Tasks that lie near each other look alike to the learner. The plane of PCA is that of the largest variance"
+    place += f", {words.percent(e.share)} of it"
+    place += "; that of t-SNE keeps neighbours, not distances." if "t-SNE" in e.planes else "."
+    what = f"{words.plural(e.protocol.episodes, 'test task')}, one point each. {place}"
+    heading = f"Embeddings of {words.plural(e.protocol.episodes, 'test task')}"
+    return Section(said, Picture(heading, drawn(lambda c: _figure(e, c)), f"Scatter plot. {said}", [], what))
+
+
+def write_figure(embeddings: TaskEmbeddings, path: str | os.PathLike) -> None:
+    """The figure as a file of its own: .png, .svg or .pdf."""
+    save(path, lambda colours: _figure(embeddings, colours))
+
+
+def _figure(e: TaskEmbeddings, colours: Mapping[str, str]) -> Figure:
+    """A row for each plane, a column for each fact."""
+    names: list[str | None] = [*e.facts] or [None]
+    figure = Figure(figsize=(0.4 + 3.6 * len(names), 0.3 + 2.9 * len(e.planes)), layout="constrained")
+    grid = figure.subplots(len(e.planes), len(names), squeeze=False)
+    for row, (plane, places) in zip(grid, e.planes.items(), strict=True):
+        for axes, name in zip(row, names, strict=True):
+            _panel(axes, plane, places.numpy(), name, None if name is None else e.facts[name], colours)
+    return figure
+
+
+def _panel(
+    axes: Axes, plane: str, places: np.ndarray, name: str | None, fact: Fact | None, colours: Mapping[str, str]
+) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(plane if name is None else f"{plane}, by {name}", fontsize=10.5, loc="left", parse_math=False)
+    if fact is None or name is None:
+        axes.scatter(*places.T, s=12, color=colours["s1"])
+    elif isinstance(fact[0], str):
+        _groups(axes, places, [str(value) for value in fact], colours)
+    else:
+        scale = ListedColormap(colormaps["viridis"](np.linspace(0, 1, STEPS)))
+        points = axes.scatter(*places.T, c=np.asarray(fact, dtype=float), s=12, cmap=scale, linewidths=0)
+        key = axes.figure.colorbar(points, ax=axes, fraction=0.05, pad=0.02)  # type: ignore[union-attr]
+        key.outline.set_visible(False)  # type: ignore[operator]
+        key.ax.tick_params(length=0)
+
+
+def _groups(axes: Axes, places: np.ndarray, fact: list[str], colours: Mapping[str, str]) -> None:
+    """The largest groups in colours and marks of their own, the others grey."""
+    looks = [(colours[colour], mark) for mark in MARKS for colour in SERIES]
+    largest = [name for name, _ in Counter(fact).most_common(len(looks))]
+    rest = np.array([name not in largest for name in fact])
+    axes.scatter(*places[rest].T, s=12, color=colours["line"])
+    for name, (colour, mark) in zip(sorted(largest), looks, strict=False):
+        inside = np.array([value == name for value in fact])
+        axes.scatter(*places[inside].T, s=14, color=colour, marker=mark, label=_short(name), linewidths=0)
+    key = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, handletextpad=0.1)
+    for text in key.get_texts():
+        text.set_parse_math(False)
+
+
+def _short(name: str) -> str:
+    return name.lstrip("_") if len(name) <= 20 else f"{name.lstrip('_')[:19]}…"
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def conclusion(e: TaskEmbeddings) -> str:
+    """What the embedding tells of the tasks, in a few sentences."""
+    plane = f"Two directions of its {e.length} hold {words.percent(e.share)} of the variance."
+    if not e.facts:
+        return f"Nothing else is known of these tasks. {plane}"
+    return " ".join([*(_of_fact(name, e.facts[name], told) for name, told in e.told.items()), plane])
+
+
+def _of_fact(name: str, fact: Fact, told: Told) -> str:
+    known = in_words(fact, told)
+    if isinstance(fact[0], str):
+        if told.value > max(2 * told.chance, told.chance + 0.1):
+            return f"Tasks of one {name} lie together: {known}."
+        return f"The embedding hardly tells the {name}: {known}."
+    if told.value >= CLEAR:
+        return f"The {name} of a task can be read off its {NEIGHBOURS} neighbours: {known}."
+    return f"The embedding tells the {name} in part: {known}." if told.value >= SEEN else _untold(name, known)
+
+
+def _untold(name: str, known: str) -> str:
+    return f"The embedding hardly tells the {name}: {known}."
