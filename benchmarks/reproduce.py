@@ -197,6 +197,7 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         lines += [f"\n{row['name']} at {what}" for what in row.get("diverged", [])]
     lines += over_seeds(result["rows"])
+    lines += controls(result["rows"])
     lines += layers(result["rows"])
     if result["paired"]:
         lines += [
@@ -232,6 +233,19 @@ def behind(result: dict[str, Any]) -> list[str]:
     lower = [learner[d["row"]] for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
     told = [f"- **{name}**: {rows.BEHIND[name]}" for name in dict.fromkeys(lower) if name in rows.BEHIND]
     return ["", "Behind MAML by more than the interval, and why:", "", *told] if told else []
+
+
+def controls(rows: list[dict[str, Any]]) -> list[str]:
+    """What is left without the part that a control takes away, on the same episodes."""
+    lines = ["", "Controls on the same episodes:", ""]
+    lines += ["| row | protocol | control | result (95 % CI) |", "|---|---|---|---|"]
+    first = len(lines)
+    for row in rows:
+        for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):
+            for name, control in (score.controls or {}).items():
+                shown = in_words(control.mean, control.interval, control.protocol.metric)
+                lines.append(f"| {row['name']} | {score.protocol.describe()} | {name} | {shown} |")
+    return lines if len(lines) > first else []
 
 
 def spent(timing: dict[str, Any]) -> str:

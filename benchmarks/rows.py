@@ -168,13 +168,14 @@ FAMILY = [
 BEHIND = {
     "reptile": "it follows the support loss alone and needs many iterations; the budget has 2.6 % of the paper's "
     "100,000. Still rising: at 1-shot 74.8 % after half of the iterations, 76.9 % after all.",
-    "mamlplusplus": "an iteration costs 2.8 times MAML's at 1-shot and 4 times at 5-shot (5 steps, a loss each), "
-    "so it gets fewer. With its 1,200 iterations MAML comes to 89.2 % at 1-shot.",
-    "imaml": "an iteration costs 3.7 to 4.9 times MAML's, and its system is not solved: with batch norm the "
+    "mamlplusplus": "an iteration costs 2.3 times MAML's at 1-shot and 2.8 times at 5-shot (5 steps, a loss each), "
+    "and validation on the way picks its 5 checkpoints, so it gets fewer. With its 1,200 iterations MAML comes to "
+    "89.2 % at 1-shot.",
+    "imaml": "an iteration costs 4.0 to 5.8 times MAML's, and its system is not solved: with batch norm the "
     "support loss has curvatures below -lam, see its page. A larger lam was slower still.",
     "cavia": "one context of 100 numbers through one small layer learns slower than all weights do. Still rising: "
     "at 1-shot 78.9 % after half of the iterations, 86.0 % after all.",
-    "leo": "at 5-shot an iteration costs 1.8 times MAML's (every support example is compared with every other), "
+    "leo": "at 5-shot an iteration costs 1.95 times MAML's (every support example is compared with every other), "
     "so it gets half as many. Still rising: 95.4 % after half of the iterations, 96.6 % after all.",
     "boil": "only the body adapts, in one step, and at test it takes one step where MAML takes three.",
 }
