@@ -191,8 +191,8 @@ def test_the_embedding_of_cavia_is_its_context():
 
 
 def test_wrong_settings_are_refused():
-    learner = qs.NearestCentroid(3)
-    with pytest.raises(ConfigError, match="NearestCentroid makes no vector"):
+    learner = qs.MAML(torch.nn.Linear(2, 3))
+    with pytest.raises(ConfigError, match="MAML makes no vector"):
         qs.task_embeddings(qs.Trained(learner, {}), clusters())
     with pytest.raises(ConfigError, match="at least 10 episodes, got 5"):
         qs.task_embeddings(cnp(), qs.tasks.sinusoid(), episodes=5)
