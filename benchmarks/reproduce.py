@@ -37,6 +37,7 @@ from quickstudy.machine import machine  # noqa: E402
 from quickstudy.training import optimizer_of, schedule_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
+BARS = {"gradient": "maml", "metric": "protonet"}  # of each family, the learner that the others are held against
 
 
 def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, Any]:
@@ -289,7 +290,7 @@ def main(
     what: str,
     /,
     data: str | None = None,
-    family: Literal["foundation", "gradient"] = "foundation",
+    family: Literal["foundation", "gradient", "metric", "memory"] = "foundation",
     budget: Literal["short", "long"] = "short",
     only: str = "*",
     folder: Path = Path("runs/reproduce"),
@@ -332,16 +333,18 @@ def tables(what: str, family: str, budget: str) -> tuple[list[Row], list[Row]]:
         return (rows.OMNIGLOT, rows.BASELINES) if what == "omniglot" else (rows.SINUSOID, [])
     if what == "sinusoid":
         return rows.sinusoid_rows(), []
-    return (rows.short_rows() if budget == "short" else rows.long_rows()), []
+    if family == "gradient":
+        return (rows.short_rows() if budget == "short" else rows.long_rows()), []
+    return (rows.metric_rows() if family == "metric" else rows.memory_rows()), []
 
 
 def differences(done: list[dict[str, Any]], baselines: list[Row], family: str) -> list[dict[str, Any]]:
-    """Paired differences to the baselines; in the family to MAML."""
+    """Paired differences to the baselines; in a family to the learner that the others are held against."""
     names = {row.name for row in baselines}
     if family == "foundation":
         return paired([r for r in done if r["name"] not in names], [r for r in done if r["name"] in names])
-    maml = [row for row in done if row["name"].startswith("maml-")]
-    return paired([row for row in done if row not in maml], maml, like_for_like=True)
+    bar = [row for row in done if row["settings"]["learner"] == BARS.get(family)]
+    return paired([row for row in done if row not in bar], bar, like_for_like=True)
 
 
 def write(result: dict[str, Any]) -> None:
