@@ -55,10 +55,12 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, A
         meta_batch=row.meta_batch,
         seed=row.seed,
         out=folder / row.name,
-        engine="vmap" if tasks == "sinusoid" else "threads",
+        # Streams are read step by step: many tasks at once make the steps large. Threads share no drawn order.
+        engine="vmap" if tasks == "sinusoid" or learner.ordered else "threads",
         optimizer=optimizer_of(outer),
         scheduler=schedule_of(outer.schedule, row.iterations),
         resume=True,
+        clip=row.clip,
         **({"keep": row.keep, "val": recipes.open_tasks(request, "val")} if row.keep > 1 else {}),
     )
     trained_by = folder / row.name / "commit.json"
@@ -123,6 +125,11 @@ def train_and_test(row: Row, tasks: str, data: str | None, folder: Path) -> dict
         return {"scores": [], "diverged": [f"training: {error}"], "timing": None, "parameters": None, "commit": COMMIT}
     scores, diverged = test_all(made["trained"], tasks, row.tests, data)
     facts = {name: made[name] for name in ("timing", "parameters", "commit")}
+    if row.instances:
+        test = row.tests[0]
+        source = recipes.open_tasks(recipes.Request(tasks, test.ways, test.shots, test.queries, data), "test")
+        found = qs.instance_accuracy(made["trained"], source, instances=row.instances, episodes=test.episodes, seed=1)
+        facts["instances"] = found.to_dict()
     if row.movement:
         facts["movement"] = movement(made["trained"], tasks, row, data)
     return {"scores": scores, "diverged": diverged, **facts}
@@ -199,6 +206,7 @@ def table(result: dict[str, Any]) -> str:
         lines += [f"\n{row['name']} at {what}" for what in row.get("diverged", [])]
     lines += over_seeds(result["rows"])
     lines += controls(result["rows"])
+    lines += instances(result["rows"])
     lines += layers(result["rows"])
     if result["paired"]:
         lines += [
@@ -247,6 +255,21 @@ def controls(rows: list[dict[str, Any]]) -> list[str]:
                 shown = in_words(control.mean, control.interval, control.protocol.metric)
                 lines.append(f"| {row['name']} | {score.protocol.describe()} | {name} | {shown} |")
     return lines if len(lines) > first else []
+
+
+def instances(rows: list[dict[str, Any]]) -> list[str]:
+    """Accuracy at the n-th instance of a class in a stream, before its label is seen."""
+    found = {row["name"]: qs.InstanceAccuracy.from_dict(row["instances"]) for row in rows if row.get("instances")}
+    if not found:
+        return []
+    first = next(iter(found.values()))
+    names = [f"instance {n}" for n in first.instances]
+    lines = ["", "Accuracy at the n-th instance of a class in a stream, each answered before its label is seen:", ""]
+    lines += ["| row | first of the stream | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for name, one in found.items():
+        cells = [in_words(a.mean, a.interval, "accuracy") for a in (one.first, *one.amounts)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def spent(timing: dict[str, Any]) -> str:

@@ -37,12 +37,15 @@ class Row:
     seed: int = 0
     keep: int = 1  # best checkpoints kept; more than one trains with validation
     movement: bool = False  # measure how far each layer moves
+    instances: tuple[int, ...] = ()  # accuracy at these instances of a class in a stream
+    clip: float | None = None  # norm that a gradient is cut to
     published: str = ""  # the paper's number, under the paper's protocol
     differs: str = ""  # what we did otherwise
 
     def settings(self) -> dict[str, Any]:
         """All that its numbers depend on, as plain values: a result stands as long as these are the same."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("published", "differs")}  # words only
+        unset = {name for name in ("instances", "clip") if not getattr(self, name)}  # older results do not know them
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in unset | {"published", "differs"}}
 
 
 # --- the foundation's tables -----------------------------------------------------------------------------------------
@@ -351,6 +354,66 @@ def _metric(one: Compared, shots: int | None) -> Row:
 
 # --- the memory family on Omniglot -----------------------------------------------------------------------------------
 
+STREAM = Test(5, 1, 9, episodes=600)  # ten examples of each class; queries are the next ones of a stream
+SEEN = (1, 2, 5, 10)  # instances of a class
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A learner that reads examples in order. What reads one-hot labels is trained for each number of ways."""
+
+    learner: str
+    sizes: tuple[int, int, int]  # ways, shots, queries in training
+    iterations: int
+    meta_batch: int
+    published: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    clip: float | None = 1.0
+    about: str = ""  # what was done differently, beside the sizes
+
+
+MEMORY = [
+    Reader(
+        "mann",
+        (5, 1, 9),
+        12000,
+        16,
+        "2nd instance 82.8, 5th 94.9",
+        {"sharpness": 10.0},
+        {"network": "pixels"},
+        about="Adam 1e-3 where the paper has RMSProp 1e-4; sharpness 10",
+    ),
+    Reader("metarnn", (5, 1, 9), 15000, 16, "2nd instance 49.5, 5th 63.6 (LSTM)", {}, {"network": "pixels"}),
+    Reader("snail", (5, 1, 5), 2000, 8, "99.07", {"causal_filters": 64}, {"norm": "layer"}),
+    Reader("snail", (5, 5, 5), 1000, 8, "99.78", {"causal_filters": 64}, {"norm": "layer"}),
+    Reader("snail", (20, 1, 2), 2400, 4, "97.64", {"causal_filters": 64}, {"norm": "layer"}),
+    Reader("snail", (20, 5, 2), 1500, 2, "99.36", {"causal_filters": 64}, {"norm": "layer"}),
+    Reader("lstmmetalearner", (5, 1, 5), 2600, 8, "none printed", {"lr": 0.1, "steps": 5}),
+    Reader("lstmmetalearner", (5, 5, 5), 1300, 8, "none printed", {"lr": 0.1, "steps": 5}),
+]
+
 
 def memory_rows() -> list[Row]:
-    return []
+    return [_reading(one) for one in MEMORY]
+
+
+def _reading(one: Reader) -> Row:
+    ways, shots, queries = one.sizes
+    stream = one.learner in ("mann", "metarnn")
+    sizes = "streams of ten of each class" if stream else f"{queries} queries"
+    settings = f"{one.iterations:,} iterations of {one.meta_batch} tasks, {sizes}"
+    return Row(
+        one.learner if stream else f"{one.learner}-{ways}way-{shots}shot",
+        one.learner,
+        one.sizes,
+        one.iterations,
+        one.meta_batch,
+        [STREAM, Test(5, 5, 5, episodes=600)] if stream else [Test(ways, shots, 15 if ways == 5 else 5, episodes=600)],
+        dict(one.fields),
+        dict(one.network),
+        published=one.published,
+        differs="; ".join(text for text in (settings, one.about) if text),
+        instances=SEEN if stream else (),
+        clip=one.clip,
+    )

@@ -51,7 +51,7 @@ class TrainOptions:
     patience: Annotated[int | None, number("never")] = None  # stop after so many validations without a better one
     keep: int = 1  # how many of the best checkpoints on validation are kept, for 'evaluate --ensemble'
     clip: Annotated[float | None, number("none")] = None  # bound on the norm of the meta-gradient
-    network: Literal["conv4", "resnet12"] = "conv4"  # network for images
+    network: Literal["conv4", "resnet12", "pixels"] = "conv4"  # network for images; pixels: none
     filters: int = 64  # filters of conv4, or of the first block of resnet12 (2.5, 5 and 10 times as many follow)
     norm: Literal["batch", "support", "layer", "none"] = "batch"  # normalisation of the network
     downsample: Annotated[Literal["stride", "pool"] | None, fitting("the learner")] = None  # how conv4 halves the image

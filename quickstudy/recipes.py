@@ -33,6 +33,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 IMAGE_NETWORKS = {
     "conv4": ("filters", "norm", "downsample", "maps"),
     "resnet12": ("filters", "norm", "dropblock", "maps"),
+    "pixels": (),
 }
 FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("images", "boil"): {"lr": 0.1},
@@ -138,7 +139,7 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
     if "width" in names:
         fields["width"] = shape_of(fields["encoder"], tasks)[-1]
     if "length" in names:
-        fields["length"] = positions(tasks, fields["objective"])
+        fields["length"] = positions(tasks, fields.get("objective") or cls.objective)  # type: ignore[attr-defined]
     if "relation" in names:
         sizes = {name: network[name] for name in ("filters", "norm") if name in network}
         fields["relation"] = networks.relation(shape_of(fields["encoder"], tasks), **sizes)

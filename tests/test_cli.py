@@ -287,6 +287,15 @@ def test_the_residual_network_is_chosen_by_name(learner, tmp_path):
     assert cli.run(["evaluate", str(out), "--episodes", "2", "--controls", "shuffled_labels"]) == 0
 
 
+@pytest.mark.parametrize("learner", ["maml", "mann"])
+def test_raw_pixels_are_chosen_by_name(learner, tmp_path):
+    out = tmp_path / "run"
+    sizes = ["--network", "pixels", "--engine", "vmap"]
+    assert cli.run(["train", "glyphs", learner, *TINY, *sizes, "--out", str(out)]) == 0
+    assert "pixels" in (out / "config.json").read_text()
+    assert cli.run(["evaluate", str(out), "--episodes", "2"]) == 0
+
+
 def test_the_outer_loop_is_the_learners_own_unless_said(tmp_path):
     sizes = ["--iterations", "2", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop"]
     for given, optimizer, rate in (([], "SGD", 1.0), (["--outer-lr", "0.5"], "SGD", 0.5)):

@@ -191,6 +191,16 @@ def test_resnet12_refuses_what_cannot_be():
         qs.nn.resnet12(dropblock=1.0)
 
 
+def test_pixels_are_the_image_itself_or_averages_of_it():
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(qs.nn.pixels(3, side=8)(x), x.flatten(1))
+    blocks = x.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    assert torch.allclose(qs.nn.pixels(3, side=4)(x), blocks.flatten(1))
+    assert qs.nn.pixels(1, 5)(torch.zeros(2, 1, 28, 28)).shape == (2, 5)
+    with pytest.raises(ConfigError, match="at least 1"):
+        qs.nn.pixels(side=0)
+
+
 def test_resnet12_in_second_order_is_the_same_on_every_engine_and_right():
     """MAML through the whole network, in float64; leaky kinks and poolings included."""
     from problems import assert_close, clusters, meta_gradient

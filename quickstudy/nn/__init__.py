@@ -3,9 +3,10 @@
 from quickstudy.nn.conv4 import conv4
 from quickstudy.nn.mlp import mlp
 from quickstudy.nn.norm import BatchNorm, norm
+from quickstudy.nn.pixels import pixels
 from quickstudy.nn.relation import relation
 from quickstudy.nn.resnet12 import resnet12
 
-NETWORKS = {"conv4": conv4, "mlp": mlp, "relation": relation, "resnet12": resnet12}
+NETWORKS = {"conv4": conv4, "mlp": mlp, "pixels": pixels, "relation": relation, "resnet12": resnet12}
 
-__all__ = ["NETWORKS", "BatchNorm", "conv4", "mlp", "norm", "relation", "resnet12"]
+__all__ = ["NETWORKS", "BatchNorm", "conv4", "mlp", "norm", "pixels", "relation", "resnet12"]
