@@ -356,9 +356,12 @@ def tables(what: str, family: str, budget: str) -> tuple[list[Row], list[Row]]:
         return (rows.OMNIGLOT, rows.BASELINES) if what == "omniglot" else (rows.SINUSOID, [])
     if what == "sinusoid":
         return rows.sinusoid_rows(), []
-    if family == "gradient":
-        return (rows.short_rows() if budget == "short" else rows.long_rows()), []
-    return (rows.metric_rows() if family == "metric" else rows.memory_rows()), []
+    short, long = {
+        "gradient": (rows.short_rows, rows.long_rows),
+        "metric": (rows.metric_rows, rows.metric_long_rows),
+        "memory": (rows.memory_rows, rows.memory_long_rows),
+    }[family]
+    return (short() if budget == "short" else long()), []
 
 
 def differences(done: list[dict[str, Any]], baselines: list[Row], family: str) -> list[dict[str, Any]]:

@@ -334,6 +334,36 @@ def metric_rows() -> list[Row]:
     return [_metric(one, shots) for one in METRIC for shots in ((1, 5) if len(one.short) > 1 else (None,))]
 
 
+# ProtoNet's own training, also for learners whose papers have none on these characters: 60 ways, 5 queries, one task
+# per iteration. RelationNet's (Sung 2018): 20 ways, 10 or 5 queries.
+METRIC_LONG: dict[str, dict[str, Any]] = {
+    "relationnet": {"sizes": {1: (20, 1, 10), 5: (20, 5, 5)}, "iterations": 1_000_000},
+    "baselinepp": {"meta_batch": 2},
+    "simpleshot": {"meta_batch": 2},
+}
+
+
+def metric_long_rows() -> list[Row]:
+    """The papers' trainings, three seeds: for a GPU or a patient machine."""
+    return [_metric_long(row, seed) for row in metric_rows() for seed in range(3)]
+
+
+def _metric_long(row: Row, seed: int) -> Row:
+    told, shots = METRIC_LONG.get(row.learner, {}), row.sizes[1]
+    sizes = told.get("sizes", {}).get(shots, (60, shots, 5))
+    iterations, tasks = told.get("iterations", 40_000), told.get("meta_batch", 1)
+    return dataclasses.replace(
+        row,
+        name=f"{row.name}-seed{seed}",
+        sizes=sizes,
+        iterations=iterations,
+        meta_batch=tasks,
+        tests=[dataclasses.replace(test, episodes=1000) for test in row.tests],
+        seed=seed,
+        differs=f"{iterations:,} iterations of {tasks} ({sizes[0]}-way, {sizes[2]} queries); cosine schedule",
+    )
+
+
 def _metric(one: Compared, shots: int | None) -> Row:
     """`shots` None: one training at 5 shots for the tests at 1 and at 5."""
     tested = (1, 5) if shots is None else (shots,)
@@ -417,3 +447,21 @@ def _reading(one: Reader) -> Row:
         instances=SEEN if stream else (),
         clip=one.clip,
     )
+
+
+# What the papers print: iterations, tasks in each, fields; RMSProp at 1e-4 is MANN's own outer loop.
+MEMORY_LONG: dict[str, dict[str, Any]] = {
+    "mann": {"iterations": 100_000, "meta_batch": 16, "fields": {}, "schedule": None, "clip": None},
+    "metarnn": {"iterations": 100_000, "meta_batch": 16},
+    "snail": {"iterations": 80_000, "meta_batch": 32, "fields": {}},
+    "lstmmetalearner": {"iterations": 50_000, "meta_batch": 16},
+}
+
+
+def memory_long_rows() -> list[Row]:
+    """Longer trainings with the papers' sizes, three seeds: for a GPU or a patient machine."""
+    return [
+        dataclasses.replace(row, name=f"{row.name}-seed{seed}", seed=seed, differs="", **MEMORY_LONG[row.learner])
+        for row in memory_rows()
+        for seed in range(3)
+    ]
