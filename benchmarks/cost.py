@@ -1,10 +1,12 @@
-"""What a learner of the gradient family costs beside MAML: time of an iteration, memory held for derivatives.
+"""What a learner costs: time of an iteration, memory held for derivatives.
 
-    python -m benchmarks.cost                 three minutes on 2 quiet cores; nothing else should run
+    python -m benchmarks.cost                    the gradient family beside MAML; writes docs/images/memory.png too
+    python -m benchmarks.cost --family others    all other learners, beside ProtoNet on tasks of the same sizes
 
-Settings are those of the reproduction table (benchmarks/rows.py): Conv4-64, 5-way, 1 and 5 shots, on generated
-characters of Omniglot's size. Memory is what autograd keeps for the backward pass at its peak, counted tensor by tensor
-in one task, so it is the same on every machine. Writes results/cost.json, cost.md and docs/images/memory.png.
+Some minutes each on 2 quiet cores; nothing else should run. Settings are those of the reproduction tables
+(benchmarks/rows.py), on generated characters of Omniglot's size. Memory is what autograd keeps for the backward pass
+at its peak, counted tensor by tensor in one task, so it is the same on every machine. Writes results/cost.json and .md,
+or cost-others.json and .md.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import tyro
 from torch import Tensor
 
 import quickstudy as qs
@@ -106,6 +109,32 @@ def measure(entry: rows.Entry, shots: int) -> dict[str, Any]:
     }
 
 
+def beside_protonet(row: rows.Row) -> dict[str, Any]:
+    """One iteration of the row and one test task, and the same of ProtoNet on tasks of these sizes."""
+    own, bar = of_learner(row, row.learner, row.fields, row.network), of_learner(row, "protonet", {}, {})
+    return {"row": row.name, "sizes": row.sizes, "tasks": row.meta_batch, **own, "beside": bar}
+
+
+def of_learner(row: rows.Row, name: str, fields: dict[str, Any], network: dict[str, Any]) -> dict[str, Any]:
+    source, cls = qs.tasks.glyphs("train", *row.sizes), recipes.find_learner(name)[1]
+    learner = recipes.build_learner(cls, source, dict(fields), dict(network))
+    theta, kind = learner.init(), "vmap" if learner.ordered else "threads"
+    training = source if cls.episodic else source.pooled()
+    episodes = training.sample(row.meta_batch, torch.Generator().manual_seed(0))
+    support, query = engine.unstack(source.sample(1, torch.Generator().manual_seed(1)))[0]
+
+    def answer() -> Tensor:
+        with torch.no_grad():
+            return learner.predict(theta, learner.adapt(theta, support), query.x)
+
+    return {
+        "seconds": seconds(lambda: qs.meta_gradient(learner, theta, episodes, kind)),
+        "memory": memory(learner, theta, episodes),
+        "answer": seconds(answer),
+        "parameters": sum(value.numel() for value in theta.values()),
+    }
+
+
 def over_steps() -> dict[str, list[int]]:
     """Memory at STEPS inner steps: unrolled, first order, implicit (5-way 5-shot)."""
     source = qs.tasks.glyphs("train", ways=5, shots=5, queries=5)
@@ -137,16 +166,24 @@ def draw(found: dict[str, list[int]]) -> None:
     figure.savefig(ROOT / "docs" / "images" / "memory.png", dpi=110)
 
 
-def table(result: dict[str, Any]) -> str:
-    lines = ["# cost", "", "Command: `python -m benchmarks.cost` · Conv4-64, 5-way, settings of the reproduction table"]
+def heading(name: str, command: str, result: dict[str, Any]) -> list[str]:
     about = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
-    lines += [
-        f"(commit {result['commit']})",
+    settings = "Conv4-64, settings of the reproduction tables"
+    return [
+        f"# {name}",
+        "",
+        f"Command: `{command}` · {settings} (commit {result['commit']})",
         "",
         f"Machine: {about}",
         "",
-        "Time of an iteration per task on all cores, memory held for derivatives in one task; in brackets against MAML "
-        "at the same shots. Reptile always trains at 10 shots.",
+    ]
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = heading("cost", "python -m benchmarks.cost", result)
+    lines += [
+        "5-way. Time of an iteration per task on all cores, memory held for derivatives in one task; in brackets "
+        "against MAML at the same shots. Reptile always trains at 10 shots.",
         "",
         "| learner | shots | ms per task | memory (MiB) | values in theta |",
         "|---|---|---|---|---|",
@@ -166,15 +203,44 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def table_of_others(result: dict[str, Any]) -> str:
+    lines = heading("cost-others", "python -m benchmarks.cost --family others", result)
+    lines += [
+        "Time of an iteration per task on all cores, memory held for derivatives in one task, and the time in which "
+        "one such task is learned and its queries are answered; in brackets against ProtoNet at the same sizes.",
+        "",
+        "| row | ways, shots, queries | ms per task | memory (MiB) | ms to adapt and answer | values in theta |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        bar = row["beside"]
+        cells = [f"{1e3 * row['seconds'] / row['tasks']:.1f} ({row['seconds'] / bar['seconds']:.2f}x)"]
+        cells += [f"{row['memory'] / 2**20:.1f} ({row['memory'] / bar['memory']:.2f}x)"]
+        cells += [f"{1e3 * row['answer']:.1f} ({row['answer'] / bar['answer']:.2f}x)", f"{row['parameters']:,}"]
+        lines.append(f"| {row['row']} | {', '.join(map(str, row['sizes']))} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(family: Literal["gradient", "others"] = "gradient") -> None:
+    """Measure and write the table of a family.
+
+    Args:
+        family: gradient, or others (metric, closed form, memory, hypernetworks, pretraining).
+    """
     warnings.simplefilter("ignore")  # systems that an untrained network leaves unsolved do not matter here
-    found = [measure(entry, shots) for shots in (1, 5) for entry in rows.FAMILY]
-    result = {"machine": machine(), "commit": commit(), "rows": found, "over_steps": over_steps()}
-    draw(result["over_steps"])
-    files.write_json(RESULTS / "cost.json", result)
-    (RESULTS / "cost.md").write_text(table(result), encoding="utf-8")
-    print(table(result))
+    about = {"machine": machine(), "commit": commit()}
+    if family == "others":
+        result = about | {"rows": [beside_protonet(row) for row in rows.metric_rows() + rows.memory_rows()]}
+        name, page = "cost-others", table_of_others(result)
+    else:
+        found = [measure(entry, shots) for shots in (1, 5) for entry in rows.FAMILY]
+        result = about | {"rows": found, "over_steps": over_steps()}
+        draw(result["over_steps"])
+        name, page = "cost", table(result)
+    files.write_json(RESULTS / f"{name}.json", result)
+    (RESULTS / f"{name}.md").write_text(page, encoding="utf-8")
+    print(page)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

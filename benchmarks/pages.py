@@ -1,6 +1,6 @@
 """Writes what was measured into the learners' pages: the section "Measured" at the end of docs/learners/NAME.md.
 
-    python -m benchmarks.pages        after benchmarks.cost and the tables of reproduce.py --family gradient
+    python -m benchmarks.pages        after benchmarks.cost (both families) and the tables of reproduce.py
 
 So a page never says another number than the result files do.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import quickstudy as qs
 from benchmarks import rows
 from benchmarks.reproduce import RESULTS, ROOT
 from quickstudy import files
@@ -20,9 +21,13 @@ STEPS = (1, 5, 10)  # inner steps of the sinusoid table that a page shows
 
 
 def measured(learner: str) -> str:
-    """The section of one learner."""
-    parts = [costs(learner), omniglot(learner), sinusoid(learner)]
-    return "\n\n".join([HEADING, *(part for part in parts if part)]) + "\n"
+    """The section of one learner; empty where nothing was measured."""
+    if learner in {entry.learner for entry in rows.FAMILY}:
+        parts = [costs(learner), omniglot(learner), sinusoid(learner)]
+    else:
+        parts = [costs_beside_protonet(learner), compared(learner, "metric"), compared(learner, "memory")]
+    said = [part for part in parts if part]
+    return "\n\n".join([HEADING, *said]) + "\n" if said else ""
 
 
 def costs(learner: str) -> str:
@@ -55,6 +60,57 @@ def omniglot(learner: str) -> str:
     )
 
 
+def costs_beside_protonet(learner: str) -> str:
+    """A line for each training of the learner."""
+    path = RESULTS / "cost-others.json"
+    names = {row.name for row in [*rows.metric_rows(), *rows.memory_rows()] if row.learner == learner}
+    found = [row for row in files.read_json(path)["rows"] if row["row"] in names] if path.exists() else []
+    if not found:
+        return ""
+    lines = ["| trained on | ms per task | memory (MiB) | ms to adapt and answer |", "|---|---|---|---|"]
+    for row in found:
+        ways, shots, queries = row["sizes"]
+        bar, each = row["beside"], 1e3 * row["seconds"] / row["tasks"]
+        cells = [f"{each:.1f} ({row['seconds'] / bar['seconds']:.2f}x)"]
+        cells += [f"{row['memory'] / 2**20:.1f} ({row['memory'] / bar['memory']:.2f}x)"]
+        cells += [f"{1e3 * row['answer']:.1f} ({row['answer'] / bar['answer']:.2f}x)"]
+        lines.append(f"| {ways}-way {shots}-shot, {queries} queries | " + " | ".join(cells) + " |")
+    return (
+        "A training iteration per task, memory held for derivatives, and one task learned and answered, on 2 cores; in "
+        "brackets against ProtoNet at the same sizes ([all](../../benchmarks/results/cost-others.md)).\n\n"
+    ) + "\n".join(lines)
+
+
+def compared(learner: str, family: str) -> str:
+    """The learner's rows of a family's table on Omniglot."""
+    path = RESULTS / f"omniglot-{family}.json"
+    result = files.read_json(path) if path.exists() else {"rows": []}
+    found = [row for row in result["rows"] if row["settings"]["learner"] == learner]
+    if not found:
+        return ""
+    against = " against ProtoNet |" if family == "metric" else ""
+    lines = [
+        f"| Omniglot | protocol | accuracy |{against} published |",
+        "|---|---|---|---|" + ("---|" if against else ""),
+    ]
+    for row in found:
+        for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):
+            cells = _line(score, row, result["paired"]).split(" | ")
+            lines.append(f"| {row['name']} | " + " | ".join(cells if against else cells[:2] + cells[3:]) + " |")
+    seen = [f"{row['name']}: {_by_instance(row['instances'])}" for row in found if row.get("instances")]
+    spent = f"{found[0]['timing']['processor'] / 60:.0f} minutes of one core"
+    told = f"600 test episodes of unseen characters; {spent} of training"
+    link = f"([protocol, command, machine](../../benchmarks/results/omniglot-{family}.md))"
+    return "\n".join([*lines, "", f"{told} {link}.", *(["", *seen] if seen else [])])
+
+
+def _by_instance(plain: dict[str, Any]) -> str:
+    found = qs.InstanceAccuracy.from_dict(plain)
+    return (
+        ", ".join(f"{100 * found[n].mean:.1f} % at instance {n}" for n in found.instances) + " of a class in a stream."
+    )
+
+
 def _line(score: Score, row: dict[str, Any], paired: list[dict[str, Any]]) -> str:
     protocol = score.protocol.describe()
     difference = next((d["text"] for d in paired if (d["row"], d["protocol"]) == (row["name"], protocol)), "")
@@ -83,11 +139,12 @@ def _error(score: dict[str, Any] | None) -> str:
 
 
 def main() -> None:
-    for entry in rows.FAMILY:
-        path = PAGES / f"{entry.learner}.md"
-        kept = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
-        path.write_text(f"{kept}\n\n{measured(entry.learner)}", encoding="utf-8")
-        print(f"written: docs/learners/{path.name}")
+    for path in sorted(PAGES.glob("*.md")):
+        said = measured(path.stem)
+        if said:
+            kept = path.read_text(encoding="utf-8").split(HEADING)[0].rstrip()
+            path.write_text(f"{kept}\n\n{said}", encoding="utf-8")
+            print(f"written: docs/learners/{path.name}")
 
 
 if __name__ == "__main__":
