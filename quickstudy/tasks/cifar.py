@@ -31,8 +31,9 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 MD5 = "03b5dce01913d631647c71ecec9e9cb8"
 ARCHIVE = "cifar-100-binary.tar.gz"
 ARRAYS = ("cifar100_train.npz", "cifar100_test.npz")
-RECORDS = ("train.bin", "test.bin")  # of the archive
-LAYOUTS = (ARRAYS, (ARCHIVE,), RECORDS)  # in order of preference
+UNPACKED = "cifar-100-binary"  # the folder in the archive
+RECORDS = ("train.bin", "test.bin")  # the files in that
+LAYOUTS = (ARRAYS, (ARCHIVE,), tuple(f"{UNPACKED}/{name}" for name in RECORDS))  # in order of preference
 COUNTS = (500, 100)  # images of a class in the two parts
 EACH = sum(COUNTS)
 SIDE = 32
@@ -138,8 +139,7 @@ def _located(root: Path) -> tuple[Path, ...]:
 
 
 def _find(root: Path) -> tuple[Path, ...]:
-    below = [root, root / "cifar100"]
-    places = [*below, *(place / ARCHIVE.removesuffix(".tar.gz") for place in below)]
+    places = [root.parent if root.name == UNPACKED else root, root / "cifar100"]
     candidates = (tuple(place / name for name in layout) for layout in LAYOUTS for place in places)
     return next((paths for paths in candidates if all(path.exists() for path in paths)), ())
 
@@ -234,7 +234,8 @@ def _groups() -> np.ndarray:
 def _by_hand(folder: Path, problem: str) -> str:
     return (
         f"No CIFAR-100 was found, and {problem}.\nFetch this file by hand\n  {URL}\nand put it into {folder}. Also "
-        f"accepted there: its unpacked folder with {' and '.join(RECORDS)}, or the array files {' and '.join(ARRAYS)}. "
-        "The Python version (torchvision's cifar-100-python) is a pickle, which can run any code, and is not read. If "
-        "you have the data elsewhere, name its folder by root=, --data or the variable QUICKSTUDY_DATA."
+        f"accepted there: its unpacked folder {UNPACKED} with {' and '.join(RECORDS)}, or the array files "
+        f"{' and '.join(ARRAYS)}. The Python version (torchvision's cifar-100-python) is a pickle, which can run any "
+        "code, and is not read. If you have the data elsewhere, name its folder by root=, --data or the variable "
+        "QUICKSTUDY_DATA."
     )
