@@ -2,6 +2,7 @@
 
     python benchmarks/reproduce.py omniglot --data FOLDER                       about 45 minutes on 2 cores
     python benchmarks/reproduce.py omniglot --data FOLDER --family gradient     about 2 hours; --budget long: days
+    python benchmarks/reproduce.py cifar_fs --data FOLDER --family metric       about 70 minutes; --budget long: days
     python benchmarks/reproduce.py sinusoid                                     about 2 minutes
     python benchmarks/reproduce.py sinusoid --family gradient                   about half an hour
 
@@ -39,7 +40,7 @@ from quickstudy.training import optimizer_of, schedule_of  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, Any]:
+def run_row(row: Row, tasks: str, data: str | None, folder: Path, device: str) -> dict[str, Any]:
     """Train a row, or go on with it; how long it took, and its run folder's trained learner."""
     request = recipes.Request(tasks, *row.sizes, data=data)
     torch.manual_seed(seeds.derive(row.seed, "weights"))
@@ -54,7 +55,8 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, A
         meta_batch=row.meta_batch,
         seed=row.seed,
         out=folder / row.name,
-        engine="vmap" if tasks == "sinusoid" else "threads",
+        engine="vmap" if tasks == "sinusoid" else "threads" if device == "cpu" else "auto",
+        device=device,
         optimizer=optimizer_of(outer),
         scheduler=schedule_of(outer.schedule, row.iterations),
         resume=True,
@@ -96,7 +98,12 @@ def test_all(
 
 
 def measure(
-    rows: Sequence[Row], tasks: str, data: str | None, folder: Path, known: Sequence[dict[str, Any]] = ()
+    rows: Sequence[Row],
+    tasks: str,
+    data: str | None,
+    folder: Path,
+    known: Sequence[dict[str, Any]] = (),
+    device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:
     """Train and test every row; a result that stands, in the run folder or in the result file, is taken as it is."""
     standing = {(row["name"], json.dumps(row.get("settings"))): row for row in known}
@@ -108,16 +115,16 @@ def measure(
             kept = files.read_json(path)
             done = kept if kept.get("settings", settings) == settings else None
         if done is None:
-            done = {"name": row.name, "settings": settings, **train_and_test(row, tasks, data, folder)}
+            done = {"name": row.name, "settings": settings, **train_and_test(row, tasks, data, folder, device)}
             files.write_json(path, done)
         print(f"{row.name}: {done['scores'][0][0]['text'] if done['scores'] else done['diverged'][0]}", flush=True)
         yield done | {"published": row.published, "differs": row.differs}
 
 
-def train_and_test(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, Any]:
+def train_and_test(row: Row, tasks: str, data: str | None, folder: Path, device: str) -> dict[str, Any]:
     """Scores and facts of a row; a training that diverges is told in the table and does not stop the others."""
     try:
-        made = run_row(row, tasks, data, folder)
+        made = run_row(row, tasks, data, folder, device)
     except qs.errors.NonFiniteError as error:
         return {"scores": [], "diverged": [f"training: {error}"], "timing": None, "parameters": None, "commit": COMMIT}
     scores, diverged = test_all(made["trained"], tasks, row.tests, data)
@@ -289,23 +296,27 @@ def main(
     what: str,
     /,
     data: str | None = None,
-    family: Literal["foundation", "gradient"] = "foundation",
+    family: Literal["foundation", "gradient", "metric"] = "foundation",
     budget: Literal["short", "long"] = "short",
     only: str = "*",
     folder: Path = Path("runs/reproduce"),
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Reproduce a table. A row whose result stands is skipped; what is cut goes on from its last checkpoint.
 
     Args:
-        what: omniglot or sinusoid.
+        what: omniglot, sinusoid, or (family metric) cifar_fs.
         data: folder of the data set.
         family: which learners.
         budget: short (the same few minutes for every learner) or long (the papers' own settings and three seeds).
         only: rows whose names match this pattern, such as 'maml-*'.
         folder: where the runs are kept.
+        device: what trains and tests; cuda for long rows.
     """
-    if what not in ("omniglot", "sinusoid"):
-        sys.exit(f"there are omniglot and sinusoid, got {what!r}")
+    if what not in ("omniglot", "sinusoid", "cifar_fs"):
+        sys.exit(f"there are omniglot, sinusoid and cifar_fs, got {what!r}")
+    if (what == "cifar_fs") != (family == "metric"):
+        sys.exit(f"cifar_fs and --family metric belong together, got {what} --family {family}")
     name = what if family == "foundation" else f"{what}-{family}" + ("-long" if budget == "long" else "")
     rows, baselines = tables(what, family, budget)
     old = files.read_json(RESULTS / f"{name}.json")["rows"] if (RESULTS / f"{name}.json").exists() else []
@@ -320,7 +331,7 @@ def main(
     others = [row for row in old if row["name"] in {r.name for r in [*rows, *baselines]} - {r.name for r in chosen}]
     order = [row.name for row in [*rows, *baselines]]
     done = list(others)
-    for row in measure(chosen, what, data, folder / name, old):
+    for row in measure(chosen, what, data, folder / name, old, device):
         done = sorted([*done, row], key=lambda r: order.index(r["name"]))
         write(result | {"rows": done, "paired": differences(done, baselines, family)})
     print(f"written: benchmarks/results/{name}.json and .md")
@@ -328,6 +339,8 @@ def main(
 
 def tables(what: str, family: str, budget: str) -> tuple[list[Row], list[Row]]:
     """Rows and the baselines they are held against."""
+    if what == "cifar_fs":
+        return rows.cifar_rows(budget)
     if family == "foundation":
         return (rows.OMNIGLOT, rows.BASELINES) if what == "omniglot" else (rows.SINUSOID, [])
     if what == "sinusoid":
@@ -336,10 +349,11 @@ def tables(what: str, family: str, budget: str) -> tuple[list[Row], list[Row]]:
 
 
 def differences(done: list[dict[str, Any]], baselines: list[Row], family: str) -> list[dict[str, Any]]:
-    """Paired differences to the baselines; in the family to MAML."""
+    """Paired differences to the baselines; in the gradient family to MAML."""
     names = {row.name for row in baselines}
-    if family == "foundation":
-        return paired([r for r in done if r["name"] not in names], [r for r in done if r["name"] in names])
+    if family == "foundation" or names:
+        others, held_against = ([r for r in done if (r["name"] in names) == inside] for inside in (False, True))
+        return paired(others, held_against, like_for_like=family != "foundation")
     maml = [row for row in done if row["name"].startswith("maml-")]
     return paired([row for row in done if row not in maml], maml, like_for_like=True)
 
