@@ -38,7 +38,7 @@ from quickstudy.training import train as train_learner
 
 OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then learn a new task from a few examples.
 
-  quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, sinusoid, omniglot or a folder of class folders
+  quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, cifar_fs, ... or a folder of class folders
   quickstudy evaluate RUN               score on unseen tasks, with interval and controls
   quickstudy adapt RUN SUPPORT --out F  learn one new task from a folder with a subfolder per class
   quickstudy predict F INPUT...         label new images (--json for programs)

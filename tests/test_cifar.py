@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -349,6 +350,37 @@ def test_the_command_line_opens_them_by_name(tiny, tmp_path, name):
     assert (tasks.name, tasks.split) == (name, "val") and name in recipes.NAMED
     learner = recipes.build_learner(qs.R2D2, tasks, {}, {"filters": 4})
     assert learner.meta_loss(learner.init(), qs.Episode(*(qs.Batch(b.x[0], b.y[0]) for b in tasks.sample(1)))) > 0
+
+
+# ---- benchmark rows
+
+
+@pytest.fixture
+def cifar_rows(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return importlib.import_module("benchmarks.rows").cifar_rows
+
+
+@pytest.mark.parametrize("budget", ["short", "long"])
+def test_every_row_of_the_benchmark_can_be_built(cifar_rows, tmp_path, monkeypatch, budget):
+    monkeypatch.setattr(module, "COUNTS", (20, 5))
+    monkeypatch.setattr(module, "EACH", 25)
+    monkeypatch.setattr(sys.modules[__name__], "PARTS", [part(20, 0), part(5, 1)])
+    as_arrays(tmp_path)
+    found = [row for part_of in cifar_rows(budget) for row in part_of]
+    assert len({row.name for row in found}) == len(found) == {"short": 7, "long": 31}[budget]
+    for row in found:
+        if row.seed == 0:
+            tasks = recipes.open_tasks(recipes.Request("cifar_fs", *row.sizes, data=str(tmp_path)), "train")
+            cls = recipes.find_learner(row.learner)[1]
+            theta = recipes.build_learner(cls, tasks, dict(row.fields), dict(row.network)).init()
+            assert all(torch.isfinite(value).all() for value in theta.values())
+            assert [(t.ways, t.queries, t.episodes) for t in row.tests] == [(5, 15, 600)] * len(row.tests)
+
+
+def test_the_long_row_of_r2d2_has_the_papers_network(cifar_rows):
+    filters = {row.network.get("filters") for row in cifar_rows("long")[0] if row.learner == "r2d2"}
+    assert filters == {(96, 192, 384, 512)}
 
 
 # ---- the real data
