@@ -112,8 +112,9 @@ def _train_options(argv: list[str]) -> tuple[str, str, TrainOptions, dict[str, A
     name, cls = recipes.find_learner(words[1])
     kind = recipes.kind_of(words[0])
     fields = _field_options(cls, recipes.FIELDS.get((kind, name), {}))
+    sizes = recipes.DEFAULTS.get(words[0], recipes.DEFAULTS[kind])
     parts = [
-        ("training", TrainOptions, field(default_factory=lambda: TrainOptions(**recipes.DEFAULTS[kind]))),
+        ("training", TrainOptions, field(default_factory=lambda: TrainOptions(**sizes))),
         (name, fields, field(default_factory=fields)),
     ]
     both = dataclasses.make_dataclass("Train", parts if dataclasses.fields(fields) else parts[:1])

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import quickstudy as qs
-from quickstudy import recipes
+from quickstudy import cli, recipes
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.tasks.cifar import ARCHIVE, ARRAYS, GROUPS, RECORD, RECORDS, cifar_fs, download_cifar100, fc100
 
@@ -350,6 +350,13 @@ def test_the_command_line_opens_them_by_name(tiny, tmp_path, name):
     assert (tasks.name, tasks.split) == (name, "val") and name in recipes.NAMED
     learner = recipes.build_learner(qs.R2D2, tasks, {}, {"filters": 4})
     assert learner.meta_loss(learner.init(), qs.Episode(*(qs.Batch(b.x[0], b.y[0]) for b in tasks.sample(1)))) > 0
+
+
+def test_the_command_line_trains_on_fewer_tasks_at_once(capsys):
+    for name, tasks in (("cifar_fs", 4), ("fc100", 4), ("omniglot", 16)):
+        with pytest.raises(SystemExit):
+            cli.run(["train", name, "protonet", "--help"])
+        assert f"tasks per update (default: {tasks})" in " ".join(capsys.readouterr().out.split())
 
 
 # ---- benchmark rows
