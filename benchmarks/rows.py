@@ -325,8 +325,8 @@ class Photographs:
 
 # 600 seconds of processor time over what an iteration takes.
 CIFAR_SHORT = [
-    Photographs("protonet", 20, 5, 2, (1500, 750), "20-way training; queries normalised by their own batch"),
-    Photographs("r2d2", 20, 5, 2, (1500, 750), "Conv4-64; 20-way training"),
+    Photographs("protonet", 20, 5, 2, (1400, 700), "20-way training; queries normalised by their own batch"),
+    Photographs("r2d2", 20, 5, 2, (1400, 700), "Conv4-64; 20-way training"),
     Photographs(
         "maml",
         5,
