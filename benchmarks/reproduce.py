@@ -2,6 +2,7 @@
 
     python benchmarks/reproduce.py omniglot --data FOLDER                       about 45 minutes on 2 cores
     python benchmarks/reproduce.py omniglot --data FOLDER --family gradient     about 2 hours; --budget long: days
+    python benchmarks/reproduce.py cifar_fs --data FOLDER --family metric       about 70 minutes; --budget long: days
     python benchmarks/reproduce.py sinusoid                                     about 2 minutes
     python benchmarks/reproduce.py sinusoid --family gradient                   about half an hour
 
@@ -17,7 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 BARS = {"gradient": "maml", "metric": "protonet"}  # of each family, the learner that the others are held against
 
 
-def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, Any]:
+# Of each table the rows, and the baselines they are held against; True asks for the long budget, where there is one.
+TABLES: dict[tuple[str, str], Callable[[bool], tuple[Sequence[Row], Sequence[Row]]]] = {
+    ("omniglot", "foundation"): lambda long: (rows.OMNIGLOT, rows.BASELINES),
+    ("omniglot", "gradient"): lambda long: (rows.long_rows() if long else rows.short_rows(), []),
+    ("omniglot", "metric"): lambda long: (rows.metric_long_rows() if long else rows.metric_rows(), []),
+    ("omniglot", "memory"): lambda long: (rows.memory_long_rows() if long else rows.memory_rows(), []),
+    ("sinusoid", "foundation"): lambda long: (rows.SINUSOID, []),
+    ("sinusoid", "gradient"): lambda long: (rows.sinusoid_rows(), []),
+    ("cifar_fs", "metric"): rows.cifar_rows,
+}
+
+
+def run_row(row: Row, tasks: str, data: str | None, folder: Path, device: str) -> dict[str, Any]:
     """Train a row, or go on with it; how long it took, and its run folder's trained learner."""
     request = recipes.Request(tasks, *row.sizes, data=data)
     torch.manual_seed(seeds.derive(row.seed, "weights"))
@@ -55,8 +68,8 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, A
         meta_batch=row.meta_batch,
         seed=row.seed,
         out=folder / row.name,
-        # Streams are read step by step: many tasks at once make the steps large. Threads share no drawn order.
-        engine="vmap" if tasks == "sinusoid" or learner.ordered else "threads",
+        engine=engine_of(learner, tasks, device),
+        device=device,
         optimizer=optimizer_of(outer),
         scheduler=schedule_of(outer.schedule, row.iterations),
         resume=True,
@@ -72,6 +85,13 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, A
         "commit": files.read_json(trained_by)["commit"],
         "parameters": sum(v.numel() for v in trained.theta.values()),
     }
+
+
+def engine_of(learner: qs.Learner, tasks: str, device: str) -> str:
+    """One engine for all of a table's rows of a kind, whatever a machine would choose."""
+    if tasks == "sinusoid" or learner.ordered:  # small steps, one after the other: many tasks at once make them large
+        return "vmap"
+    return "threads" if device == "cpu" else "auto"
 
 
 def test_row(trained: qs.Trained, tasks: str, test: Test, data: str | None) -> list[Score]:
@@ -99,7 +119,12 @@ def test_all(
 
 
 def measure(
-    rows: Sequence[Row], tasks: str, data: str | None, folder: Path, known: Sequence[dict[str, Any]] = ()
+    rows: Sequence[Row],
+    tasks: str,
+    data: str | None,
+    folder: Path,
+    known: Sequence[dict[str, Any]] = (),
+    device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:
     """Train and test every row; a result that stands, in the run folder or in the result file, is taken as it is."""
     standing = {(row["name"], json.dumps(row.get("settings"))): row for row in known}
@@ -111,16 +136,16 @@ def measure(
             kept = files.read_json(path)
             done = kept if kept.get("settings", settings) == settings else None
         if done is None:
-            done = {"name": row.name, "settings": settings, **train_and_test(row, tasks, data, folder)}
+            done = {"name": row.name, "settings": settings, **train_and_test(row, tasks, data, folder, device)}
             files.write_json(path, done)
         print(f"{row.name}: {done['scores'][0][0]['text'] if done['scores'] else done['diverged'][0]}", flush=True)
         yield done | {"published": row.published, "differs": row.differs}
 
 
-def train_and_test(row: Row, tasks: str, data: str | None, folder: Path) -> dict[str, Any]:
+def train_and_test(row: Row, tasks: str, data: str | None, folder: Path, device: str) -> dict[str, Any]:
     """Scores and facts of a row; a training that diverges is told in the table and does not stop the others."""
     try:
-        made = run_row(row, tasks, data, folder)
+        made = run_row(row, tasks, data, folder, device)
     except qs.errors.NonFiniteError as error:
         return {"scores": [], "diverged": [f"training: {error}"], "timing": None, "parameters": None, "commit": COMMIT}
     scores, diverged = test_all(made["trained"], tasks, row.tests, data)
@@ -317,21 +342,23 @@ def main(
     budget: Literal["short", "long"] = "short",
     only: str = "*",
     folder: Path = Path("runs/reproduce"),
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Reproduce a table. A row whose result stands is skipped; what is cut goes on from its last checkpoint.
 
     Args:
-        what: omniglot or sinusoid.
+        what: omniglot, sinusoid or cifar_fs.
         data: folder of the data set.
         family: which learners.
         budget: short (the same few minutes for every learner) or long (the papers' own settings and three seeds).
         only: rows whose names match this pattern, such as 'maml-*'.
         folder: where the runs are kept.
+        device: what trains and tests; cuda for long rows.
     """
-    if what not in ("omniglot", "sinusoid"):
-        sys.exit(f"there are omniglot and sinusoid, got {what!r}")
+    if (what, family) not in TABLES:
+        sys.exit(f"there are {', '.join(map(' --family '.join, TABLES))}; got {what} --family {family}")
     name = what if family == "foundation" else f"{what}-{family}" + ("-long" if budget == "long" else "")
-    rows, baselines = tables(what, family, budget)
+    rows, baselines = TABLES[what, family](budget == "long")
     old = files.read_json(RESULTS / f"{name}.json")["rows"] if (RESULTS / f"{name}.json").exists() else []
     given = f"{' --data DATA' if data else ''}{f' --family {family}' if family != 'foundation' else ''}"
     result = {
@@ -344,31 +371,18 @@ def main(
     others = [row for row in old if row["name"] in {r.name for r in [*rows, *baselines]} - {r.name for r in chosen}]
     order = [row.name for row in [*rows, *baselines]]
     done = list(others)
-    for row in measure(chosen, what, data, folder / name, old):
+    for row in measure(chosen, what, data, folder / name, old, device):
         done = sorted([*done, row], key=lambda r: order.index(r["name"]))
         write(result | {"rows": done, "paired": differences(done, baselines, family)})
     print(f"written: benchmarks/results/{name}.json and .md")
 
 
-def tables(what: str, family: str, budget: str) -> tuple[list[Row], list[Row]]:
-    """Rows and the baselines they are held against."""
-    if family == "foundation":
-        return (rows.OMNIGLOT, rows.BASELINES) if what == "omniglot" else (rows.SINUSOID, [])
-    if what == "sinusoid":
-        return rows.sinusoid_rows(), []
-    short, long = {
-        "gradient": (rows.short_rows, rows.long_rows),
-        "metric": (rows.metric_rows, rows.metric_long_rows),
-        "memory": (rows.memory_rows, rows.memory_long_rows),
-    }[family]
-    return (short() if budget == "short" else long()), []
-
-
-def differences(done: list[dict[str, Any]], baselines: list[Row], family: str) -> list[dict[str, Any]]:
+def differences(done: list[dict[str, Any]], baselines: Sequence[Row], family: str) -> list[dict[str, Any]]:
     """Paired differences to the baselines; in a family to the learner that the others are held against."""
     names = {row.name for row in baselines}
-    if family == "foundation":
-        return paired([r for r in done if r["name"] not in names], [r for r in done if r["name"] in names])
+    if family == "foundation" or names:
+        others, held_against = ([r for r in done if (r["name"] in names) == inside] for inside in (False, True))
+        return paired(others, held_against, like_for_like=family != "foundation")
     bar = [row for row in done if row["settings"]["learner"] == BARS.get(family)]
     return paired([row for row in done if row not in bar], bar, like_for_like=True)
 

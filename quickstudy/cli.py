@@ -38,7 +38,7 @@ from quickstudy.training import train as train_learner
 
 OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then learn a new task from a few examples.
 
-  quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, sinusoid, omniglot or a folder of class folders
+  quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, cifar_fs, ... or a folder of class folders
   quickstudy evaluate RUN               score on unseen tasks, with interval and controls
   quickstudy adapt RUN SUPPORT --out F  learn one new task from a folder with a subfolder per class
   quickstudy predict F INPUT...         label new images (--json for programs)
@@ -112,8 +112,9 @@ def _train_options(argv: list[str]) -> tuple[str, str, TrainOptions, dict[str, A
     name, cls = recipes.find_learner(words[1])
     kind = recipes.kind_of(words[0])
     fields = _field_options(cls, recipes.FIELDS.get((kind, name), {}))
+    sizes = recipes.DEFAULTS.get(words[0], recipes.DEFAULTS[kind])
     parts = [
-        ("training", TrainOptions, field(default_factory=lambda: TrainOptions(**recipes.DEFAULTS[kind]))),
+        ("training", TrainOptions, field(default_factory=lambda: TrainOptions(**sizes))),
         (name, fields, field(default_factory=fields)),
     ]
     both = dataclasses.make_dataclass("Train", parts if dataclasses.fields(fields) else parts[:1])

@@ -30,7 +30,8 @@ schedules = arg(metavar="{constant,cosine,linear}", help_behavior_hint="(default
 class TrainOptions:
     """Meta-train a learner on many small tasks and keep the run in a folder.
 
-    TASKS is glyphs, sinusoid, omniglot, or a folder of class folders; LEARNER is a name that 'quickstudy list' shows.
+    TASKS is a name that 'quickstudy list' shows, such as glyphs or cifar_fs, or a folder of class folders; LEARNER is a
+    name from there, too.
     Further options are the learner's own: see them with 'quickstudy train TASKS LEARNER --help'.
     """
 

@@ -116,6 +116,18 @@ def test_conv4_has_the_published_size():
     assert count == (9 * 64 + 64) + 3 * (9 * 64 * 64 + 64) + 4 * 2 * 64 + 256 * 5 + 5
 
 
+def test_conv4_takes_a_number_of_filters_for_each_block():
+    """R2D2's network, whose last block gives 512 features at each of 2 x 2 places of a 32 x 32 image."""
+    net = qs.nn.conv4(3, 5, filters=(96, 192, 384, 512), size=32, downsample="pool")
+    widths = [parameter.shape[:2] for name, parameter in net.named_parameters() if name.endswith("conv.weight")]
+    assert [tuple(width) for width in widths] == [(96, 3), (192, 96), (384, 192), (512, 384)]
+    assert net.head.weight.shape == (5, 512 * 2 * 2)
+    again = qs.nn.conv4(**{k: v for k, v in net.architecture.items() if k != "name"})
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"four for the four blocks; got \(96, 192\)"):
+        qs.nn.conv4(filters=(96, 192))
+
+
 @pytest.mark.parametrize("norm", ["batch", "support", "layer", "none"])
 def test_declared_normalisation_is_found(norm):
     from quickstudy.model import normalisation

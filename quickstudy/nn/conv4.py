@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -16,7 +18,7 @@ def conv4(
     channels: int = 1,
     classes: int | None = None,
     *,
-    filters: int = 64,
+    filters: int | Sequence[int] = 64,
     size: int = 28,
     norm: str = "batch",
     downsample: str = "stride",
@@ -27,6 +29,7 @@ def conv4(
     x [n, channels, size, size] -> logits [n, classes], or the embedding [n, d] when `classes` is None. With `maps` only
     the first two blocks halve the image, and feature maps [n, filters, size / 4, size / 4] come out (as RelationNet,
     Sung 2018).
+    `filters`: of all four blocks, or one number for each, such as R2D2's (96, 192, 384, 512).
     `downsample`: "stride" (stride-2 convolutions, as MAML on Omniglot, Finn 2017) or "pool" (2x2 max pooling, as
     ProtoNet, Snell 2017). `norm`: "batch", "support", "layer" or "none", see DESIGN "Evaluation". Weights are drawn
     from torch's global generator: call `torch.manual_seed` before to repeat them.
@@ -47,18 +50,22 @@ def conv4(
             f"{halved} poolings of 2x2 need images of at least {2**halved}x{2**halved}, got size={size}. Use "
             "downsample='stride'."
         )
-    blocks = [_block(filters if i else channels, filters, norm, downsample if i < halved else "") for i in range(4)]
+    widths = [filters] * 4 if isinstance(filters, int) else list(filters)
+    if len(widths) != 4:
+        raise ConfigError(f"filters is one number, or four for the four blocks; got {filters!r}.")
+    pairs = itertools.pairwise([channels, *widths])
+    blocks = [_block(*pair, norm, downsample if i < halved else "") for i, pair in enumerate(pairs)]
     layers = OrderedDict((f"block{i + 1}", block) for i, block in enumerate(blocks))
     if not maps:
         layers["flatten"] = nn.Flatten()
     if classes is not None:
-        layers["head"] = nn.Linear(filters * _final_side(size, downsample) ** 2, classes)
+        layers["head"] = nn.Linear(widths[-1] * _final_side(size, downsample) ** 2, classes)
     model = nn.Sequential(layers)
     model.architecture = {  # type: ignore[assignment]  # a plain value beside the weights: how to build it again
         "name": "conv4",
         "channels": channels,
         "classes": classes,
-        "filters": filters,
+        "filters": filters if isinstance(filters, int) else widths,
         "size": size,
         "norm": norm,
         "downsample": downsample,

@@ -12,6 +12,7 @@ from quickstudy.report.facts import Config, Run, Timing
 
 # What one example and one class of a task source are called, where "example" and "class" would be stiff.
 NOUNS = {"omniglot": ("drawing", "character", "characters"), "glyphs": ("drawing", "character", "characters")}
+NOUNS |= dict.fromkeys(("cifar_fs", "fc100"), ("photograph", "class", "classes"))
 
 # Control: what it is, and what follows when the learner beats it.
 CONTROLS = {

@@ -5,6 +5,7 @@ or words, of the very tasks that `sample` draws from a generator in the same sta
 """
 
 from quickstudy.tasks.arrays import ArrayTasks, from_arrays
+from quickstudy.tasks.cifar import cifar_fs, fc100
 from quickstudy.tasks.classes import ClassTasks, PooledTasks
 from quickstudy.tasks.features import features
 from quickstudy.tasks.glyphs import glyphs
@@ -17,6 +18,8 @@ __all__ = [
     "ClassTasks",
     "PooledTasks",
     "Sinusoids",
+    "cifar_fs",
+    "fc100",
     "features",
     "from_arrays",
     "from_folder",

@@ -10,25 +10,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import http.client
 import os
-import secrets
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track, wrap_file
+from rich.progress import track
 from torch import Tensor
 
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.tasks.classes import ClassTasks, stack_classes
+from quickstudy.tasks.download import console, data_folder, fetch, replacing
 from quickstudy.tasks.images import decode_image, read_classes, rotated
 from quickstudy.tasks.splits import check_split
 
@@ -45,7 +41,6 @@ DIVISIONS = {  # division -> split -> letters of omniglot_split.txt
     "vinyals": {"train": "t", "val": "v", "test": "e"},
     "1200": {"train": "tv", "test": "e"},
 }
-TIMEOUT = 30  # seconds without an answer from the server
 
 
 def omniglot(
@@ -66,7 +61,7 @@ def omniglot(
     turned by 90, 180 and 270 degrees as characters of their own. `DataError` for data that is absent or broken.
     """
     names = _names(split, division)
-    drawings = _complete(_located(_folder(root)))
+    drawings = _complete(_located(data_folder(root, "Omniglot")))
     classes = {name: drawings[name] for name in names}
     if rotations and split == "train":
         classes = rotated(classes)
@@ -83,9 +78,9 @@ def download_omniglot(root: str | Path) -> None:
     for name in ARCHIVES:
         if not (folder / name).exists():
             try:
-                _fetch(name, folder)
-            except (OSError, http.client.HTTPException) as error:
-                raise DataError(_by_hand(folder, f"{name} could not be fetched: {error}")) from error
+                fetch(BASE_URL + name, ARCHIVES[name], folder / name)
+            except DataError as error:
+                raise DataError(_by_hand(folder, str(error))) from error
 
 
 def _names(split: str, division: str) -> list[str]:
@@ -108,13 +103,6 @@ def _letters() -> dict[str, str]:
     text = resources.files("quickstudy.tasks").joinpath("omniglot_split.txt").read_text("utf-8")
     rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
     return {f"{alphabet}/character{i:02d}": letter for alphabet, row in rows for i, letter in enumerate(row, 1)}
-
-
-def _folder(root: str | Path | None) -> Path:
-    folder = Path(root if root is not None else os.environ.get("QUICKSTUDY_DATA") or "data").expanduser().absolute()
-    if folder.is_file():
-        raise DataError(f"root is the folder that holds Omniglot, but {folder} is a file. Give {folder.parent}.")
-    return folder
 
 
 def _places(root: Path) -> list[Path]:
@@ -183,7 +171,7 @@ def _read_array(path: Path) -> dict[str, Tensor]:
 def _write_array(path: Path, drawings: Mapping[str, Tensor]) -> None:
     names = [name.split("/") for name in drawings]
     images = 255 - np.stack([of_class[:, 0].numpy() for of_class in drawings.values()])
-    with _replacing(path) as file:
+    with replacing(path) as file:
         np.savez_compressed(file, images=images, alphabet=[a for a, _ in names], character=[c for _, c in names])
 
 
@@ -203,7 +191,7 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(path) as archive:
             pictures = (name for name in archive.namelist() if name.endswith(".png"))
             names = sorted(name for name in pictures if "/._" not in name)  # what macOS adds to a zip
-            for name in track(names, f"reading {path.name}", console=_console(), transient=True):
+            for name in track(names, f"reading {path.name}", console=console(), transient=True):
                 yield name, archive.read(name)
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError) as error:
         raise DataError(f"{path} is not a whole zip file: {error}. Remove it and fetch it again.") from error
@@ -221,40 +209,6 @@ def _cache_file(source: Sequence[Path]) -> Path:
     key = hashlib.sha256(repr(states).encode()).hexdigest()[:16]
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "quickstudy", f"omniglot-{key}.npz")
-
-
-def _fetch(name: str, folder: Path) -> None:
-    url, digest = BASE_URL + name, hashlib.md5(usedforsecurity=False)
-    with (
-        contextlib.closing(urllib.request.urlopen(url, timeout=TIMEOUT)) as answer,
-        _replacing(folder / name) as file,
-        wrap_file(answer, answer.length or 0, description=name, console=_console(), transient=True) as body,
-    ):
-        while block := body.read(1 << 16):
-            digest.update(block)
-            file.write(block)
-        if digest.hexdigest() != ARCHIVES[name]:
-            problem = f"{url} came with md5 {digest.hexdigest()} instead of {ARCHIVES[name]}"
-            raise DataError(_by_hand(folder, f"{problem}: damaged on the way, or not the original"))
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` only when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _console() -> Console:
-    return Console(stderr=True)  # standard output belongs to results
 
 
 def _by_hand(folder: Path, problem: str) -> str:
