@@ -105,15 +105,11 @@ def conclusion(e: TaskEmbeddings) -> str:
 
 
 def _of_fact(name: str, fact: Fact, told: Told) -> str:
-    known = in_words(fact, told)
-    if isinstance(fact[0], str):
-        if told.value > max(2 * told.chance, told.chance + 0.1):
-            return f"Tasks of one {name} lie together: {known}."
-        return f"The embedding hardly tells the {name}: {known}."
-    if told.value >= CLEAR:
+    known, by_words = in_words(fact, told), isinstance(fact[0], str)
+    if by_words and told.value > max(2 * told.chance, told.chance + 0.1):
+        return f"Tasks of one {name} lie together: {known}."
+    if not by_words and told.value >= CLEAR:
         return f"The {name} of a task can be read off its {NEIGHBOURS} neighbours: {known}."
-    return f"The embedding tells the {name} in part: {known}." if told.value >= SEEN else _untold(name, known)
-
-
-def _untold(name: str, known: str) -> str:
+    if not by_words and told.value >= SEEN:
+        return f"The embedding tells the {name} in part: {known}."
     return f"The embedding hardly tells the {name}: {known}."
