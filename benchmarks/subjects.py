@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,3 +115,11 @@ def fold_of(subjects: Sequence[str], number: int, folds: int, seed: int = 0) -> 
     parts = [[subjects[i] for i in order[k::folds]] for k in range(folds)]
     test, val = parts[number], parts[(number + 1) % folds]
     return Fold([name for name in subjects if name not in {*test, *val}], val, test)
+
+
+def fold_sources(curves: Mapping[str, Batch], table: str, number: int) -> tuple[Units, dict[str, Subjects]]:
+    """Task sources of a fold's splits, in units of its training subjects."""
+    t, fold = TABLES[table], fold_of(list(curves), number, TABLES[table].folds)
+    units = units_of([curves[name] for name in fold.train])
+    scaled = {split: [units.scaled(curves[name]) for name in names] for split, names in fold._asdict().items()}
+    return units, {split: Subjects(c, t.shots, t.queries, table, split) for split, c in scaled.items()}

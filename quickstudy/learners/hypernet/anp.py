@@ -66,8 +66,9 @@ class ANP(Learner):
     The last is the negative evidence lower bound of log p(Q | S) per number that is asked for (|Q| of them, with
     several `outputs` that many for each point); without a latent code (`latent` 0) the first term alone. Training
     draws z once per episode; answers are the mean and standard deviation of the mixture over `samples` codes out of
-    q_S, always the same ones, in pairs mu + w d, mu - w d: an answer is the same each time. `self_attention` layers let the support points see each other before: v <- v + attention(v), v <- v +
-    perceptron(v). Classification (`ways` given) attends to each class apart, and is without latent code:
+    q_S, always the same ones, in pairs mu + w d, mu - w d: an answer is the same each time. `self_attention` layers
+    let the support points see each other before: v <- v + attention(v), v <- v + perceptron(v). Classification
+    (`ways` given) attends to each class apart, and is without latent code:
 
         logits_k(x) = g([e(x), r_k(x), mean_j r_j(x)])
 
