@@ -34,7 +34,7 @@ from quickstudy.training import schedule_of
 
 NAME, LEVELS = "neural-processes", (0.5, 0.8, 0.9, 0.95)
 EPISODES = 600  # test tasks on sinusoids, and validation tasks for the factors
-ROUNDS = (100, 200, 400, 800, 1600, 3200)  # iterations among which validation subjects choose
+ROUNDS = (100, 200, 400, 800, 1600)  # iterations among which validation subjects choose
 SPLITS = 40  # divisions of each test subject's points into support and query
 
 
@@ -51,12 +51,11 @@ class Wave:
 
 
 WAVES = [
+    Wave("cnp", "cnp", 8000, remark="0 to 10 support points in training, drawn anew"),
+    Wave("anp", "anp", 6000, remark="attention"),
+    Wave("anp-latent", "anp", 4000, {"latent": 32}, remark="attention and a latent code"),
     Wave("cnp-fixed", "cnp", 3000, {"fewest": 99}, remark="always 10 support points in training"),
-    Wave("cnp-short", "cnp", 3000, remark="0 to 10 support points, drawn"),
-    Wave("cnp", "cnp", 15000, remark="the same, trained longer"),
-    Wave("anp", "anp", 12000, remark="attention"),
-    Wave("anp-latent", "anp", 6000, {"latent": 32}, remark="attention and a latent code"),
-    Wave("cnp-noise", "cnp", 6000, noise=0.3, remark="noise of standard deviation 0.3 on every y"),
+    Wave("cnp-noise", "cnp", 3000, noise=0.3, remark="noise of standard deviation 0.3 on every y"),
 ]
 CURVES = [(table, learner) for table in TABLES for learner in ("cnp", "anp")]
 
