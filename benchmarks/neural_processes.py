@@ -52,10 +52,10 @@ class Wave:
 
 WAVES = [
     Wave("cnp", "cnp", 8000, remark="0 to 10 support points in training, drawn anew"),
-    Wave("anp", "anp", 6000, remark="attention"),
-    Wave("anp-latent", "anp", 4000, {"latent": 32}, remark="attention and a latent code"),
-    Wave("cnp-fixed", "cnp", 3000, {"fewest": 99}, remark="always 10 support points in training"),
-    Wave("cnp-noise", "cnp", 3000, noise=0.3, remark="noise of standard deviation 0.3 on every y"),
+    Wave("anp", "anp", 4000, remark="attention"),
+    Wave("anp-latent", "anp", 3000, {"latent": 32}, remark="attention and a latent code"),
+    Wave("cnp-fixed", "cnp", 2000, {"fewest": 99}, remark="always 10 support points in training"),
+    Wave("cnp-noise", "cnp", 2000, noise=0.3, remark="noise of standard deviation 0.3 on every y"),
 ]
 CURVES = [(table, learner) for table in TABLES for learner in ("cnp", "anp")]
 
