@@ -219,6 +219,12 @@ def test_the_conclusion_follows_the_numbers(shares, said):
     assert said in conclusion(found(*shares))
 
 
+def test_few_tasks_are_not_concluded_from():
+    one = found(0.9, 0.85)
+    sizes = [dataclasses.replace(s, coverage=tuple(Amount(a.mean, 0.06) for a in s.coverage)) for s in one.sizes]
+    assert "too few tasks to tell" in conclusion(dataclasses.replace(one, sizes=tuple(sizes)))
+
+
 # --- in a run --------------------------------------------------------------------------------------------------------
 
 
