@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from quickstudy import engine, seeds
 
 BLUE, DEEP, ORANGE, Z = "#6baed6", "#08519c", "#d94801", 1.6449
 PROCESSES = {"cnp": "CNP", "anp": "ANP", "anp-latent": "ANP with\nlatent code"}
-EMBEDDED = 600
+EMBEDDED = 400
 
 
 def load(folder: Path) -> qs.Trained:
@@ -44,7 +45,7 @@ def sinusoids(folder: Path) -> None:
     episode = engine.unstack(source.sample(1, seeds.generator(1, "test", 4)))[0]
     amplitude, phase = waves(episode.query.x, episode.query.y)
     figure = Figure(figsize=(9.6, 6.2), layout="constrained")
-    grid = figure.subplots(len(PROCESSES), 4, sharex=True, sharey=True)
+    grid = figure.subplots(len(PROCESSES), 4, sharex=True, sharey=True, squeeze=False)
     for row, (name, title) in zip(grid, PROCESSES.items(), strict=True):
         trained = load(folder / name)
         for axes, k in zip(row, (0, 1, 3, 10), strict=True):
@@ -53,7 +54,7 @@ def sinusoids(folder: Path) -> None:
             axes.plot(GRID, amplitude * torch.sin(GRID + phase), color="0.25", lw=1.2, ls="--", label="the task")
             axes.plot(*(t[:, 0] for t in support), "o", color=ORANGE, ms=4.5, label="support")
             axes.spines[["top", "right"]].set_visible(False)
-            axes.set(xlim=(-5, 5), ylim=(-7, 7))
+            axes.set(xlim=(-5, 5), ylim=(-5.5, 5.5))
         row[0].set_ylabel(title)
     for axes, k in zip(grid[0], (0, 1, 3, 10), strict=True):
         axes.set_title(f"{k} support point{'s' * (k != 1)}", fontsize=10)
@@ -99,6 +100,8 @@ def alphabets(run: Path, data: str) -> None:
     trained = qs.load(run)
     tasks = qs.tasks.omniglot("test", 5, 5, 5, root=data, rotations=False).replace(grouped=True)
     found = qs.task_embeddings(trained, tasks, episodes=EMBEDDED)
+    facts, told = ({"alphabet": known["group"]} for known in (found.facts, found.told))
+    found = dataclasses.replace(found, facts=facts, told=told)
     found.plot(IMAGES / "embeddings-omniglot.png")
     print(found)
 
