@@ -32,8 +32,8 @@ def section(found: Calibration) -> Section:
     said, levels = conclusion(found), [level for level in SHOWN if level in found.levels] or list(found.levels)
     tasks = words.plural(found.protocol.episodes, "test task")
     caption = (
-        f"Over {tasks}; the band is the 95 % interval of the last line. On the diagonal an interval holds what it promises, below it too "
-        "few values lie inside (too sure of itself), above it too many."
+        f"Over {tasks}; the band is the 95 % interval of the last line. On the diagonal an interval holds what it "
+        "promises, below it too few values lie inside (too sure of itself), above it too many."
     )
     picture = Picture("Coverage", drawn(lambda c: _figure(found, c)), f"Line plot. {said}", [], caption)
     head = ["support points", *(f"{100 * level:g} % interval" for level in levels), "−log p", "mean std"]
