@@ -22,6 +22,17 @@ once, over 40 divisions of its points, and counts once; intervals are over subje
 validation tasks (sinusoids) or on the fold's validation subjects. Means, and so errors, stay as they are. Nothing was
 chosen on test tasks."""
 
+TRIED = """
+## What was tried
+
+On 400 validation sinusoids 90 % intervals held, from 1 to 10 support points, 84.8 to 95.0 % for a CNP after 300
+iterations (number of support points drawn anew in training), 85.3 to 94.0 % after 8,000, and 86.9 to 94.4 % for an ANP
+after 6,000 (squared error after 10 points 0.036, the CNP's 0.056). So neither longer training nor attention mends it,
+and a latent code does not either (below). The reason is in the other levels: after 10 points 50 % intervals hold about
+63 %. Errors are not Gaussian there (some tasks are known nearly exactly, some badly), and the deviation that is
+likeliest for all of them is too wide for most. A factor per number of support points, fitted on validation tasks, puts
+90 % intervals right, 50 % intervals nearly, and mostly lowers -log p as well."""
+
 SHARES, SURPRISES = ("90 % interval", "recalibrated"), ("-log p", "recalibrated")
 
 
@@ -63,7 +74,7 @@ def header(*names: str) -> Iterator[str]:
 def page(result: dict[str, Any]) -> str:
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
     head = [f"# {result['name']}", "", f"Command: `{result['command']}`", "", f"Machine: {machine}", "", PROTOCOL]
-    return "\n".join([*head, *summary(result), *waves(result["sinusoid"]), *curves(result["curves"])]) + "\n"
+    return "\n".join([*head, *summary(result), TRIED, *waves(result["sinusoid"]), *curves(result["curves"])]) + "\n"
 
 
 def summary(result: dict[str, Any]) -> Iterator[str]:
