@@ -206,14 +206,15 @@ def main(
         "name": NAME,
         "command": f"python -m benchmarks.{NAME.replace('-', '_')} --data DATA",
         "machine": machine(),
-        "sinusoid": {},
-        "curves": {},
+        "sinusoid": dict(old["sinusoid"]),  # what stands stays, until its row is reached
+        "curves": dict(old["curves"]),
     }
     for wave in WAVES:
         settings = {k: v for k, v in asdict(wave).items() if k != "remark"} | {"episodes": EPISODES, "levels": LEVELS}
         run, known = folder / wave.name, old["sinusoid"].get(wave.name)
         made = kept(run, settings, known, lambda wave=wave, run=run: measure_wave(wave, run))
         result["sinusoid"][wave.name] = made | {"remark": wave.remark}
+        write(result)
         print(process_pages.in_short(wave.name, made), flush=True)
     for table, learner in CURVES:
         name = f"{table.lower()}-{learner}"
@@ -221,11 +222,16 @@ def main(
         run, known = folder / name, old["curves"].get(name)
         made = kept(run, settings, known, lambda t=table, n=learner, run=run: measure_curves(t, n, data, run))
         result["curves"][name] = made
+        write(result)
         print(process_pages.in_short(name, made), flush=True)
-    files.write_json(path, result)
-    path.with_suffix(".md").write_text(process_pages.page(result), encoding="utf-8")
     process_figures.draw(folder, data, omniglot_run)
     print(f"written: benchmarks/results/{NAME}.json and .md")
+
+
+def write(result: dict[str, Any]) -> None:
+    """The result file and the page made from it."""
+    files.write_json(RESULTS / f"{NAME}.json", result)
+    (RESULTS / f"{NAME}.md").write_text(process_pages.page(result), encoding="utf-8")
 
 
 if __name__ == "__main__":
