@@ -63,7 +63,10 @@ def share(value: Any) -> str:
 
 
 def amount(value: Any) -> str:
-    return f"{value[0]:.3g} ± {value[1]:.2g}"
+    mean, interval = (
+        f"{v:.{digits}g}" if abs(v) < 100 else f"{v:,.0f}" for v, digits in zip(value, (3, 2), strict=True)
+    )
+    return f"{mean} ± {interval}"
 
 
 def header(*names: str) -> Iterator[str]:
