@@ -1,6 +1,6 @@
 """Neural processes on sinusoids and on growth and concentration curves: are their 90 % intervals right on unseen tasks?
 
-    python -m benchmarks.neural_processes --data DATA                      about 20 minutes of one core
+    python -m benchmarks.neural_processes --data DATA                      about 8 minutes of one core
     python -m benchmarks.neural_processes --data DATA --omniglot-run RUN   and the picture of Omniglot's tasks
 
 Runs are kept in runs/neural-processes. What stands there or in benchmarks/results is skipped, what was cut goes on.

@@ -15,8 +15,9 @@ intervals are over tasks.
 Curves: a task is a subject, its points are divided anew into support and query in every episode. Subjects are divided
 into 3 folds (Theoph: 4; seed 0): each fold's learner (layers of 64, Adam, 0.002, 16 subjects an iteration) never sees
 the test subjects of its fold, nor do the units of time and value; a quarter of the others validates. Training stops
-where -log p on the fold's validation subjects is least, among 100, 200, 400 and 800 iterations. Every subject is tested
-once, over 40 divisions of its points, and counts once; intervals are over subjects.
+before the first of 100, 200, 400 and 800 iterations after which -log p on the fold's validation subjects rises; with so
+few subjects that is often early. Every subject is tested once, over 40 divisions of its points, and counts once;
+intervals are over subjects.
 
 "Recalibrated" is `qs.recalibrated`: for each number of support points the standard deviations times a factor, fitted on
 validation tasks (sinusoids) or on the fold's validation subjects. Means, and so errors, stay as they are. Nothing was
