@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
-from quickstudy.calibration import Calibration, interval_coverage
+from quickstudy.calibration import Calibration, interval_coverage, recalibrated
 from quickstudy.checking import GradientCheck, check_meta_gradient
 from quickstudy.embeddings import TaskEmbeddings, task_embeddings
 from quickstudy.engine import map_tasks, meta_gradient
@@ -110,6 +110,7 @@ __all__ = [
     "meta_steps",
     "mse_loss",
     "nn",
+    "recalibrated",
     "task_embeddings",
     "tasks",
     "train",

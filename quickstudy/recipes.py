@@ -119,6 +119,7 @@ def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
         "outputs",
         "length",
         "progress",
+        "std_factors",
     )
     return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
 

@@ -331,6 +331,8 @@ def _build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: 
 def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
     if key in given:
         return given[key]
+    if isinstance(value, list):  # JSON has no tuples, and a field that is frozen no lists
+        return tuple(value)
     if not isinstance(value, Mapping) or "text" not in value:
         return value
     if value.get("network"):

@@ -48,12 +48,14 @@ class Bayes(Learner):
     """The exact answer to `Noise` under a flat prior, N(mean of n points, 1 + 1 / n), its deviation times `times`."""
 
     times: float = 1.0
+    std_factors: tuple[float, ...] = ()
 
     def init(self) -> Theta:
         return {}
 
     def adapt(self, theta: Theta, support: Batch) -> Tensor:
-        return torch.stack([support.y.mean(), torch.tensor(self.times * math.sqrt(1 + 1 / len(support.y)))])
+        times = self.times * (self.std_factors[len(support.y)] if self.std_factors else 1)
+        return torch.stack([support.y.mean(), torch.tensor(times * math.sqrt(1 + 1 / len(support.y)))])
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         return phi[0] + 0 * x
@@ -104,6 +106,53 @@ def test_the_points_looked_at_are_those_that_training_knows():
     done: list[int] = []
     qs.interval_coverage(qs.Trained(Bayes(), {}), Noise(), episodes=30, progress=done.append)
     assert sum(done) == 30
+
+
+@pytest.mark.parametrize("times", [0.5, 2.0])
+def test_recalibration_finds_the_factor_that_is_missing(times):
+    trained = qs.recalibrated(qs.Trained(Bayes(times), {}), Noise(), episodes=2000, seed=2, points=(1, 2, 4))
+    factors = np.array(trained.learner.std_factors)
+    assert factors.shape == (5,) and factors[0] == factors[1] and factors[3] == factors[[2, 4]].mean()
+    np.testing.assert_allclose(factors, 1 / times, rtol=0.04)
+    for share in qs.interval_coverage(trained, Noise(), episodes=400).coverage(0.9).values():
+        assert abs(share.mean - 0.9) < 2 * share.interval
+    again = qs.recalibrated(trained, Noise(), episodes=2000, seed=2, points=(1, 2, 4))
+    assert again.learner.std_factors == trained.learner.std_factors  # from the plain deviations, not on top
+
+
+@pytest.mark.parametrize("learner", [qs.CNP(nn.Flatten(), 1), qs.ANP(nn.Flatten(), 1, latent=2, samples=4)])
+def test_factors_stretch_the_deviations_and_nothing_else(learner, tmp_path):
+    theta, tasks = learner.init(), qs.tasks.sinusoid("val", shots=3)
+    support, query = (Batch(b.x[0], b.y[0]) for b in tasks.sample(1, seeds.generator(0, "test")))
+    wide = dataclasses.replace(learner, std_factors=(4.0, 3.0, 2.0))
+    for points, factor in ((0, 4.0), (1, 3.0), (2, 2.0), (3, 2.0)):
+        few = Batch(support.x[:points], support.y[:points])
+        mean, std = learner.distribution(theta, learner.adapt(theta, few), query.x)
+        other = wide.distribution(theta, wide.adapt(theta, few), query.x)
+        torch.testing.assert_close(other.mean, mean, rtol=0, atol=0)
+        torch.testing.assert_close(other.std, factor * std)
+    losses = []
+    for each in (learner, wide):
+        torch.manual_seed(0)
+        losses.append(each.meta_loss(theta, Episode(support, query)))
+    assert torch.equal(*losses)
+    predictor = qs.Trained(wide, theta).adapt(*support)
+    predictor.save(tmp_path / "wide.qs")
+    low, high = qs.load(tmp_path / "wide.qs", encoder=nn.Flatten()).predict_interval(query.x)
+    torch.testing.assert_close(high - low, 2 * float(ndtri(0.95)) * 2.0 * std)
+
+
+def test_recalibration_refuses_what_it_cannot_do():
+    sinusoids, bayes = qs.tasks.sinusoid("val"), qs.Trained(Bayes(), {})
+    maml = qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01)
+    with pytest.raises(ConfigError, match="values alone"):
+        qs.recalibrated(qs.Trained(maml, maml.init()), sinusoids)
+    with pytest.raises(ConfigError, match="level"):
+        qs.recalibrated(bayes, Noise(), level=1.0)
+    with pytest.raises(ConfigError, match="from 1 to the 4"):
+        qs.recalibrated(bayes, Noise(), points=(9,))
+    with pytest.raises(ConfigError, match="std_factors are above 0"):
+        qs.CNP(nn.Flatten(), 1, std_factors=(0.0,))
 
 
 def test_wrong_settings_and_values_are_refused():
@@ -168,6 +217,12 @@ def test_the_figure_is_written(tmp_path):
 )
 def test_the_conclusion_follows_the_numbers(shares, said):
     assert said in conclusion(found(*shares))
+
+
+def test_few_tasks_are_not_concluded_from():
+    one = found(0.9, 0.85)
+    sizes = [dataclasses.replace(s, coverage=tuple(Amount(a.mean, 0.06) for a in s.coverage)) for s in one.sizes]
+    assert "too few tasks to tell" in conclusion(dataclasses.replace(one, sizes=tuple(sizes)))
 
 
 # --- in a run --------------------------------------------------------------------------------------------------------

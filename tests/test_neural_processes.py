@@ -320,8 +320,10 @@ def test_fixed_draws_come_with_their_opposites():
     assert float(standard(4000, 1).std()) == pytest.approx(1, abs=0.05)
 
 
-def test_the_elbo_by_hand():
-    learner, (support, query) = anp(latent=2), one_episode()
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_elbo_by_hand(outputs):
+    learner, (support, query) = anp(latent=2, outputs=outputs), one_episode()
+    support, query = (Batch(b.x, b.y * torch.linspace(1, 2, outputs)) for b in (support, query))
     theta = generic(learner)
     parts = part(theta, "process.")
 
@@ -335,7 +337,7 @@ def test_the_elbo_by_hand():
     z = posterior.mean + posterior.stddev * torch.randn(2)
     phi = learner.adapt(theta, support)._replace(codes=z[None])
     p = Normal(*(t[0] for t in learner.draws(theta, phi, query.x)))
-    wanted = -p.log_prob(query.y).mean() + kl_divergence(posterior, prior).sum() / len(query.y)
+    wanted = -p.log_prob(query.y).mean() + kl_divergence(posterior, prior).sum() / (outputs * len(query.y))
     torch.manual_seed(3)
     assert_close(learner.meta_loss(theta, Episode(support, query)), wanted, 1e-12)
     assert_close(learner.embed(theta, support), prior.mean, 1e-12)

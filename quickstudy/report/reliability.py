@@ -32,8 +32,8 @@ def section(found: Calibration) -> Section:
     said, levels = conclusion(found), [level for level in SHOWN if level in found.levels] or list(found.levels)
     tasks = words.plural(found.protocol.episodes, "test task")
     caption = (
-        f"Over {tasks}; bands are 95 % intervals. On the diagonal an interval holds what it promises, below it too "
-        "few values lie inside (too sure of itself), above it too many."
+        f"Over {tasks}; the band is the 95 % interval of the last line. On the diagonal an interval holds what it "
+        "promises, below it too few values lie inside (too sure of itself), above it too many."
     )
     picture = Picture("Coverage", drawn(lambda c: _figure(found, c)), f"Line plot. {said}", [], caption)
     head = ["support points", *(f"{100 * level:g} % interval" for level in levels), "−log p", "mean std"]
@@ -61,8 +61,9 @@ def _figure(found: Calibration, colours: Mapping[str, str]) -> Figure:
         inside, half = ([100 * a[k] for a in one.coverage] for k in (0, 1))
         label = words.plural(one.points, "point")
         axes.plot(promised, inside, color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=3, label=label)
-        low, high = ([y + sign * h for y, h in zip(inside, half, strict=True)] for sign in (-1, 1))
-        axes.fill_between(promised, low, high, color=colour, alpha=0.15, linewidth=0)
+        if one is found.sizes[-1]:  # bands of all would cover each other
+            low, high = ([y + sign * h for y, h in zip(inside, half, strict=True)] for sign in (-1, 1))
+            axes.fill_between(promised, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="level of the interval (%)", ylabel="values inside (%)")
     axes.legend(title="support", frameon=False, loc="upper left", fontsize=9)
     axes.tick_params(length=0)
@@ -88,6 +89,8 @@ def conclusion(found: Calibration) -> str:
 def _judged(share: Amount, level: float) -> str:
     if abs(share.mean - level) <= CLOSE:
         return "they keep their promise"
+    if abs(share.mean - level) <= share.interval:
+        return f"too few tasks to tell whether they keep their promise (± {100 * share.interval:.1f})"
     return "too wide" if share.mean > level else "too narrow, the learner is surer than it should be"
 
 

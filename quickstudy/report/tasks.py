@@ -48,34 +48,45 @@ def write_figure(embeddings: TaskEmbeddings, path: str | os.PathLike) -> None:
 
 
 def _figure(e: TaskEmbeddings, colours: Mapping[str, str]) -> Figure:
-    """A row for each plane, a column for each fact."""
+    """A row for each plane and a column for each fact; of one fact the planes side by side, with one key."""
     names: list[str | None] = [*e.facts] or [None]
-    figure = Figure(figsize=(0.4 + 3.6 * len(names), 0.3 + 2.9 * len(e.planes)), layout="constrained")
-    grid = figure.subplots(len(e.planes), len(names), squeeze=False)
-    for row, (plane, places) in zip(grid, e.planes.items(), strict=True):
-        for axes, name in zip(row, names, strict=True):
-            _panel(axes, plane, places.numpy(), name, None if name is None else e.facts[name], colours)
+    panels = [(plane, name) for plane in e.planes for name in names]
+    columns = len(names) if len(names) > 1 else len(e.planes)
+    size = (0.4 + 3.6 * columns, 0.3 + 2.9 * len(panels) / columns)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(panels) // columns, columns, squeeze=False)
+    for i, (axes, (plane, name)) in enumerate(zip(grid.flat, panels, strict=True)):
+        fact = None if name is None else e.facts[name]
+        keyed = len(names) > 1 or i == len(panels) - 1
+        _panel(axes, plane, e.planes[plane].numpy(), name, fact, colours, keyed)
     return figure
 
 
 def _panel(
-    axes: Axes, plane: str, places: np.ndarray, name: str | None, fact: Fact | None, colours: Mapping[str, str]
+    axes: Axes,
+    plane: str,
+    places: np.ndarray,
+    name: str | None,
+    fact: Fact | None,
+    colours: Mapping[str, str],
+    keyed: bool,
 ) -> None:
     axes.set(xticks=[], yticks=[])
     axes.set_title(plane if name is None else f"{plane}, by {name}", fontsize=10.5, loc="left", parse_math=False)
     if fact is None or name is None:
         axes.scatter(*places.T, s=12, color=colours["s1"])
     elif isinstance(fact[0], str):
-        _groups(axes, places, [str(value) for value in fact], colours)
+        _groups(axes, places, [str(value) for value in fact], colours, keyed)
     else:
         scale = ListedColormap(colormaps["viridis"](np.linspace(0, 1, STEPS)))
         points = axes.scatter(*places.T, c=np.asarray(fact, dtype=float), s=12, cmap=scale, linewidths=0)
-        key = axes.figure.colorbar(points, ax=axes, fraction=0.05, pad=0.02)  # type: ignore[union-attr]
-        key.outline.set_visible(False)  # type: ignore[operator]
-        key.ax.tick_params(length=0)
+        if keyed:
+            key = axes.figure.colorbar(points, ax=axes, fraction=0.05, pad=0.02)  # type: ignore[union-attr]
+            key.outline.set_visible(False)  # type: ignore[operator]
+            key.ax.tick_params(length=0)
 
 
-def _groups(axes: Axes, places: np.ndarray, fact: list[str], colours: Mapping[str, str]) -> None:
+def _groups(axes: Axes, places: np.ndarray, fact: list[str], colours: Mapping[str, str], keyed: bool) -> None:
     """The largest groups in colours and marks of their own, the others grey."""
     looks = [(colours[colour], mark) for mark in MARKS for colour in SERIES]
     largest = [name for name, _ in Counter(fact).most_common(len(looks))]
@@ -84,13 +95,16 @@ def _groups(axes: Axes, places: np.ndarray, fact: list[str], colours: Mapping[st
     for name, (colour, mark) in zip(sorted(largest), looks, strict=False):
         inside = np.array([value == name for value in fact])
         axes.scatter(*places[inside].T, s=14, color=colour, marker=mark, label=_short(name), linewidths=0)
+    if not keyed:
+        return
     key = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, handletextpad=0.1)
     for text in key.get_texts():
         text.set_parse_math(False)
 
 
 def _short(name: str) -> str:
-    return name.lstrip("_") if len(name) <= 20 else f"{name.lstrip('_')[:19]}…"
+    plain = name.replace("_", " ").strip()
+    return plain if len(plain) <= 20 else f"{plain[:19]}…"
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -105,15 +119,11 @@ def conclusion(e: TaskEmbeddings) -> str:
 
 
 def _of_fact(name: str, fact: Fact, told: Told) -> str:
-    known = in_words(fact, told)
-    if isinstance(fact[0], str):
-        if told.value > max(2 * told.chance, told.chance + 0.1):
-            return f"Tasks of one {name} lie together: {known}."
-        return f"The embedding hardly tells the {name}: {known}."
-    if told.value >= CLEAR:
+    known, by_words = in_words(fact, told), isinstance(fact[0], str)
+    if by_words and told.value > max(2 * told.chance, told.chance + 0.1):
+        return f"Tasks of one {name} lie together: {known}."
+    if not by_words and told.value >= CLEAR:
         return f"The {name} of a task can be read off its {NEIGHBOURS} neighbours: {known}."
-    return f"The embedding tells the {name} in part: {known}." if told.value >= SEEN else _untold(name, known)
-
-
-def _untold(name: str, known: str) -> str:
+    if not by_words and told.value >= SEEN:
+        return f"The embedding tells the {name} in part: {known}."
     return f"The embedding hardly tells the {name}: {known}."

@@ -260,6 +260,8 @@ def setting(value: Any) -> str:
         return f"{options.pop('name', 'network')}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
     if isinstance(value, Mapping):
         return str(value.get("text", dict(value))).split("\n")[0]
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(setting, value)) or "none"
     return shown(value)
 
 

@@ -37,6 +37,7 @@ from quickstudy.learners.hypernet.process import (
     gaussian,
     kept,
     networks,
+    std_factor,
 )
 from quickstudy.model import beside, own, parameters, part, statistics
 
@@ -49,6 +50,7 @@ class Memory(NamedTuple):
     members: Tensor  # [1 or ways, n]: which point counts where
     codes: Tensor  # [samples, latent]: draws of the latent code
     statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+    factor: Tensor  # [], of the standard deviations, see `qs.recalibrated`
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +63,12 @@ class ANP(Learner):
         z | S ~ q_S = N(mu, w^2),   (mu, w) read off mean_i h_z([e(x_i), y_i])
         meta-loss   E_z~q_(S+Q) [ mean over Q of -log N(y; m, s^2) ] + KL(q_(S+Q) || q_S) / |Q|
 
-    The last is the negative evidence lower bound of log p(Q | S) per query point; without a latent code (`latent` 0)
-    the first term alone. Training draws z once per episode; answers are the mean and standard deviation of the
-    mixture over `samples` codes out of q_S, always the same ones, in pairs mu + w d, mu - w d: an answer is the same
-    each time. `self_attention` layers let the support points see each other before: v <- v + attention(v), v <- v +
-    perceptron(v). Classification (`ways` given) attends to each class apart, and is without latent code:
+    The last is the negative evidence lower bound of log p(Q | S) per number that is asked for (|Q| of them, with
+    several `outputs` that many for each point); without a latent code (`latent` 0) the first term alone. Training
+    draws z once per episode; answers are the mean and standard deviation of the mixture over `samples` codes out of
+    q_S, always the same ones, in pairs mu + w d, mu - w d: an answer is the same each time. `self_attention` layers
+    let the support points see each other before: v <- v + attention(v), v <- v + perceptron(v). Classification
+    (`ways` given) attends to each class apart, and is without latent code:
 
         logits_k(x) = g([e(x), r_k(x), mean_j r_j(x)])
 
@@ -95,6 +98,7 @@ class ANP(Learner):
     min_std: float = 0.01  # smallest standard deviation of an answer, in units of y_scale
     fewest: int = 0  # fewest support points that training keeps (at least 1 per class); the shots or more: always all
     y_scale: float = 1.0  # typical size of y (regression)
+    std_factors: tuple[float, ...] = ()  # of the deviations after 0, 1, 2, ... support points, see `qs.recalibrated`
 
     from_nothing: ClassVar[bool] = True  # answers without a support example too
 
@@ -130,30 +134,34 @@ class ANP(Learner):
         if self.latent:
             prior = latent(parts, pairs, found)
             codes = prior.mean + prior.std * standard(self.samples, self.latent).to(prior.mean)
-        return self._memory(theta, support.x, e, pairs, found, codes)
+        return self._memory(theta, support, e, pairs, found, codes)
 
     def _pairs(self, e: Tensor, y: Tensor) -> Tensor:
         return e if self.ways else joined(e, y / self.y_scale)
 
-    def _memory(self, theta: Theta, x: Tensor, e: Tensor, pairs: Tensor, found: Tensor, codes: Tensor) -> Memory:
+    def _memory(self, theta: Theta, support: Batch, e: Tensor, pairs: Tensor, found: Tensor, codes: Tensor) -> Memory:
         parts = part(theta, PREFIX)
         values = applied(parts, "pairs", pairs)
         anywhere = found.sum(0, keepdim=True)
         for i in range(self.self_attention):
             values = values + attend(parts, f"self.{i}", values, values, values, anywhere, self.heads)[0]
             values = values + applied(parts, f"self.{i}.mlp", values)
-        known = statistics(self.encoder, own(self.encoder, theta), x)
-        return Memory(applied(parts, "keys", e), values, found, codes, known)
+        known = statistics(self.encoder, own(self.encoder, theta), support.x)
+        return Memory(applied(parts, "keys", e), values, found, codes, known, std_factor(self.std_factors, support))
 
     def predict(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
         return self._decoded(theta, phi, x) if self.ways else self.distribution(theta, phi, x).mean
 
     def distribution(self, theta: Theta, phi: Memory, x: Tensor) -> Gaussian:
         """Mean and standard deviation of each answer, [m, outputs] each. Regression only."""
-        return moments(self.draws(theta, phi, x))
+        mean, std = moments(self.draws(theta, phi, x))
+        return Gaussian(mean, std * phi.factor)
 
     def draws(self, theta: Theta, phi: Memory, x: Tensor) -> Gaussian:
-        """The answers under each of phi's codes: mean and standard deviation [samples, m, outputs]. Regression only."""
+        """The answers under each of phi's codes: mean and standard deviation [samples, m, outputs]. Regression only.
+
+        As trained: the factors of a recalibration are of the mixture.
+        """
         check_regression(self.ways, "ANP")
         mean, std = gaussian(self._decoded(theta, phi, x), self.min_std)
         return Gaussian(mean * self.y_scale, std * self.y_scale)
@@ -176,8 +184,8 @@ class ANP(Learner):
             prior = latent(parts, pairs, found)
             posterior = latent(parts, torch.cat([pairs, more]), torch.cat([found, found.new_ones(1, len(xq))], 1))
             codes = posterior.mean + posterior.std * torch.randn_like(posterior.std)
-            apart = divergence(posterior, prior) / len(xq)
-        output = self._decoded(theta, self._memory(theta, x, e, pairs, found, codes), xq)
+            apart = divergence(posterior, prior) / yq.numel()
+        output = self._decoded(theta, self._memory(theta, episode.support, e, pairs, found, codes), xq)
         if self.ways:
             return F.cross_entropy(output, yq)
         return surprise(gaussian(output[0], self.min_std), yq / self.y_scale).mean() + apart

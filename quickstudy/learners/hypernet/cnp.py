@@ -19,6 +19,7 @@ from quickstudy.learners.hypernet.process import (
     gaussian,
     kept,
     networks,
+    std_factor,
 )
 from quickstudy.model import beside, own, parameters, part, statistics
 
@@ -26,6 +27,7 @@ from quickstudy.model import beside, own, parameters, part, statistics
 class Representation(NamedTuple):
     sets: Tensor  # [1, representation], or one row per class
     statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+    factor: Tensor  # [], of the standard deviations, see `qs.recalibrated`
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ class CNP(Learner):
     min_std: float = 0.01  # smallest standard deviation of an answer, in units of y_scale
     fewest: int = 0  # fewest support points that training keeps (at least 1 per class); the shots or more: always all
     y_scale: float = 1.0  # typical size of y (regression)
+    std_factors: tuple[float, ...] = ()  # of the deviations after 0, 1, 2, ... support points, see `qs.recalibrated`
 
     from_nothing: ClassVar[bool] = True  # answers without a support example too
 
@@ -86,7 +89,8 @@ class CNP(Learner):
         found = kept(support.y, self.ways, fewest, e)
         pairs = e if self.ways else joined(e, support.y / self.y_scale)
         sets = set_means(applied(part(theta, PREFIX), "pairs", pairs), found)
-        return Representation(sets, statistics(self.encoder, own(self.encoder, theta), support.x))
+        known = statistics(self.encoder, own(self.encoder, theta), support.x)
+        return Representation(sets, known, std_factor(self.std_factors, support))
 
     def predict(self, theta: Theta, phi: Representation, x: Tensor) -> Tensor:
         return self._decoded(theta, phi, x) if self.ways else self.distribution(theta, phi, x).mean
@@ -95,7 +99,7 @@ class CNP(Learner):
         """Mean and standard deviation of each answer, [m, outputs] each. Regression only."""
         check_regression(self.ways, "CNP")
         mean, std = gaussian(self._decoded(theta, phi, x), self.min_std)
-        return Gaussian(mean * self.y_scale, std * self.y_scale)
+        return Gaussian(mean * self.y_scale, std * self.y_scale * phi.factor)
 
     def _decoded(self, theta: Theta, phi: Representation, x: Tensor) -> Tensor:
         e = features(self.encoder, self.width, theta, x, phi.statistics)

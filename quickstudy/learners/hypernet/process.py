@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Theta
+from quickstudy.learner import Batch, Theta
 from quickstudy.learners.hypernet.parts import Gaussian, applied, joined, members, perceptron, some
 
 PREFIX = "process."  # in theta: of everything but the encoder's parameters
@@ -22,12 +23,14 @@ def check(name: str, least: Mapping[str, tuple[float, float]]) -> None:
             raise ConfigError(f"{field} of {name} must be at least {bound:g}, got {value:g}.")
 
 
-def check_fields(learner: object, name: str) -> None:
+def check_fields(learner: Any, name: str) -> None:
     """The fields that the neural processes share."""
     least = {"width": 1, "outputs": 1, "representation": 1, "depth": 1, "fewest": 0, "min_std": 0.0}
     check(name, {field: (getattr(learner, field), bound) for field, bound in least.items()})
-    if not getattr(learner, "y_scale") > 0:  # noqa: B009 (both learners have it, no type says so)
-        raise ConfigError(f"y_scale is the typical size of y, above 0; got {learner.y_scale}.")  # type: ignore
+    if not learner.y_scale > 0:
+        raise ConfigError(f"y_scale is the typical size of y, above 0; got {learner.y_scale}.")
+    if not all(factor > 0 for factor in learner.std_factors):
+        raise ConfigError(f"std_factors are above 0; got {', '.join(map(str, learner.std_factors))}.")
 
 
 def networks(
@@ -55,6 +58,12 @@ def gaussian(output: Tensor, min_std: float) -> Gaussian:
     """The first half of the numbers as means, the second as standard deviations before softplus."""
     mean, u = output.chunk(2, -1)
     return Gaussian(mean, min_std + F.softplus(u))
+
+
+def std_factor(factors: Sequence[float], support: Batch) -> Tensor:
+    """The factor [] of standard deviations after so many points: `factors` of 0, 1, 2, ..., the last for more."""
+    known = factors[min(len(support.y), len(factors) - 1)] if factors else 1.0
+    return torch.tensor(known, dtype=support.y.dtype, device=support.y.device)
 
 
 def kept(y: Tensor, ways: int | None, fewest: int, like: Tensor) -> Tensor:

@@ -1,0 +1,238 @@
+"""Neural processes on sinusoids and on growth and concentration curves: are their 90 % intervals right on unseen tasks?
+
+    python -m benchmarks.neural_processes --data DATA                      about 8 minutes of one core
+    python -m benchmarks.neural_processes --data DATA --omniglot-run RUN   and the picture of Omniglot's tasks
+
+Runs are kept in runs/neural-processes. What stands there or in benchmarks/results is skipped, what was cut goes on.
+Writes benchmarks/results/neural-processes.json and .md, and the pictures of benchmarks/process_figures.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+import quickstudy as qs
+from benchmarks import process_figures, process_pages, subjects
+from benchmarks.reproduce import COMMIT, RESULTS
+from benchmarks.subjects import TABLES, Subjects
+from quickstudy import files
+from quickstudy.evaluation import half_width, sample_blocks
+from quickstudy.machine import machine
+from quickstudy.recipes import find_learner
+from quickstudy.training import optimizer_of, schedule_of
+
+NAME, LEVELS = "neural-processes", (0.5, 0.8, 0.9, 0.95)
+EPISODES = 600  # test tasks on sinusoids, and validation tasks for the factors
+ROUNDS = (100, 200, 400, 800)  # iterations among which validation subjects choose
+SPLITS = 40  # divisions of each test subject's points into support and query
+
+
+@dataclass(frozen=True)
+class Wave:
+    """A training on sinusoids, 10 support and 20 query points."""
+
+    name: str
+    learner: str
+    iterations: int
+    fields: dict[str, Any] = field(default_factory=dict)
+    noise: float = 0.0
+    remark: str = ""
+
+
+WAVES = [
+    Wave("cnp", "cnp", 8000, remark="0 to 10 support points in training, drawn anew"),
+    Wave("anp", "anp", 4000, remark="attention"),
+    Wave("anp-latent", "anp", 2500, {"latent": 32}, remark="attention and a latent code"),
+]
+CURVES = [(table, learner) for table in TABLES for learner in ("cnp", "anp")]
+
+
+def build(name: str, **fields: Any) -> Any:
+    torch.manual_seed(0)
+    return find_learner(name)[1](nn.Flatten(), width=1, **fields)
+
+
+def kept(folder: Path, settings: dict[str, Any], known: dict[str, Any] | None, make: Callable[[], dict]) -> dict:
+    """The result that stands for these settings, in the result file or in the run folder, or a new one."""
+    plain, path = json.loads(json.dumps(settings)), folder / "results.json"
+    for found in (known, files.read_json(path) if path.exists() else None):
+        if found is not None and found["settings"] == plain:
+            return found
+    made = {"settings": plain, "commit": COMMIT, **make()}
+    files.write_json(path, made)
+    return made
+
+
+# --- sinusoids -------------------------------------------------------------------------------------------------------
+
+
+def measure_wave(wave: Wave, folder: Path) -> dict[str, Any]:
+    """Coverage on unseen sinusoids as trained, and with factors fitted on validation tasks."""
+    trained = qs.train(
+        build(wave.learner, y_scale=2.0, **wave.fields),
+        qs.tasks.sinusoid("train", 10, 20, wave.noise),
+        iterations=wave.iterations,
+        engine="vmap",
+        scheduler=schedule_of("cosine", wave.iterations),
+        out=folder,
+        resume=True,
+    )
+    test, val = (qs.tasks.sinusoid(split, 10, 50, wave.noise) for split in ("test", "val"))
+    mended = qs.recalibrated(trained, val, episodes=EPISODES)
+    plain, honest = (qs.interval_coverage(t, test, episodes=EPISODES, levels=LEVELS) for t in (trained, mended))
+    facts = {"timing": files.read_json(folder / "timing.json"), "factors": list(mended.learner.std_factors)}
+    return facts | {"plain": plain.to_dict(), "recalibrated": honest.to_dict()}
+
+
+# --- curves of subjects ----------------------------------------------------------------------------------------------
+
+
+def measure_curves(table: str, learner: str, data: str, folder: Path) -> dict[str, Any]:
+    """Coverage and error on every subject, each unseen by the learner that is tested on it."""
+    curves, t = subjects.read(data, table), TABLES[table]
+    found: dict[str, list[Tensor]] = {"plain": [], "recalibrated": []}
+    chosen, seconds = [], 0.0
+    for number in range(t.folds):
+        units, sources = subjects.fold_sources(curves, table, number)
+        trained, iterations, spent = train_curves(learner, sources, t.points, folder / f"fold{number}")
+        mended = qs.recalibrated(trained, sources["val"], episodes=400, points=t.points)
+        mended.save(folder / f"fold{number}" / "recalibrated.qs")
+        found["plain"].append(on_subjects(trained, sources["test"], t.points, units.value[1]))
+        found["recalibrated"].append(on_subjects(mended, sources["test"], t.points, units.value[1]))
+        chosen, seconds = [*chosen, iterations], seconds + spent
+    sizes = {name: over_subjects(torch.cat(parts), t.points) for name, parts in found.items()}
+    protocol = asdict(t) | {"subjects": len(curves), "splits": SPLITS}
+    return {"protocol": protocol, "iterations": chosen, "processor": seconds, **sizes}
+
+
+def train_curves(
+    name: str, sources: dict[str, Subjects], points: Sequence[int], folder: Path
+) -> tuple[qs.Trained, int, float]:
+    """Train in rounds until -log p on validation subjects rises; the best, its iterations, and seconds of one core."""
+    learner, best, found = build(name, representation=64), (math.inf, 0), None
+    shutil.rmtree(folder, ignore_errors=True)  # a fold that was cut begins anew: it takes seconds
+    for iterations in ROUNDS:
+        trained = qs.train(
+            learner,
+            sources["train"],
+            iterations=iterations,
+            engine="vmap",
+            optimizer=optimizer_of(qs.Outer(lr=0.002)),
+            out=folder,
+            resume=True,
+            progress=False,
+        )
+        measured = qs.interval_coverage(trained, sources["val"], episodes=200, points=points, levels=[0.9])
+        surprise = sum(one.surprise.mean for one in measured.sizes)
+        if surprise > best[0]:
+            break
+        best, found = (surprise, iterations), trained
+    assert found is not None
+    return found, best[1], files.read_json(folder / "timing.json")["processor"]
+
+
+def on_subjects(trained: qs.Trained, source: Subjects, points: Sequence[int], unit: float) -> Tensor:
+    """[subjects, points, levels + 3]: coverage of each level, -log p, squared errors of the means and of interpolation.
+
+    In the units of the table; means over SPLITS divisions of a subject's points.
+    """
+    rows = []
+    for curve in source.curves:
+        one = Subjects([curve], source.shots, source.queries, source.name, source.split)
+        found = qs.interval_coverage(trained, one, episodes=SPLITS, levels=LEVELS, points=points)
+        other = interpolation(one, points)
+        rows.append(
+            [
+                [*(a.mean for a in s.coverage), s.surprise.mean + math.log(unit), s.error.mean * unit**2, o * unit**2]
+                for s, o in zip(found.sizes, other, strict=True)
+            ]
+        )
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def interpolation(source: Subjects, points: Sequence[int]) -> list[float]:
+    """Squared error of a straight line between the subject's own points, constant outside; without points of 0."""
+    episodes = list(sample_blocks(source, SPLITS, 1, torch.device("cpu")))
+    errors = []
+    for k in points:
+        for (x, y), (xq, yq) in episodes:
+            for i in range(len(x)):
+                order = x[i, :k, 0].argsort()
+                xs, ys = x[i, :k, 0][order].numpy(), y[i, :k, 0][order].numpy()
+                answer = np.interp(xq[i, :, 0].numpy(), xs, ys) if k else np.zeros(len(xq[i]))
+                errors.append(float(((answer - yq[i, :, 0].numpy()) ** 2).mean()))
+    return torch.tensor(errors).reshape(len(points), -1).mean(1).tolist()
+
+
+def over_subjects(values: Tensor, points: Sequence[int]) -> list[dict[str, Any]]:
+    """For each number of points the mean over subjects and its 95 % interval: each subject counts once."""
+    names = [*(f"{100 * level:g} %" for level in LEVELS), "surprise", "error", "interpolation"]
+    return [
+        {"points": k} | {name: [float(v.mean()), half_width(v)] for name, v in zip(names, values[:, i].T, strict=True)}
+        for i, k in enumerate(points)
+    ]
+
+
+# --- all -------------------------------------------------------------------------------------------------------------
+
+
+def main(
+    data: str,
+    folder: Path = Path("runs") / NAME,
+    omniglot_run: Path | None = None,
+) -> None:
+    """Train, measure, write the tables and draw the pictures.
+
+    Args:
+        data: folder of the data sets, with grouped_tabular in it.
+        folder: where the runs are kept.
+        omniglot_run: a trained run with a task embedding, such as protonet or cnaps; draws Omniglot's tasks too.
+    """
+    torch.set_num_threads(1)
+    path = RESULTS / f"{NAME}.json"
+    old = files.read_json(path) if path.exists() else {"sinusoid": {}, "curves": {}}
+    result: dict[str, Any] = {
+        "name": NAME,
+        "command": f"python -m benchmarks.{NAME.replace('-', '_')} --data DATA",
+        "machine": machine(),
+        "sinusoid": dict(old["sinusoid"]),  # what stands stays, until its row is reached
+        "curves": dict(old["curves"]),
+    }
+    for wave in WAVES:
+        settings = {k: v for k, v in asdict(wave).items() if k != "remark"} | {"episodes": EPISODES, "levels": LEVELS}
+        run, known = folder / wave.name, old["sinusoid"].get(wave.name)
+        made = kept(run, settings, known, lambda wave=wave, run=run: measure_wave(wave, run))
+        result["sinusoid"][wave.name] = made | {"remark": wave.remark}
+        write(result)
+        print(process_pages.in_short(wave.name, made), flush=True)
+    for table, learner in CURVES:
+        name = f"{table.lower()}-{learner}"
+        settings = {"learner": learner, **asdict(TABLES[table]), "rounds": ROUNDS, "splits": SPLITS, "levels": LEVELS}
+        run, known = folder / name, old["curves"].get(name)
+        made = kept(run, settings, known, lambda t=table, n=learner, run=run: measure_curves(t, n, data, run))
+        result["curves"][name] = made
+        write(result)
+        print(process_pages.in_short(name, made), flush=True)
+    process_figures.draw(folder, data, omniglot_run)
+    print(f"written: benchmarks/results/{NAME}.json and .md")
+
+
+def write(result: dict[str, Any]) -> None:
+    """The result file and the page made from it."""
+    files.write_json(RESULTS / f"{NAME}.json", result)
+    (RESULTS / f"{NAME}.md").write_text(process_pages.page(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
