@@ -1,0 +1,30 @@
+"""What `reproduce.py` trains and tests: one row per training, with its protocol and the published number beside it."""
+
+from benchmarks.rows.cifar import cifar_rows
+from benchmarks.rows.foundation import BASELINES, OMNIGLOT, SINUSOID
+from benchmarks.rows.gradient import BEHIND, FAMILY, Entry, long_rows, short_rows
+from benchmarks.rows.memory import memory_long_rows, memory_rows
+from benchmarks.rows.metric import metric_long_rows, metric_rows
+from benchmarks.rows.row import Row, Test
+from benchmarks.rows.sinusoid import SINUSOID_FIELDS, STEPS, sinusoid_rows
+
+__all__ = [
+    "BASELINES",
+    "BEHIND",
+    "FAMILY",
+    "OMNIGLOT",
+    "SINUSOID",
+    "SINUSOID_FIELDS",
+    "STEPS",
+    "Entry",
+    "Row",
+    "Test",
+    "cifar_rows",
+    "long_rows",
+    "memory_long_rows",
+    "memory_rows",
+    "metric_long_rows",
+    "metric_rows",
+    "short_rows",
+    "sinusoid_rows",
+]

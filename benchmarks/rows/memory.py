@@ -1,0 +1,91 @@
+"""The learners that read examples in order, on Omniglot."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.rows.row import Row, Test
+
+STREAM = Test(5, 1, 9, episodes=600)  # ten examples of each class; queries are the next ones of a stream
+SEEN = (1, 2, 5, 10)  # instances of a class
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A learner that reads examples in order. What reads one-hot labels is trained for each number of ways."""
+
+    learner: str
+    sizes: tuple[int, int, int]  # ways, shots, queries in training
+    iterations: int
+    meta_batch: int
+    published: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    clip: float | None = 1.0
+    about: str = ""  # what was done differently, beside the sizes
+
+
+MEMORY = [
+    Reader(
+        "mann",
+        (5, 1, 9),
+        12000,
+        16,
+        "2nd instance 82.8, 5th 94.9",
+        {"sharpness": 10.0},
+        {"network": "pixels"},
+        about="Adam 1e-3 where the paper has RMSProp 1e-4; sharpness 10",
+    ),
+    Reader("metarnn", (5, 1, 9), 15000, 16, "2nd instance 49.5, 5th 63.6 (LSTM)", {}, {"network": "pixels"}),
+    Reader("snail", (5, 1, 5), 2000, 8, "99.07", {"causal_filters": 64}, {"norm": "layer"}),
+    Reader("snail", (5, 5, 5), 1000, 8, "99.78", {"causal_filters": 64}, {"norm": "layer"}),
+    Reader("snail", (20, 1, 2), 2400, 4, "97.64", {"causal_filters": 64}, {"norm": "layer"}),
+    Reader("snail", (20, 5, 2), 1500, 2, "99.36", {"causal_filters": 64}, {"norm": "layer"}),
+    Reader("lstmmetalearner", (5, 1, 5), 2600, 8, "none printed", {"lr": 0.1, "steps": 5}),
+    Reader("lstmmetalearner", (5, 5, 5), 1300, 8, "none printed", {"lr": 0.1, "steps": 5}),
+]
+
+
+def memory_rows() -> list[Row]:
+    return [_reading(one) for one in MEMORY]
+
+
+def _reading(one: Reader) -> Row:
+    ways, shots, queries = one.sizes
+    stream = one.learner in ("mann", "metarnn")
+    sizes = "streams of ten of each class" if stream else f"{queries} queries"
+    settings = f"{one.iterations:,} iterations of {one.meta_batch} tasks, {sizes}"
+    return Row(
+        one.learner if stream else f"{one.learner}-{ways}way-{shots}shot",
+        one.learner,
+        one.sizes,
+        one.iterations,
+        one.meta_batch,
+        [STREAM, Test(5, 5, 5, episodes=600)] if stream else [Test(ways, shots, 15 if ways == 5 else 5, episodes=600)],
+        dict(one.fields),
+        dict(one.network),
+        published=one.published,
+        differs="; ".join(text for text in (settings, one.about) if text),
+        instances=SEEN if stream else (),
+        clip=one.clip,
+    )
+
+
+# What the papers print: iterations, tasks in each, fields; RMSProp at 1e-4 is MANN's own outer loop.
+MEMORY_LONG: dict[str, dict[str, Any]] = {
+    "mann": {"iterations": 100_000, "meta_batch": 16, "fields": {}, "schedule": None, "clip": None},
+    "metarnn": {"iterations": 100_000, "meta_batch": 16},
+    "snail": {"iterations": 80_000, "meta_batch": 32, "fields": {}},
+    "lstmmetalearner": {"iterations": 50_000, "meta_batch": 16},
+}
+
+
+def memory_long_rows() -> list[Row]:
+    """Longer trainings with the papers' sizes, three seeds: for a GPU or a patient machine."""
+    return [
+        dataclasses.replace(row, name=f"{row.name}-seed{seed}", seed=seed, differs="", **MEMORY_LONG[row.learner])
+        for row in memory_rows()
+        for seed in range(3)
+    ]

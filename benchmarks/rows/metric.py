@@ -1,0 +1,90 @@
+"""The learners that compare, solve, condition or pretrain, on Omniglot."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.rows.row import Row, Test
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A learner that takes as many classes at test as it is given: trained on 20 ways, tested on 5 and on 20.
+
+    It has one training for each number of shots; or one at 5 shots for all tests, where `short` has one number (and
+    always where it pretrains on all classes). Iterations are 15 minutes of processor time over what one costs.
+    """
+
+    learner: str
+    short: tuple[int, ...]  # iterations at 1 and 5 shots, or at 5 shots alone
+    published: dict[int, str] = field(default_factory=dict)  # by shots: 5-way / 20-way
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+METRIC = [
+    Compared("protonet", (4000, 2400), {1: "98.8 / 96.0", 5: "99.7 / 98.9"}),
+    Compared("matchingnet", (4000, 2400), {1: "98.1 / 93.8", 5: "98.9 / 98.5"}),
+    Compared("r2d2", (4000, 2400)),
+    Compared("relationnet", (1800, 1200), {1: "99.6 / 97.6", 5: "99.8 / 99.1"}),
+    Compared("attentiveprotonet", (4000, 2400)),
+    Compared("metaoptnet", (1500,)),
+    Compared("baselinepp", (6000,)),
+    Compared("simpleshot", (6000,)),
+    Compared("cnaps", (1300,)),
+    Compared("cnp", (1800,)),
+    Compared("anp", (1800,)),
+]
+
+
+def metric_rows() -> list[Row]:
+    return [_metric(one, shots) for one in METRIC for shots in ((1, 5) if len(one.short) > 1 else (None,))]
+
+
+# ProtoNet's own training, also for learners whose papers have none on these characters: 60 ways, 5 queries, one task
+# per iteration. RelationNet's (Sung 2018): 20 ways, 10 or 5 queries.
+METRIC_LONG: dict[str, dict[str, Any]] = {
+    "relationnet": {"sizes": {1: (20, 1, 10), 5: (20, 5, 5)}, "iterations": 1_000_000},
+    "baselinepp": {"meta_batch": 2},
+    "simpleshot": {"meta_batch": 2},
+}
+
+
+def metric_long_rows() -> list[Row]:
+    """The papers' trainings, three seeds: for a GPU or a patient machine."""
+    return [_metric_long(row, seed) for row in metric_rows() for seed in range(3)]
+
+
+def _metric_long(row: Row, seed: int) -> Row:
+    told, shots = METRIC_LONG.get(row.learner, {}), row.sizes[1]
+    sizes = told.get("sizes", {}).get(shots, (60, shots, 5))
+    iterations, tasks = told.get("iterations", 40_000), told.get("meta_batch", 1)
+    return dataclasses.replace(
+        row,
+        name=f"{row.name}-seed{seed}",
+        sizes=sizes,
+        iterations=iterations,
+        meta_batch=tasks,
+        tests=[dataclasses.replace(test, episodes=1000) for test in row.tests],
+        seed=seed,
+        differs=f"{iterations:,} iterations of {tasks} ({sizes[0]}-way, {sizes[2]} queries); cosine schedule",
+    )
+
+
+def _metric(one: Compared, shots: int | None) -> Row:
+    """`shots` None: one training at 5 shots for the tests at 1 and at 5."""
+    tested = (1, 5) if shots is None else (shots,)
+    iterations = one.short[0 if shots == 1 else -1]
+    told = [f"{one.published[k]}" + (f" ({k}-shot)" if shots is None else "") for k in tested if k in one.published]
+    return Row(
+        one.learner if shots is None else f"{one.learner}-{shots}shot",
+        one.learner,
+        (20, shots or 5, 5),
+        iterations,
+        2,
+        [Test(ways, k, queries, episodes=600) for k in tested for ways, queries in ((5, 15), (20, 5))],
+        dict(one.fields),
+        published="; ".join(told) or "no value at hand",
+        differs=f"{iterations:,} iterations of 2 tasks (20-way {shots or 5}-shot, 5 queries)",
+    )
