@@ -55,9 +55,8 @@ TABLES: dict[tuple[str, str], Callable[[bool], tuple[Sequence[Row], Sequence[Row
 
 def run_row(row: Row, tasks: str, data: str | None, folder: Path, device: str) -> dict[str, Any]:
     """Train a row, or go on with it; how long it took, and its run folder's trained learner."""
-    request = recipes.Request(tasks, *row.sizes, data=data)
     torch.manual_seed(seeds.derive(row.seed, "weights"))
-    source = recipes.open_tasks(request, "train")
+    source = source_of(row, tasks, row.sizes, "train", data, folder)
     cls = recipes.find_learner(row.learner)[1]
     learner = recipes.build_learner(cls, source, dict(row.fields), dict(row.network))
     outer = learner.outer() if row.schedule is None else qs.Outer(schedule=row.schedule)
@@ -74,7 +73,7 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path, device: str) -
         scheduler=schedule_of(outer.schedule, row.iterations),
         resume=True,
         clip=row.clip,
-        **({"keep": row.keep, "val": recipes.open_tasks(request, "val")} if row.keep > 1 else {}),
+        **({"keep": row.keep, "val": source_of(row, tasks, row.sizes, "val", data, folder)} if row.keep > 1 else {}),
     )
     trained_by = folder / row.name / "commit.json"
     if not trained_by.exists():
@@ -87,6 +86,20 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path, device: str) -
     }
 
 
+def source_of(
+    row: Row, tasks: str, sizes: tuple[int | None, int, int], split: str, data: str | None, folder: Path
+) -> Any:
+    """The tasks of a row, on another row's features where it says so."""
+    source = recipes.open_tasks(recipes.Request(tasks, *sizes, data=data), split)
+    if not row.features:
+        return source
+    if not (folder / row.features / "learner.qs").exists():
+        sys.exit(f"{row.name} learns from the features of {row.features}: train that row first")
+    trained = qs.load(folder / row.features)
+    trained.learner.encoder.load_state_dict(trained.theta)  # it is this row's own copy
+    return qs.tasks.features(source, trained.learner.encoder)
+
+
 def engine_of(learner: qs.Learner, tasks: str, device: str) -> str:
     """One engine for all of a table's rows of a kind, whatever a machine would choose."""
     if tasks == "sinusoid" or learner.ordered:  # small steps, one after the other: many tasks at once make them large
@@ -94,9 +107,8 @@ def engine_of(learner: qs.Learner, tasks: str, device: str) -> str:
     return "threads" if device == "cpu" else "auto"
 
 
-def test_row(trained: qs.Trained, tasks: str, test: Test, data: str | None) -> list[Score]:
+def test_row(trained: qs.Trained, test: Test, source: Any) -> list[Score]:
     """The score under a test protocol, and the non-transductive one where that is another."""
-    source = recipes.open_tasks(recipes.Request(tasks, test.ways, test.shots, test.queries, data), "test")
     settings: dict[str, Any] = {"episodes": test.episodes, "seed": 1, "ensemble": test.ensemble}
     settings["steps"] = test.steps if hasattr(trained.learner, "steps") and test.steps is not None else None
     scores = [qs.evaluate(trained, source, controls=test.controls, **settings)]
@@ -106,13 +118,13 @@ def test_row(trained: qs.Trained, tasks: str, test: Test, data: str | None) -> l
 
 
 def test_all(
-    trained: qs.Trained, tasks: str, tests: Sequence[Test], data: str | None
+    trained: qs.Trained, tests: Sequence[Test], source: Callable[[Test], Any]
 ) -> tuple[list[list[dict[str, Any]]], list[str]]:
     """The scores of every test, and in words those that gave none because an output was not finite."""
     scores, diverged = [], []
     for test in tests:
         try:
-            scores.append([score.to_dict() for score in test_row(trained, tasks, test, data)])
+            scores.append([score.to_dict() for score in test_row(trained, test, source(test))])
         except qs.errors.NonFiniteError as error:
             diverged.append(f"{test.shots}-shot, {test.steps} inner steps: {str(error).splitlines()[0]}")
     return scores, diverged
@@ -148,24 +160,25 @@ def train_and_test(row: Row, tasks: str, data: str | None, folder: Path, device:
         made = run_row(row, tasks, data, folder, device)
     except qs.errors.NonFiniteError as error:
         return {"scores": [], "diverged": [f"training: {error}"], "timing": None, "parameters": None, "commit": COMMIT}
-    scores, diverged = test_all(made["trained"], tasks, row.tests, data)
+
+    def source(test: Test) -> Any:
+        return source_of(row, tasks, (test.ways, test.shots, test.queries), "test", data, folder)
+
+    scores, diverged = test_all(made["trained"], row.tests, source)
     facts = {name: made[name] for name in ("timing", "parameters", "commit")}
     if row.instances:
-        test = row.tests[0]
-        source = recipes.open_tasks(recipes.Request(tasks, test.ways, test.shots, test.queries, data), "test")
-        found = qs.instance_accuracy(made["trained"], source, instances=row.instances, episodes=test.episodes, seed=1)
+        episodes, streams = row.tests[0].episodes, source(row.tests[0])
+        found = qs.instance_accuracy(made["trained"], streams, instances=row.instances, episodes=episodes, seed=1)
         facts["instances"] = found.to_dict()
     if row.movement:
-        facts["movement"] = movement(made["trained"], tasks, row, data)
+        facts["movement"] = movement(made["trained"], source(row.tests[0]), row.tests[0].steps)
     return {"scores": scores, "diverged": diverged, **facts}
 
 
-def movement(trained: qs.Trained, tasks: str, row: Row, data: str | None) -> dict[str, Any] | None:
+def movement(trained: qs.Trained, source: Any, steps: int | None) -> dict[str, Any] | None:
     """How far each layer moves in the row's first test; None for learners whose layers do not adapt."""
-    test = row.tests[0]
-    source = recipes.open_tasks(recipes.Request(tasks, test.ways, test.shots, test.queries, data), "test")
     try:
-        return qs.layer_movement(trained, source, episodes=100, seed=1, steps=test.steps).to_dict()
+        return qs.layer_movement(trained, source, episodes=100, seed=1, steps=steps).to_dict()
     except qs.errors.ConfigError:
         return None
 

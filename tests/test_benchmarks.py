@@ -26,6 +26,7 @@ def test_every_row_can_be_built(tables, long):
         assert len({row.name for row in found}) == len(found) > 0
         for row in found:
             assert json.loads(json.dumps(row.settings()))["learner"] == row.learner
+            assert not row.features or row.features in {r.name for r in found[: found.index(row)]}
             asked = (row.learner, row.sizes[0] is None, str(row.fields), str(row.network))
             if asked in built or what == "cifar_fs":  # test_cifar.py builds those
                 continue

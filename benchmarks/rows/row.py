@@ -39,10 +39,13 @@ class Row:
     movement: bool = False  # measure how far each layer moves
     instances: tuple[int, ...] = ()  # accuracy at these instances of a class in a stream
     clip: float | None = None  # norm that a gradient is cut to
+    features: str = ""  # the row before it whose encoder, frozen, makes the features that it learns from
     published: str = ""  # the paper's number, under the paper's protocol
     differs: str = ""  # what we did otherwise
 
     def settings(self) -> dict[str, Any]:
         """All that its numbers depend on, as plain values: a result stands as long as these are the same."""
-        unset = {name for name in ("instances", "clip") if not getattr(self, name)}  # older results do not know them
+        unset = {
+            name for name in ("instances", "clip", "features") if not getattr(self, name)
+        }  # older results do not know them
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in unset | {"published", "differs"}}
