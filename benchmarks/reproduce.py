@@ -96,8 +96,11 @@ def source_of(
     if not (folder / row.features / "learner.qs").exists():
         sys.exit(f"{row.name} learns from the features of {row.features}: train that row first")
     trained = qs.load(folder / row.features)
-    trained.learner.encoder.load_state_dict(trained.theta)  # it is this row's own copy
-    return qs.tasks.features(source, trained.learner.encoder)
+    encoder = trained.learner.encoder
+    encoder.load_state_dict(trained.theta)  # it is this row's own copy
+    # Centred: what follows a ReLU is alike for all images, and a memory that is read by cosines tells them apart late.
+    width = recipes.shape_of(encoder, source)[-1]
+    return qs.tasks.features(source, torch.nn.Sequential(encoder, torch.nn.LayerNorm(width, elementwise_affine=False)))
 
 
 def engine_of(learner: qs.Learner, tasks: str, device: str) -> str:

@@ -174,7 +174,8 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
     """conv4 or another `network` for images, mlp for rows of numbers; an encoder where `outputs` is None."""
     shape = tuple(tasks.sample(1).support.x.shape[2:])
     if len(shape) != 3:
-        return networks.mlp(math.prod(shape), outputs, hidden=tuple(options.get("hidden") or (40, 40)))
+        hidden = options.get("hidden")
+        return networks.mlp(math.prod(shape), outputs, hidden=(40, 40) if hidden is None else tuple(hidden))
     name = options.get("network") or "conv4"
     chosen = {k: options[k] for k in IMAGE_NETWORKS[name] if options.get(k) is not None}
     sizes = {"size": shape[-1]} if name == "conv4" else {}

@@ -49,7 +49,7 @@ MEMORY = [
         16,
         "2nd instance 82.8, 5th 94.9",
         {"sharpness": 10.0, "slots": 64},
-        {"hidden": (128,)},
+        {"hidden": ()},
         features=FEATURES,
         name="mann-features",
         about="on features of ProtoNet in place of pixels; 64 rows; Adam 1e-3, paper RMSProp 1e-4; sharpness 10",
