@@ -23,19 +23,18 @@ from torch import Tensor
 
 from quickstudy import engine as engines
 from quickstudy import seeds
+from quickstudy.amount import Amount, aligned
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation import (
     check_episodes,
     check_values,
     device_of,
     for_test,
-    half_width,
     protocol_of,
     sample_blocks,
 )
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.hypernet.parts import Gaussian, surprise
-from quickstudy.movement import Amount
 from quickstudy.protocol import Protocol
 from quickstudy.trained import Trained, distribution_of
 
@@ -77,10 +76,8 @@ class Calibration:
     def __str__(self) -> str:
         head = ("support points", *(f"{100 * level:g} %" for level in self.levels), *HEADINGS)
         rows = [head, *(_row(one) for one in self.sizes)]
-        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(text.ljust(w) for text, w in zip(row, width, strict=True)).rstrip() for row in rows]
         under = f"95 % CI over {self.protocol.episodes} episodes; {self.protocol.describe()}"
-        return "\n".join([*lines, f"percent of the values inside central intervals ({under})"])
+        return "\n".join([*aligned(rows), f"percent of the values inside central intervals ({under})"])
 
     __repr__ = __str__
 
@@ -214,7 +211,7 @@ def _at_size(points: int, values: Tensor) -> AtSize:
     if not torch.isfinite(values).all():
         episode = int((~torch.isfinite(values)).any(1).nonzero()[0])
         raise NonFiniteError(f"test episode {episode} gives a distribution that is not finite with {points} points.")
-    amounts = [Amount(float(column.mean()), half_width(column)) for column in values.T]
+    amounts = list(map(Amount.of, values.T))
     return AtSize(points, tuple(amounts[: -len(KINDS)]), *amounts[-len(KINDS) :])
 
 

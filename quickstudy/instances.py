@@ -17,7 +17,6 @@ https://arxiv.org/abs/1605.06065
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from quickstudy import engine as engines
 from quickstudy import seeds
+from quickstudy.amount import Amount
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import (
     TRIAL,
@@ -35,13 +35,12 @@ from quickstudy.evaluation import (
     check_values,
     device_of,
     for_test,
-    half_width,
     protocol_of,
     sample_blocks,
 )
+from quickstudy.evaluation import in_words as score_in_words
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.memory.reading import joined
-from quickstudy.movement import Amount
 from quickstudy.protocol import Protocol
 
 INSTANCES = (1, 2, 5, 10)
@@ -91,8 +90,10 @@ class InstanceAccuracy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for instances.json."""
-        accuracies = [{"instance": n, **_plain(amount)} for n, amount in zip(self.instances, self.amounts, strict=True)]
-        return {"accuracies": accuracies, "first": _plain(self.first), "protocol": self.protocol.to_dict()}
+        accuracies = [
+            {"instance": n, **amount.to_dict()} for n, amount in zip(self.instances, self.amounts, strict=True)
+        ]
+        return {"accuracies": accuracies, "first": self.first.to_dict(), "protocol": self.protocol.to_dict()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> InstanceAccuracy:
@@ -100,9 +101,9 @@ class InstanceAccuracy:
         points = plain["accuracies"]
         if not points:
             raise ValueError("it holds no instance")
-        amounts = tuple(map(_amount, points))
+        amounts = tuple(map(_share, points))
         numbers = tuple(int(one["instance"]) for one in points)
-        return cls(numbers, amounts, _amount(plain["first"]), Protocol(**plain["protocol"]))
+        return cls(numbers, amounts, _share(plain["first"]), Protocol(**plain["protocol"]))
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the figure: a bar per instance with 95 % intervals. The ending of `path` says how: .png, .svg, .pdf."""
@@ -113,18 +114,14 @@ class InstanceAccuracy:
 
 def in_words(amount: Amount) -> str:
     """'36.4 % ± 0.5'."""
-    return f"{100 * amount.mean:.1f} % ± {100 * amount.interval:.1f}"
+    return score_in_words(*amount, "accuracy")
 
 
-def _plain(amount: Amount) -> dict[str, float | None]:
-    return {"mean": amount.mean, "interval": None if math.isinf(amount.interval) else amount.interval}
-
-
-def _amount(plain: Mapping[str, Any]) -> Amount:
-    mean, interval = float(plain["mean"]), plain["interval"]
-    if not 0 <= mean <= 1:
-        raise ValueError(f"{mean} is no accuracy")
-    return Amount(mean, math.inf if interval is None else float(interval))
+def _share(plain: Mapping[str, Any]) -> Amount:
+    amount = Amount.from_dict(plain)
+    if not 0 <= amount.mean <= 1:
+        raise ValueError(f"{amount.mean} is no accuracy")
+    return amount
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -178,7 +175,7 @@ def instance_accuracy(
         if progress:
             progress(len(block.query.y))
     table = _finite(torch.cat(values).double().cpu())
-    amounts = tuple(Amount(float(column.mean()), half_width(column)) for column in table.unbind(1))
+    amounts = tuple(map(Amount.of, table.unbind(1)))
     protocol = protocol_of(learner, source, "accuracy at an instance", episodes, seed, seen=first)
     return InstanceAccuracy(tuple(instances), amounts[1:], amounts[0], protocol)
 

@@ -17,20 +17,20 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quickstudy import engine as engines
 from quickstudy import seeds
+from quickstudy.amount import Amount, aligned
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation import (
     check_episodes,
     check_values,
     device_of,
     for_test,
-    half_width,
     protocol_of,
     sample_blocks,
 )
@@ -41,13 +41,6 @@ from quickstudy.similarity import cka, relative_change
 
 KINDS = ("representation", "output", "weights")
 Moves = dict[str, dict[str, Tensor]]  # layer -> kind -> a scalar
-
-
-class Amount(NamedTuple):
-    """A mean over test episodes and the half width of its 95 % interval (infinite for one episode)."""
-
-    mean: float
-    interval: float
 
 
 @dataclass(frozen=True)
@@ -79,10 +72,8 @@ class Movement:
     def __str__(self) -> str:
         rows = [("layer", *KINDS)]
         rows += [(one.name, *(in_words(getattr(one, kind)) for kind in KINDS)) for one in self.layers]
-        width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(text.ljust(w) for text, w in zip(row, width, strict=True)).rstrip() for row in rows]
         under = f"95 % CI over {self.protocol.episodes} episodes; {self.protocol.describe()}"
-        return "\n".join([*lines, f"relative movement by adaptation ({under})"])
+        return "\n".join([*aligned(rows), f"relative movement by adaptation ({under})"])
 
     __repr__ = __str__
 
@@ -121,18 +112,11 @@ def _representation(one: LayerMovement) -> float:
 
 
 def _plain(amount: Amount | None) -> dict[str, float | None] | None:
-    if amount is None:
-        return None
-    return {"mean": amount.mean, "interval": None if math.isinf(amount.interval) else amount.interval}
+    return None if amount is None else amount.to_dict()
 
 
 def _amount_of(plain: Mapping[str, float | None] | None) -> Amount | None:
-    if plain is None:
-        return None
-    mean, interval = float(plain["mean"] or 0.0), plain["interval"]
-    if not math.isfinite(mean):
-        raise ValueError("a mean is not finite")
-    return Amount(mean, math.inf if interval is None else float(interval))
+    return None if plain is None else Amount.from_dict(plain)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -228,7 +212,7 @@ def _amount(values: Tensor, name: str) -> Amount | None:
             f"test episode {int(values.isnan().nonzero()[0])} gives the layer {name!r} values that are not finite. "
             "Lower the inner learning rate or the steps."
         )
-    return None if values.isinf().any() else Amount(float(values.mean()), half_width(values))
+    return None if values.isinf().any() else Amount.of(values)
 
 
 # --- which learners --------------------------------------------------------------------------------------------------

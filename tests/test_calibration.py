@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy import seeds
+from quickstudy.amount import Amount
 from quickstudy.calibration import AtSize
 from quickstudy.errors import ConfigError, FileFormatError, NonFiniteError
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.movement import Amount
 from quickstudy.report import write_report
 from quickstudy.report.reliability import conclusion
 from quickstudy.runs import evaluate_run

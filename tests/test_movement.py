@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy import engine
+from quickstudy.amount import Amount
 from quickstudy.errors import ConfigError, FileFormatError, NonFiniteError
 from quickstudy.evaluation import half_width
 from quickstudy.learner import Batch, Episode, Learner
 from quickstudy.model import outputs_of, parameters
-from quickstudy.movement import Amount, LayerMovement, Movement, episode_movement, moves_layers
+from quickstudy.movement import LayerMovement, Movement, episode_movement, moves_layers
 from quickstudy.report import write_report
 from quickstudy.report.layers import conclusion
 from quickstudy.runs import evaluate_run

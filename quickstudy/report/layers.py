@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from quickstudy.movement import KINDS, Amount, LayerMovement, Movement, in_words
+from quickstudy.amount import Amount
+from quickstudy.movement import KINDS, LayerMovement, Movement, in_words
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
 from quickstudy.report.plots import Bars, bars, save_bars

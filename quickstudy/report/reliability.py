@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from quickstudy.amount import Amount
 from quickstudy.calibration import AtSize, Calibration
-from quickstudy.movement import Amount
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
 from quickstudy.report.plots import DASHES, SERIES, drawn, save
