@@ -73,7 +73,8 @@ def behind(result: dict[str, Any]) -> list[str]:
     learner = {row["name"]: row["settings"]["learner"] for row in result["rows"]}
     lower = [learner[d["row"]] for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
     told = [f"- **{name}**: {BEHIND[name]}" for name in dict.fromkeys(lower) if name in BEHIND]
-    return ["", "Behind MAML by more than the interval, and why:", "", *told] if told else []
+    heading = "Behind MAML by more than the interval, and why (what stands in no row above was measured once, by hand):"
+    return ["", heading, "", *told] if told else []
 
 
 def controls(rows: list[dict[str, Any]]) -> list[str]:
