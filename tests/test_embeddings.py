@@ -70,6 +70,11 @@ def test_neighbours_on_a_line_by_hand():
     assert told.chance == pytest.approx(9 / 99) and 0.75 < told.value < 0.95
 
 
+def test_no_task_is_a_neighbour_of_itself():
+    names = tuple(f"task {i}" for i in range(12))
+    assert embedded(torch.randn(12, 3), {"name": names}, PROTOCOL).told["name"] == (0, 0)
+
+
 def test_a_fact_that_is_the_same_everywhere_tells_nothing():
     found = embedded(torch.randn(12, 3), {"accuracy": (1.0,) * 12, "other": tuple(range(12))}, PROTOCOL)
     assert set(found.facts) == set(found.told) == {"other"}

@@ -270,6 +270,18 @@ def test_mann_trains_with_rmsprop_unless_said():
 READERS = {"metarnn": flat_rnn, "snail": flat_snail, "mann": flat_mann}
 
 
+@pytest.mark.parametrize("name", ["metarnn", "mann"])
+def test_a_task_embedding_knows_every_answer(name):
+    """The last one too, which a stream would bring only beside the example after it."""
+    learner, batch = READERS[name](), random_stream()
+    theta = learner.init()
+    found = learner.embed(theta, batch)
+    for t in range(len(batch.y)):
+        other = batch.y.clone()
+        other[t] = (other[t] + 1) % WAYS
+        assert float((learner.embed(theta, Batch(batch.x, other)) - found).abs().max()) > 1e-6, t
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_neither_the_future_nor_its_own_label_influences_a_row(name):
     """Bit for bit: what comes after example t, and the label of t, change no row up to t; the next row hears of it."""

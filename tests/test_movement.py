@@ -346,6 +346,13 @@ def movement(*layers: LayerMovement) -> Movement:
     return Movement(layers, PROTOCOL)
 
 
+def test_a_movement_that_is_not_a_number_is_refused():
+    plain = movement(layer("conv", 0.1)).to_dict()
+    plain["layers"][0]["weights"]["mean"] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        Movement.from_dict(plain)
+
+
 def test_movement_survives_json():
     one = movement(layer("conv", 0.1, None), LayerMovement("read", None, None, Amount(1 / 3, float("inf"))))
     again = Movement.from_dict(json.loads(json.dumps(one.to_dict(), allow_nan=False)))
