@@ -24,6 +24,7 @@ from torch import Tensor
 from quickstudy import engine as engines
 from quickstudy import seeds
 from quickstudy.amount import Amount, aligned
+from quickstudy.episodes import Episodes, count, unstack
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation import (
     check_episodes,
@@ -151,16 +152,16 @@ def interval_coverage(
     distribution_of(trained.learner)
     _check(episodes, levels)
     learner, theta, found = for_test(trained.learner, tasks), trained.theta, []
-    first: Episode | None = None
+    first: Episodes | None = None
     for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
         if first is None:
             first, outputs = block, check_episodes(learner, theta, block)
-            points = _points(points, learner, block.support.y.shape[1])
+            points = _points(points, learner, _fewest(block))
         check_values(block, outputs)
         with seeds.seeded(seed, "evaluate", number):
             found.append([_measured(learner, theta, block, k, levels) for k in points or ()])
         if progress:
-            progress(len(block.query.y))
+            progress(count(block))
     sizes = [_at_size(k, torch.cat(blocks)) for k, blocks in zip(points or (), zip(*found, strict=True), strict=True)]
     protocol = protocol_of(learner, tasks, "coverage of intervals", episodes, seed, seen=first)
     return Calibration(tuple(levels), tuple(sizes), protocol)
@@ -171,6 +172,11 @@ def _check(episodes: int, levels: Sequence[float]) -> None:
         raise ConfigError(f"intervals over episodes need at least 2 of them, got {episodes}.")
     if not levels or not all(0 < level < 1 for level in levels):
         raise ConfigError(f"levels are probabilities between 0 and 1, got {', '.join(map(str, levels)) or 'none'}.")
+
+
+def _fewest(block: Episodes) -> int:
+    """Support examples of the task that has the fewest."""
+    return min(len(one.support.y) for one in unstack(block))
 
 
 def _points(given: Sequence[int] | None, learner: Learner, shots: int) -> list[int]:
@@ -193,18 +199,18 @@ def _answers(learner: Learner, theta: Theta, episode: Episode, points: int) -> G
     return Gaussian(*distribution_of(learner)(theta, phi, episode.query.x))
 
 
-def _measured(learner: Learner, theta: Theta, episodes: Episode, points: int, levels: Sequence[float]) -> Tensor:
+def _measured(learner: Learner, theta: Theta, episodes: Episodes, points: int, levels: Sequence[float]) -> Tensor:
     """[episodes, levels + 3]: coverage of each level, surprise, std, squared error; means over each task's values."""
     reach = [float(ndtri(0.5 + level / 2)) for level in levels]
 
-    def measure(episode: Episode) -> Tensor:
-        p, yq = _answers(learner, theta, episode, points), episode.query.y
+    def measure(one: Learner, episode: Episode) -> Tensor:
+        p, yq = _answers(one, theta, episode, points), episode.query.y
         away = (yq - p.mean).abs()
         # NaN counts as outside: it comes through in the surprise, where it is refused.
         inside = [(away <= z * p.std).double().mean() for z in reach]
         return torch.stack([*inside, surprise(p, yq).double().mean(), p.std.double().mean(), (away**2).double().mean()])
 
-    return engines.map_tasks(measure, episodes).cpu()
+    return engines.map_learner(measure, learner, episodes).cpu()
 
 
 def _at_size(points: int, values: Tensor) -> AtSize:
@@ -253,18 +259,19 @@ def recalibrated(
         raise ConfigError(f"{type(trained.learner).__name__} has no std_factors that could be set.")
     plain = dataclasses.replace(trained.learner, std_factors=())  # type: ignore[type-var]
     blocks = list(sample_blocks(tasks, episodes, seed, device_of(trained.theta)))
-    points = _points(points, plain, blocks[0].support.y.shape[1])
+    points = _points(points, plain, min(map(_fewest, blocks)))
     found = [_factor(plain, trained.theta, blocks, k, level) for k in points]
     factors = tuple(float(f) for f in np.interp(range(max(points) + 1), points, found))
     return dataclasses.replace(trained, learner=dataclasses.replace(plain, std_factors=factors))
 
 
-def _factor(learner: Learner, theta: Theta, blocks: Sequence[Episode], points: int, level: float) -> float:
+def _factor(learner: Learner, theta: Theta, blocks: Sequence[Episodes], points: int, level: float) -> float:
+    @torch.no_grad()
     def away(episode: Episode) -> Tensor:
         p = _answers(learner, theta, episode, points)
         return (episode.query.y - p.mean).abs() / p.std
 
-    ratios = torch.cat([engines.map_tasks(away, block).flatten() for block in blocks]).cpu().double()
+    ratios = torch.cat([away(episode).flatten() for block in blocks for episode in unstack(block)]).cpu().double()
     if not torch.isfinite(ratios).all():
         raise NonFiniteError(f"some test episode gives a distribution that is not finite with {points} points.")
     return float(np.quantile(ratios.numpy(), level) / ndtri(0.5 + level / 2))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy import seeds
+from quickstudy.episodes import Episodes, stack, unstack
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner import descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
@@ -20,7 +21,7 @@ from quickstudy.learners.metric.distance import class_means
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.transfer.finetune import FineTune
 from quickstudy.model import input_of, last_linear, own, parameters, statistics
-from quickstudy.protocol import networks
+from quickstudy.protocol import describe, networks
 
 Variant = tuple[Learner, Theta, Any]  # a learner, its theta and the tasks it is tested on
 
@@ -195,9 +196,9 @@ def from_scratch(learner: Learner, theta: Theta, tasks: Any) -> Variant:
 def _with_head(model: nn.Module, tasks: Any, ways: int | None) -> nn.Module:
     """A randomly initialised copy of the network that ends in a linear layer; an encoder gets one on top."""
     fresh = rerandomised(model)
-    example = tasks.sample(1, seeds.generator(0, "probe")).support
+    example = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
     with torch.no_grad():
-        output = fresh(example.x[0])
+        output = fresh(example.x)
     width, wanted = output.flatten(1).shape[1], ways or example.y.shape[-1]
     return fresh if output.shape[1:] == (wanted,) else nn.Sequential(fresh, nn.Flatten(), nn.Linear(width, wanted))
 
@@ -228,14 +229,18 @@ class ShuffledSupport:
     def ways(self) -> int | None:
         return getattr(self.source, "ways", None)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
-        support, query = self.source.sample(n, generator)
-        order = torch.rand(support.y.shape[:2], generator=generator).argsort(1)
-        shuffled = torch.stack([y[o] for y, o in zip(support.y, order, strict=True)])
-        return Episode(support._replace(y=shuffled), query)
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Episodes:
+        tasks = unstack(self.source.sample(n, generator))
+        return stack([_shuffled(one, generator) for one in tasks])
 
     def describe(self) -> dict[str, Any]:
-        return self.source.describe()
+        return describe(self.source)
+
+
+def _shuffled(episode: Episode, generator: torch.Generator | None) -> Episode:
+    support = episode.support
+    order = torch.rand(len(support.y), generator=generator).argsort()
+    return episode._replace(support=support._replace(y=support.y[order]))
 
 
 CONTROLS: dict[str, Callable[[Learner, Theta, Any], Variant]] = {

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from quickstudy import engine as engines
 from quickstudy import seeds
+from quickstudy.episodes import Episodes, count, is_classification
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation import check_episodes, device_of, episode_score, for_test, protocol_of, sample_blocks
-from quickstudy.learner import Episode, embed_of
+from quickstudy.learner import embed_of
 from quickstudy.protocol import Protocol
 
 NEIGHBOURS = 5
@@ -132,22 +133,25 @@ def task_embeddings(
     if episodes < FEWEST:
         raise ConfigError(f"neighbours need at least {FEWEST} episodes, got {episodes}.")
     learner, theta, found, scores = for_test(trained.learner, tasks), trained.theta, [], []
-    embed = embed_of(learner)
-    first: Episode | None = None
+    first: Episodes | None = None
     for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
         if first is None:
             first = block
             check_episodes(learner, theta, block)
         with seeds.seeded(seed, "evaluate", number):
-            found.append(engines.map_tasks(lambda e: embed(theta, e.support), block).cpu().double())
-            scores.append(engines.map_tasks(lambda e: episode_score(learner, theta, e), block).cpu().double())
+            found.append(
+                engines.map_learner(lambda one, e: embed_of(one)(theta, e.support), learner, block).cpu().double()
+            )
+            scores.append(
+                engines.map_learner(lambda one, e: episode_score(one, theta, e), learner, block).cpu().double()
+            )
         if progress:
-            progress(len(block.query.y))
+            progress(count(block))
     vectors = torch.cat(found)
     if not torch.isfinite(vectors).all():
         raise NonFiniteError(f"{type(learner).__name__} gives embeddings that are not finite.")
     known = _facts(tasks, episodes, seed)
-    metric = "error" if first is not None and first.query.y.is_floating_point() else "accuracy"
+    metric = "accuracy" if first is None or is_classification(first) else "error"
     protocol = protocol_of(learner, tasks, "embeddings of tasks", episodes, seed, seen=first)
     return embedded(vectors, known or {metric: tuple(torch.cat(scores).tolist())}, protocol)
 

@@ -22,14 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from quickstudy.episodes import Episodes, alike, first_tasks, fitted, unstack
 from quickstudy.errors import ConfigError, EngineWarning, suggest
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.model import without_chance
 
 ENGINES = ("auto", "vmap", "threads", "loop")
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
 LONG = 5.0  # seconds after which a trial is not repeated for the sake of a better measurement
 T = TypeVar("T")
+Task = TypeVar("Task")  # an episode, or a learner and its episode
 
 
 class Choice(NamedTuple):
@@ -39,20 +41,33 @@ class Choice(NamedTuple):
     reason: str
 
 
-def meta_gradient(learner: Learner, theta: Theta, episodes: Episode, engine: str = "loop") -> tuple[Tensor, Theta]:
+def meta_gradient(learner: Learner, theta: Theta, episodes: Episodes, engine: str = "loop") -> tuple[Tensor, Theta]:
     """Mean meta-loss over a batch of episodes (a scalar) and its gradient in theta.
 
     `engine`: "vmap", "threads" or "loop" (see `choose` for "auto").
     """
     if engine == "vmap":
-        return _together(learner, theta, episodes)
-    tasks = unstack(episodes)
-    total, sums = torch.zeros(()), {}
-    for loss, slope in _map(functools.partial(_task_gradient, learner, theta), tasks, engine):
-        # Added in the order of the tasks, so that the number of threads changes nothing.
-        total = total.to(loss.device) + loss
-        sums = {name: value + sums[name] for name, value in slope.items()} if sums else slope
-    return total / len(tasks), {name: value / len(tasks) for name, value in sums.items()}
+        groups = alike(learner, episodes)
+        return _mean((_together(one.learner, theta, one.episodes), len(one.places)) for one in groups)
+    tasks = _fitted(learner, episodes)
+    return _mean((found, 1) for found in _map(lambda task: _task_gradient(task[0], theta, task[1]), tasks, engine))
+
+
+def _fitted(learner: Learner, episodes: Episodes) -> list[tuple[Learner, Episode]]:
+    """Each task, with the learner in its ways."""
+    if isinstance(episodes, list):
+        return [fitted(learner, episode) for episode in episodes]
+    return [(learner, episode) for episode in unstack(episodes)]
+
+
+def _mean(parts: Iterable[tuple[tuple[Tensor, Theta], int]]) -> tuple[Tensor, Theta]:
+    """The mean of means over so many tasks each, added in their order: the number of threads changes nothing."""
+    total, sums, tasks = torch.zeros(()), {}, 0
+    for (loss, slope), n in parts:
+        total = total.to(loss.device) + n * loss
+        sums = {name: n * value + sums[name] if sums else n * value for name, value in slope.items()}
+        tasks += n
+    return total / tasks, {name: value / tasks for name, value in sums.items()}
 
 
 def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str = "loop") -> T:
@@ -63,6 +78,25 @@ def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str =
             # What does not depend on the task comes back as one value with stride 0: make it a tensor of its own.
             return pytree.tree_map(lambda t: t.contiguous(), mapped)
         results = list(_map(function, unstack(episodes), engine))
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def map_learner(
+    function: Callable[[Learner, Episode], T], learner: Learner, episodes: Episodes, engine: str = "loop"
+) -> T:
+    """function(learner, episode) for each episode of a batch, as `map_tasks`, also where sizes or ways differ.
+
+    The results must be of one shape for all tasks.
+    """
+    if not isinstance(episodes, list):
+        return map_tasks(lambda episode: function(learner, episode), episodes, engine)
+    if engine == "vmap":
+        groups = alike(learner, episodes)
+        found = [map_tasks(functools.partial(function, one.learner), one.episodes, engine) for one in groups]
+        order = torch.tensor([place for one in groups for place in one.places]).argsort()
+        return pytree.tree_map(lambda *leaves: torch.cat(leaves)[order.to(leaves[0].device)], *found)
+    with torch.no_grad():
+        results = list(_map(lambda task: function(*task), _fitted(learner, episodes), engine))
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
@@ -105,7 +139,7 @@ def _other_than_vmap(device: torch.device) -> list[str]:
     return ["threads"] if device.type == "cpu" and torch.get_num_threads() > 1 else []
 
 
-def check_vmap(learner: Learner, theta: Theta, episodes: Episode) -> None:
+def check_vmap(learner: Learner, theta: Theta, episodes: Episodes) -> None:
     """Raise RuntimeError unless vmap and the loop agree on the meta-gradient of two tasks in float64.
 
     Some of torch's rules for vmap are wrong in second derivatives, without an error (fused normalisation with scale
@@ -129,11 +163,6 @@ def in_double(learner: Learner) -> Learner:
 
 def to_double(tree: T) -> T:
     return pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, tree)
-
-
-def first_tasks(episodes: Episode, n: int) -> Episode:
-    """The first n of a batch of episodes."""
-    return Episode(*(Batch(*(t[:n] for t in batch)) for batch in episodes))
 
 
 def relative_difference(a: Any, b: Any) -> float:
@@ -232,16 +261,10 @@ def _vmap(function: Callable[[Episode], T], episodes: Episode) -> T:
         return torch.func.vmap(function, randomness="different")(episodes)
 
 
-def unstack(episodes: Episode) -> list[Episode]:
-    """A batch of episodes as a list of single ones (views, no copies)."""
-    parts = (t.unbind(0) for batch in episodes for t in batch)
-    return [Episode(Batch(xs, ys), Batch(xq, yq)) for xs, ys, xq, yq in zip(*parts, strict=True)]
-
-
 # --- threads ---------------------------------------------------------------------------------------------------------
 
 
-def _map(function: Callable[[Episode], T], tasks: Iterable[Episode], engine: str) -> Iterator[T]:
+def _map(function: Callable[[Task], T], tasks: Iterable[Task], engine: str) -> Iterator[T]:
     if engine == "loop":
         yield from map(function, tasks)
     elif engine == "threads":
@@ -251,12 +274,12 @@ def _map(function: Callable[[Episode], T], tasks: Iterable[Episode], engine: str
         raise ConfigError(f"expected engine 'vmap', 'threads' or 'loop', got {engine!r}.{suggest(engine, ENGINES)}")
 
 
-def _in_grad_mode(function: Callable[[Episode], T], enabled: bool) -> Callable[[Episode], T]:
+def _in_grad_mode(function: Callable[[Task], T], enabled: bool) -> Callable[[Task], T]:
     """Grad mode belongs to a thread in torch: carry the caller's over."""
 
-    def run(episode: Episode) -> T:
+    def run(task: Task) -> T:
         with torch.set_grad_enabled(enabled):
-            return function(episode)
+            return function(task)
 
     return run
 

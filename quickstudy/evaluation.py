@@ -18,10 +18,21 @@ from torch import Tensor
 from quickstudy import engine as engines
 from quickstudy import seeds
 from quickstudy.ensemble import best_thetas, mean_answer
+from quickstudy.episodes import (
+    Episodes,
+    concat,
+    count,
+    first_tasks,
+    fitted,
+    is_classification,
+    moved,
+    unstack,
+    whole,
+)
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.model import with_normalisation
-from quickstudy.protocol import Protocol, is_transductive, networks, normalisation_of, require_same
+from quickstudy.protocol import Protocol, describe, is_transductive, networks, normalisation_of, require_same
 
 BLOCK = 25  # episodes evaluated at once: enough to keep the engine busy, small enough for memory
 TRIAL = 8  # episodes on which engines are tried
@@ -215,14 +226,14 @@ def _score(
     blocks = sample_blocks(tasks, episodes, seed, device)
     first = next(blocks)
     outputs = check_episodes(learner, thetas[0], first)
-    metric = "mean squared error" if first.query.y.is_floating_point() else "accuracy"
+    metric = "accuracy" if is_classification(first) else "mean squared error"
 
-    def measure(episodes: Episode, chosen: str) -> Tensor:
-        return engines.map_tasks(lambda episode: _ensemble_score(learner, thetas, episode), episodes, chosen)
+    def measure(episodes: Episodes, chosen: str) -> Tensor:
+        return engines.map_learner(lambda one, e: _ensemble_score(one, thetas, e), learner, episodes, chosen)
 
-    few = engines.first_tasks(first, TRIAL)
+    few = first_tasks(first, TRIAL)
     with seeds.seeded(seed, "choose"):
-        choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device)
+        choice = engines.choose(lambda name: measure(few, name), engine, count(few), device)
     values = []
     for number, block in enumerate(itertools.chain([first], blocks)):
         check_values(block, outputs)
@@ -253,29 +264,28 @@ def _ensemble_score(learner: Learner, thetas: Sequence[Theta], episode: Episode)
     return right + 0 * output.sum()
 
 
-def sample_blocks(tasks: Any, episodes: int, seed: int, device: torch.device) -> Iterator[Episode]:
+def sample_blocks(tasks: Any, episodes: int, seed: int, device: torch.device) -> Iterator[Episodes]:
     """Episodes 0..episodes-1 of the test seed in blocks; each is drawn with a generator of its own."""
     for start in range(0, episodes, BLOCK):
-        drawn = [tasks.sample(1, seeds.generator(seed, "test", i)) for i in range(start, min(start + BLOCK, episodes))]
-        yield Episode(
-            *(Batch(*(torch.cat(t).to(device) for t in zip(*b, strict=True))) for b in zip(*drawn, strict=True))
-        )
+        numbers = range(start, min(start + BLOCK, episodes))
+        yield moved(concat([tasks.sample(1, seeds.generator(seed, "test", i)) for i in numbers]), device)
 
 
-def check_episodes(learner: Learner, theta: Theta, episodes: Episode) -> int:
-    """Refuse episodes that the learner cannot read or answer; the number of its outputs.
+def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | None:
+    """Refuse episodes that the learner cannot read or answer; the number of its outputs, None if each task has its own.
 
     Raises DataError for NaN, wrong shapes and labels that the model has no output for.
     """
     _check_finite(episodes)
-    one = engines.unstack(episodes)[0]
-    untouched = dataclasses.replace(learner, steps=0) if hasattr(learner, "steps") else learner  # type: ignore[type-var]
+    fits, one = fitted(learner, unstack(episodes)[0]) if isinstance(episodes, list) else (learner, unstack(episodes)[0])
+    untouched = dataclasses.replace(fits, steps=0) if hasattr(fits, "steps") else fits  # type: ignore[type-var]
     try:
         with torch.no_grad():
             # Labels first, from the unadapted model: torch's own error about them names no label.
             output = untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x)
-            _check_answers(output, one.query.y, episodes)
-            learner.predict(theta, learner.adapt(theta, one.support), one.query.x)
+            outputs = None if isinstance(episodes, list) and not learner.fixed_ways else output.shape[1]
+            _check_answers(output, one.query.y, episodes, outputs)
+            fits.predict(theta, fits.adapt(theta, one.support), one.query.x)
     except (RuntimeError, IndexError) as error:
         raise DataError(
             f"{type(learner).__name__} cannot read this task: support x {tuple(one.support.x.shape)}, y "
@@ -283,36 +293,40 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episode) -> int:
             f"torch says: {str(error).splitlines()[0]}. Check channels, image size and ways against what the model was "
             "built for."
         ) from error
-    return output.shape[1]
+    return outputs
 
 
-def check_values(episodes: Episode, outputs: int) -> None:
+def check_values(episodes: Episodes, outputs: int | None) -> None:
     """Refuse NaN, and labels outside of 0..outputs-1, which would give a wrong number in silence."""
     _check_finite(episodes)
-    labels = torch.cat([batch.y.reshape(-1) for batch in episodes])
-    if labels.is_floating_point() or 0 <= int(labels.min()) <= int(labels.max()) < outputs:
+    if not is_classification(episodes):
         return
+    labels = torch.cat([batch.y.reshape(-1) for one in whole(episodes) for batch in one])
+    if int(labels.min()) >= 0 and (outputs is None or int(labels.max()) < outputs):
+        return
+    most = "" if outputs is None else f"..{outputs - 1}, as the model has {outputs} outputs"
     raise DataError(
-        f"labels must be 0..{outputs - 1}, as the model has {outputs} outputs; got {_span(labels)}. "
+        f"labels must be 0{most or ' or more'}; got {_span(labels)}. "
         "Renumber the labels, or build the model with as many outputs as there are classes."
     )
 
 
-def _check_finite(episodes: Episode) -> None:
-    for name, batch in zip(("support", "query"), episodes, strict=True):
-        if batch.x.is_floating_point() and not torch.isfinite(batch.x).all():
-            raise DataError(f"the {name} inputs hold NaN or infinity. Remove or fill the missing values first.")
-        if batch.y.is_floating_point() and not torch.isfinite(batch.y).all():
-            raise DataError(f"the {name} answers hold NaN or infinity. Remove those examples first.")
+def _check_finite(episodes: Episodes) -> None:
+    for one in whole(episodes):
+        for name, batch in zip(("support", "query"), one, strict=True):
+            if batch.x.is_floating_point() and not torch.isfinite(batch.x).all():
+                raise DataError(f"the {name} inputs hold NaN or infinity. Remove or fill the missing values first.")
+            if batch.y.is_floating_point() and not torch.isfinite(batch.y).all():
+                raise DataError(f"the {name} answers hold NaN or infinity. Remove those examples first.")
 
 
-def _check_answers(output: Tensor, y: Tensor, episodes: Episode) -> None:
+def _check_answers(output: Tensor, y: Tensor, episodes: Episodes, outputs: int | None) -> None:
     if y.is_floating_point() and output.shape != y.shape:
         raise DataError(
             f"the model answers with shape {tuple(output.shape)}, but the tasks' y has shape {tuple(y.shape)}. "
             "For regression give y as [n, d] and a model with d outputs."
         )
-    check_values(episodes, output.shape[1])
+    check_values(episodes, outputs)
 
 
 def _span(y: Tensor) -> str:
@@ -330,17 +344,17 @@ def protocol_of(
     episodes: int,
     seed: int,
     control: str | None = None,
-    seen: Episode | None = None,
+    seen: Episodes | None = None,
     ensemble: int = 1,
 ) -> Protocol:
     """The protocol under which `learner` is tested on `tasks`.
 
     Sizes that the task source does not tell are read off `seen`, a batch of its episodes.
     """
-    about = (_sizes(seen) if seen else {}) | (tasks.describe() if hasattr(tasks, "describe") else {})
+    about = (_sizes(seen) if seen else {}) | describe(tasks)
     return Protocol(
         learner=type(learner).__name__,
-        tasks=about.get("name", type(tasks).__name__),
+        tasks=about["name"],
         split=about.get("split", "unknown"),
         ways=about.get("ways"),
         shots=about.get("shots", 0),
@@ -356,7 +370,13 @@ def protocol_of(
     )
 
 
-def _sizes(episodes: Episode) -> dict[str, Any]:
-    support, query = episodes.support.y, episodes.query.y
-    ways = None if support.is_floating_point() else int(support.max()) + 1
-    return {"ways": ways, "shots": support.shape[1] // (ways or 1), "queries": query.shape[1] // (ways or 1)}
+def _sizes(episodes: Episodes) -> dict[str, Any]:
+    """Ways, shots and queries, the most that any task has."""
+    found = [_sizes_of(support.y, query.y) for support, query in unstack(episodes)]
+    ways = [one["ways"] for one in found if one["ways"]]
+    return {name: max(one[name] for one in found) for name in ("shots", "queries")} | {"ways": max(ways, default=None)}
+
+
+def _sizes_of(support: Tensor, query: Tensor) -> dict[str, Any]:
+    ways = None if support.is_floating_point() else len(support.unique())
+    return {"ways": ways, "shots": len(support) // (ways or 1), "queries": len(query) // (ways or 1)}

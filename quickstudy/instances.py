@@ -28,6 +28,7 @@ from torch import Tensor
 from quickstudy import engine as engines
 from quickstudy import seeds
 from quickstudy.amount import Amount
+from quickstudy.episodes import Episodes, count, first_tasks, unstack
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import (
     TRIAL,
@@ -163,7 +164,7 @@ def instance_accuracy(
     def measure(streams: Episode, name: str) -> Tensor:
         return engines.map_tasks(lambda s: stream_accuracy(learner, theta, s.support, instances), streams, name)
 
-    few = engines.first_tasks(_in_order(first, seed, 0), TRIAL)
+    few = _in_order(first_tasks(first, TRIAL), seed, 0)
     with seeds.seeded(seed, "choose"):
         choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
     values, done = [], 0
@@ -171,9 +172,9 @@ def instance_accuracy(
         check_values(block, outputs)
         with seeds.seeded(seed, "instances", number):
             values.append(measure(_in_order(block, seed, done), choice.engine))
-        done += len(block.query.y)
+        done += count(block)
         if progress:
-            progress(len(block.query.y))
+            progress(count(block))
     table = _finite(torch.cat(values).double().cpu())
     amounts = tuple(map(Amount.of, table.unbind(1)))
     protocol = protocol_of(learner, source, "accuracy at an instance", episodes, seed, seen=first)
@@ -204,10 +205,10 @@ def with_instances(tasks: Any, most: int) -> Any:
     return tasks
 
 
-def _in_order(episodes: Episode, seed: int, start: int) -> Episode:
+def _in_order(episodes: Episodes, seed: int, start: int) -> Episode:
     """Each episode as one stream in an order of its own; twice, as what engines map has a support and a query set."""
     streams = []
-    for i, episode in enumerate(engines.unstack(episodes), start):
+    for i, episode in enumerate(unstack(episodes), start):
         whole = joined(episode)
         order = torch.randperm(len(whole.y), generator=seeds.generator(seed, "order", i)).to(whole.y.device)
         streams.append(Batch(whole.x[order], whole.y[order]))

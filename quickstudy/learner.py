@@ -40,7 +40,10 @@ class Batch(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One sampled task. A batch of episodes is the same with a leading task axis on every tensor."""
+    """One sampled task. A batch of episodes is the same with a leading task axis on every tensor.
+
+    Where tasks differ in size, a batch is a list of episodes, see `quickstudy.episodes`.
+    """
 
     support: Batch
     query: Batch
@@ -171,6 +174,6 @@ class _LearnerModule(nn.Module):
     def forward(self, episode: Episode, batched: bool = False) -> Tensor:
         if not batched:
             return self.learner.meta_loss(self.theta(), episode)
-        from quickstudy.engine import unstack  # the engine imports this module
+        from quickstudy.episodes import unstack  # which imports this module
 
         return torch.stack([self.learner.meta_loss(self.theta(), one) for one in unstack(episode)]).mean()

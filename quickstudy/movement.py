@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from quickstudy import engine as engines
 from quickstudy import seeds
 from quickstudy.amount import Amount, aligned
+from quickstudy.episodes import Episodes, count, unstack
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation import (
     check_episodes,
@@ -150,16 +151,16 @@ def layer_movement(
     _check_model(trained.learner)
     learner, theta = for_test(trained.learner, tasks, steps), trained.theta
     found: list[Moves] = []
-    first: Episode | None = None
+    first: Episodes | None = None
     for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
         if first is None:
             first, outputs = block, check_episodes(learner, theta, block)
-            _check_phi(learner, theta, engines.unstack(block)[0].support)
+            _check_phi(learner, theta, unstack(block)[0].support)
         check_values(block, outputs)
         with seeds.seeded(seed, "evaluate", number):
-            found.append(engines.map_tasks(lambda episode: episode_movement(learner, theta, episode), block))
+            found.append(engines.map_learner(lambda one, e: episode_movement(one, theta, e), learner, block))
         if progress:
-            progress(len(block.query.y))
+            progress(count(block))
     protocol = protocol_of(learner, tasks, "movement of layers", episodes, seed, seen=first)
     return Movement(tuple(_layer(name, found) for name in layers_of(trained.learner.model)), protocol)
 
@@ -223,8 +224,8 @@ def moves_layers(trained: Any, tasks: Any, steps: int | None = None) -> bool:
     try:
         _check_model(trained.learner)
         learner = for_test(trained.learner, tasks, steps)
-        support = tasks.sample(1, seeds.generator(0, "probe")).support
-        _check_phi(learner, trained.theta, Batch(*(t[0].to(device_of(trained.theta)) for t in support)))
+        support = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
+        _check_phi(learner, trained.theta, Batch(*(t.to(device_of(trained.theta)) for t in support)))
     except ConfigError:
         return False
     return True

@@ -68,6 +68,11 @@ def require_same(a: Protocol, b: Protocol, allow: tuple[str, ...] = ()) -> None:
         )
 
 
+def describe(tasks: Any) -> dict[str, Any]:
+    """What a task source says of itself, at least its name."""
+    return dict(tasks.describe()) if hasattr(tasks, "describe") else {"name": type(tasks).__name__}
+
+
 def networks(learner: Learner) -> dict[str, nn.Module]:
     """The learner's fields that are networks: name -> module."""
     fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]

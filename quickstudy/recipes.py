@@ -14,8 +14,9 @@ from torch import nn
 from quickstudy import nn as networks
 from quickstudy import seeds
 from quickstudy import tasks as sources
+from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, DataError, suggest
-from quickstudy.learner import Learner
+from quickstudy.learner import Episode, Learner
 from quickstudy.learners import LEARNERS
 from quickstudy.model import call
 from quickstudy.nn import NETWORKS
@@ -156,23 +157,28 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
 def shape_of(encoder: nn.Module, tasks: Any) -> tuple[int, ...]:
     """The shape of what the encoder gives for an input of these tasks."""
     with torch.no_grad():
-        return tuple(call(encoder, {}, tasks.sample(1, seeds.generator(0, "width")).support.x[0]).shape[1:])
+        return tuple(call(encoder, {}, one_episode(tasks).support.x).shape[1:])
+
+
+def one_episode(tasks: Any) -> Episode:
+    """An episode to read shapes off."""
+    return unstack(tasks.sample(1, seeds.generator(0, "width")))[0]
 
 
 def answer_width(tasks: Any) -> int:
     """How many numbers an answer of these regression tasks has."""
-    return tasks.sample(1, seeds.generator(0, "width")).support.y.shape[-1]
+    return one_episode(tasks).support.y.shape[-1]
 
 
 def positions(tasks: Any, objective: str) -> int:
     """The longest sequence that training reads: the support set and a query, or all examples of an episode."""
-    support, query = tasks.sample(1, seeds.generator(0, "width"))
-    return support.y.shape[1] + (query.y.shape[1] if objective == "stream" else 1)
+    support, query = one_episode(tasks)
+    return len(support.y) + (len(query.y) if objective == "stream" else 1)
 
 
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:
     """conv4 or another `network` for images, mlp for rows of numbers; an encoder where `outputs` is None."""
-    shape = tuple(tasks.sample(1).support.x.shape[2:])
+    shape = tuple(one_episode(tasks).support.x.shape[1:])
     if len(shape) != 3:
         hidden = options.get("hidden")
         return networks.mlp(math.prod(shape), outputs, hidden=(40, 40) if hidden is None else tuple(hidden))

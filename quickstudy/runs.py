@@ -20,10 +20,11 @@ from torch import Tensor
 from quickstudy import controls, files, seeds
 from quickstudy.calibration import interval_coverage
 from quickstudy.embeddings import FEWEST, task_embeddings
+from quickstudy.episodes import fitted, unstack
 from quickstudy.errors import DataError, RunError
 from quickstudy.evaluation import Score, evaluate, for_test
 from quickstudy.instances import INSTANCES, InstanceAccuracy, has_instances, instance_accuracy, with_instances
-from quickstudy.learner import Batch, Episode, Learner
+from quickstudy.learner import Episode, Learner
 from quickstudy.machine import machine
 from quickstudy.movement import layer_movement, moves_layers
 from quickstudy.progress import counting_bar
@@ -161,11 +162,11 @@ def adaptation_timing(trained: Trained, tasks: Any, steps: int | None = None) ->
     adapting, answering = [], []
     with torch.no_grad():
         for i in range(12):
-            support, query = (Batch(*(t[0] for t in b)) for b in tasks.sample(1, seeds.generator(0, "timing", i)))
+            one, (support, query) = fitted(learner, unstack(tasks.sample(1, seeds.generator(0, "timing", i)))[0])
             began = time.perf_counter()
-            phi = learner.adapt(theta, support)
+            phi = one.adapt(theta, support)
             adapted = time.perf_counter()
-            learner.predict(theta, phi, query.x)
+            one.predict(theta, phi, query.x)
             adapting.append(adapted - began)
             answering.append(time.perf_counter() - adapted)
     return {"adapt_seconds": sorted(adapting[2:])[5], "predict_seconds": sorted(answering[2:])[5]}
@@ -179,11 +180,11 @@ def _with_own(counts: tuple[int, ...], learner: Learner) -> list[int]:
 
 def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: int | None, episodes: int) -> None:
     """A few test episodes with the answers given, so that a report needs no data."""
-    learner = for_test(trained.learner, tasks, steps)
+    whole = for_test(trained.learner, tasks, steps)
     drawn = [tasks.sample(1, seeds.generator(seed, "test", i)) for i in range(min(episodes, PICTURED))]
     tensors: dict[str, Tensor] = {}
     for i, batch in enumerate(drawn):
-        episode = Episode(*(Batch(*(t[0] for t in b)) for b in batch))
+        learner, episode = fitted(whole, unstack(batch)[0])
         with torch.no_grad():
             phi = learner.adapt(trained.theta, episode.support)
             output = learner.predict(trained.theta, phi, episode.query.x)

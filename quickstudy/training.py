@@ -19,12 +19,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 from quickstudy import engine as engines
 from quickstudy import files, seeds
 from quickstudy.checkpoint import TrainingState, append_metrics, open_run, save_checkpoint, schedule_state
+from quickstudy.episodes import Episodes, count, first_tasks, is_classification, moved, unstack, whole
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
 from quickstudy.inner import first_non_finite
-from quickstudy.learner import Batch, Episode, Learner, Outer, Theta
+from quickstudy.learner import Learner, Outer, Theta
 from quickstudy.machine import machine
 from quickstudy.progress import training_bar
+from quickstudy.protocol import describe
 from quickstudy.trained import Trained, describe_learner
 
 LOG_EVERY = 20  # iterations per line of metrics.jsonl
@@ -37,7 +39,7 @@ class Step(NamedTuple):
 
     iteration: int  # iterations done, from 1
     loss: float  # mean meta-loss before the update
-    episodes: Episode
+    episodes: Episodes
     sampling: float  # seconds spent on drawing episodes
     computing: float  # seconds spent on the meta-gradient and the update
 
@@ -65,17 +67,13 @@ def meta_steps(
     device = next(iter(theta.values())).device
     for iteration in range(start, iterations):
         began = time.perf_counter()
-        episodes = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", iteration)), device)
+        episodes = moved(tasks.sample(meta_batch, seeds.generator(seed, "train", iteration)), device)
         drawn = time.perf_counter()
         with seeds.seeded(seed, "iteration", iteration):
             loss, slope = engines.meta_gradient(learner.at(iteration / iterations), theta, episodes, engine)
         _check_finite(iteration + 1, loss, slope)
         _update(theta, slope, optimizer, clip)
         yield Step(iteration + 1, float(loss), episodes, drawn - began, time.perf_counter() - drawn)
-
-
-def _to(episodes: Episode, device: torch.device) -> Episode:
-    return Episode(*(Batch(*(t.to(device) for t in batch)) for batch in episodes))
 
 
 def _update(theta: Theta, slope: Theta, optimizer: Optimizer, clip: float | None) -> None:
@@ -152,18 +150,18 @@ def train(
     if not learner.episodic and hasattr(tasks, "pooled"):
         tasks = tasks.pooled()
     theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
-    trained = Trained(learner, theta, _describe(tasks), preprocess, extractor=extractor)
+    trained = Trained(learner, theta, describe(tasks), preprocess, extractor=extractor)
     state = _prepare(trained, optimizer, scheduler or schedule_of(learner.outer().schedule, iterations))
     config = {
         "learner": describe_learner(learner),
-        "tasks": _describe(tasks),
+        "tasks": describe(tasks),
         "meta_batch": meta_batch,
         "seed": seed,
         "optimizer": _described(state.optimizer, state.optimizer.defaults),
         "scheduler": _described(state.scheduler, schedule_state(state.scheduler)),
     }
     if theta:  # before anything is written: a folder is made for a run that can begin
-        first = _to(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
+        first = moved(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
         _check_first(learner, theta, first)
     state.keep = keep
     resumed = open_run(folder, config, {"iterations": iterations, **(about or {})}, state, resume)
@@ -273,11 +271,11 @@ def _line(trained: Trained, state: TrainingState, step: Step, settings: _Setting
     return line
 
 
-def _training_score(trained: Trained, episodes: Episode) -> dict[str, float]:
-    few = engines.first_tasks(episodes, SHOWN_TASKS)
+def _training_score(trained: Trained, episodes: Episodes) -> dict[str, float]:
+    few = first_tasks(episodes, SHOWN_TASKS)
     with seeds.seeded(0, "shown"):
-        values = engines.map_tasks(lambda e: episode_score(trained.learner, trained.theta, e), few, "loop")
-    name = "error" if episodes.query.y.is_floating_point() else "accuracy"
+        values = engines.map_learner(lambda one, e: episode_score(one, trained.theta, e), trained.learner, few)
+    name = "accuracy" if is_classification(episodes) else "error"
     return {name: float(values.mean())}
 
 
@@ -290,7 +288,7 @@ def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> di
     return {"val": score.mean, "val_interval": score.interval}
 
 
-def _choose(learner: Learner, theta: Theta, episodes: Episode, engine: str, seed: int) -> engines.Choice:
+def _choose(learner: Learner, theta: Theta, episodes: Episodes, engine: str, seed: int) -> engines.Choice:
     def attempt(name: str) -> tuple[Tensor, Theta]:
         return engines.meta_gradient(learner, theta, episodes, name)
 
@@ -298,8 +296,8 @@ def _choose(learner: Learner, theta: Theta, episodes: Episode, engine: str, seed
         return engines.choose(
             attempt,
             engine,
-            len(episodes.query.y),
-            episodes.query.x.device,
+            count(episodes),
+            whole(episodes)[0].query.y.device,
             check=lambda: engines.check_vmap(learner, theta, episodes),
         )
 
@@ -351,13 +349,13 @@ def _finish(trained: Trained, state: TrainingState, folder: Path | None) -> Trai
     return final
 
 
-def _check_first(learner: Learner, theta: Theta, episodes: Episode) -> None:
+def _check_first(learner: Learner, theta: Theta, episodes: Episodes) -> None:
     if learner.episodic:
         check_episodes(learner, theta, episodes)
         return
     try:
         with torch.no_grad():
-            learner.meta_loss(theta, engines.unstack(episodes)[0])
+            learner.meta_loss(theta, unstack(episodes)[0])
     except (RuntimeError, IndexError) as error:
         raise DataError(
             f"{type(learner).__name__} cannot pretrain on these tasks: {str(error).splitlines()[0]}. Its model needs "
@@ -379,7 +377,3 @@ def _check_settings(iterations: int, meta_batch: int, val_episodes: int, *others
     for name, value in named.items():
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}.")
-
-
-def _describe(tasks: Any) -> dict[str, Any]:
-    return dict(tasks.describe()) if hasattr(tasks, "describe") else {"name": type(tasks).__name__}

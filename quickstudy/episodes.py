@@ -1,0 +1,133 @@
+"""A batch of episodes: one Episode with a leading task axis; a list of Episodes where tasks differ in size.
+
+Tasks of equal size run together under vmap, whatever the learner: no learner has to know of padding or of masks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from quickstudy.errors import DataError
+from quickstudy.learner import Batch, Episode, Learner
+
+Episodes = Episode | list[Episode]
+
+
+class Alike(NamedTuple):
+    """Tasks that can be computed together."""
+
+    places: list[int]  # which tasks of the batch they are
+    learner: Learner  # in the ways of these tasks
+    episodes: Episode  # with a task axis
+
+
+def stack(ones: Sequence[Episode]) -> Episodes:
+    """Single episodes as a batch: an Episode where all have the same sizes and the classes 0..ways-1, else the list."""
+    first = ones[0]
+    sizes, whole = _sizes(first), _classes(first)
+    if all(_sizes(one) == sizes and _classes(one) == whole for one in ones) and whole == tuple(range(len(whole))):
+        return _stacked(ones)
+    return list(ones)
+
+
+def concat(batches: Sequence[Episodes]) -> Episodes:
+    """Several batches as one; a list if any of them is one, or where they differ in size."""
+    if len({isinstance(one, list) or tuple(t.shape[1:] for batch in one for t in batch) for one in batches}) > 1:
+        return [one for batch in batches for one in unstack(batch)]
+    if isinstance(batches[0], list):
+        return [one for batch in batches for one in unstack(batch)]
+    return Episode(*(Batch(*map(torch.cat, zip(*b, strict=True))) for b in zip(*batches, strict=True)))  # type: ignore[arg-type]
+
+
+def unstack(episodes: Episodes) -> list[Episode]:
+    """A batch of episodes as a list of single ones (views, no copies)."""
+    if isinstance(episodes, list):
+        return episodes
+    parts = (t.unbind(0) for batch in episodes for t in batch)
+    return [Episode(Batch(xs, ys), Batch(xq, yq)) for xs, ys, xq, yq in zip(*parts, strict=True)]
+
+
+def count(episodes: Episodes) -> int:
+    """How many tasks a batch holds."""
+    return len(episodes) if isinstance(episodes, list) else len(episodes.query.y)
+
+
+def first_tasks(episodes: Episodes, n: int) -> Episodes:
+    """The first n of a batch of episodes."""
+    return episodes[:n] if isinstance(episodes, list) else mapped(lambda t: t[:n], episodes)
+
+
+def mapped(change: Callable[[Tensor], Tensor], episodes: Episodes) -> Episodes:
+    """The same batch with `change` done to each of its tensors."""
+    if isinstance(episodes, list):
+        return [_changed(change, one) for one in episodes]
+    return _changed(change, episodes)
+
+
+def whole(episodes: Episodes) -> list[Episode]:
+    """What holds the tensors of a batch: one Episode with a task axis, or each task's own."""
+    return episodes if isinstance(episodes, list) else [episodes]
+
+
+def moved(episodes: Episodes, device: torch.device) -> Episodes:
+    """The same batch on a device."""
+    return mapped(lambda t: t.to(device), episodes)
+
+
+def is_classification(episodes: Episodes) -> bool:
+    """Whether answers are class numbers; else they are values."""
+    return not whole(episodes)[0].query.y.is_floating_point()
+
+
+def fitted(learner: Learner, episode: Episode) -> tuple[Learner, Episode]:
+    """The learner in the ways of one task, and the task with its classes numbered 0..ways-1.
+
+    A learner with entries for each class (`fixed_ways`) or without ways stays as it is, and so do the numbers. Raises
+    DataError for a query of a class that the support set does not show.
+    """
+    ways = getattr(learner, "ways", None)
+    classes = _classes(episode)
+    if ways is None or learner.fixed_ways or not classes or classes == tuple(range(ways)):
+        return learner, episode
+    if unseen := sorted(set(episode.query.y.unique().tolist()) - set(classes)):
+        raise DataError(f"a task asks for class {unseen[0]}, of which its support set has no example.")
+    known = torch.tensor(classes, device=episode.query.y.device)
+    renumbered = (batch._replace(y=torch.searchsorted(known, batch.y)) for batch in episode)
+    return dataclasses.replace(learner, ways=len(classes)), Episode(*renumbered)  # type: ignore[type-var]
+
+
+def alike(learner: Learner, episodes: Episodes) -> list[Alike]:
+    """The tasks of a batch in groups of equal sizes and classes."""
+    if not isinstance(episodes, list):
+        return [Alike(list(range(count(episodes))), learner, episodes)]
+    groups: dict[tuple, list[int]] = {}
+    for place, one in enumerate(episodes):
+        groups.setdefault((_sizes(one), _classes(one)), []).append(place)
+    made = []
+    for places in groups.values():
+        pairs = [fitted(learner, episodes[place]) for place in places]
+        made.append(Alike(places, pairs[0][0], _stacked([episode for _, episode in pairs])))
+    return made
+
+
+def _stacked(ones: Sequence[Episode]) -> Episode:
+    return Episode(*(Batch(*map(torch.stack, zip(*b, strict=True))) for b in zip(*ones, strict=True)))
+
+
+def _changed(change: Callable[[Tensor], Tensor], episode: Episode) -> Episode:
+    return Episode(*(Batch(*map(change, batch)) for batch in episode))
+
+
+def _sizes(episode: Episode) -> tuple[torch.Size, ...]:
+    return tuple(t.shape for batch in episode for t in batch)
+
+
+def _classes(episode: Episode) -> tuple[int, ...]:
+    """The class numbers of the support set, in order; none for values."""
+    y = episode.support.y
+    return () if y.is_floating_point() else tuple(y.unique().tolist())
