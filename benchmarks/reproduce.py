@@ -60,6 +60,7 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path, device: str) -
     cls = recipes.find_learner(row.learner)[1]
     learner = recipes.build_learner(cls, source, dict(row.fields), dict(row.network))
     outer = learner.outer() if row.schedule is None else qs.Outer(schedule=row.schedule)
+    outer = outer if row.lr is None else outer._replace(lr=row.lr)
     trained = qs.train(
         learner,
         source,

@@ -33,6 +33,7 @@ class Row:
     tests: Sequence[Test]
     fields: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
+    lr: float | None = None  # of the outer loop; None: the learner's own, for most 1e-3
     schedule: str | None = "cosine"  # of the outer rate; None: the learner's own outer loop
     seed: int = 0
     keep: int = 1  # best checkpoints kept; more than one trains with validation
@@ -46,6 +47,6 @@ class Row:
     def settings(self) -> dict[str, Any]:
         """All that its numbers depend on, as plain values: a result stands as long as these are the same."""
         unset = {
-            name for name in ("instances", "clip", "features") if not getattr(self, name)
+            name for name in ("instances", "clip", "features", "lr") if not getattr(self, name)
         }  # older results do not know them
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in unset | {"published", "differs"}}
