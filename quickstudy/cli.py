@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, arg
 
-from quickstudy import __version__, factory, files, recipes, rows, runs, seeds
+from quickstudy import __version__, factory, files, inputs, recipes, runs, seeds
 from quickstudy.checking import check_meta_gradient
 from quickstudy.controls import CONTROLS
 from quickstudy.engine import ENGINES
@@ -31,8 +31,7 @@ from quickstudy.learners import LEARNERS
 from quickstudy.nn.conv4 import DOWNSAMPLING
 from quickstudy.nn.norm import POLICIES
 from quickstudy.options import AdaptOptions, CheckOptions, EvaluateOptions, PredictOptions, ReportOptions, TrainOptions
-from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
-from quickstudy.trained import Predictor, Trained, load
+from quickstudy.trained import Predictor, load
 from quickstudy.training import optimizer_of, schedule_of
 from quickstudy.training import train as train_learner
 
@@ -58,9 +57,11 @@ def train(argv: list[str]) -> None:
     tasks_name, learner_name, options, fields = _train_options(argv)
     cls = LEARNERS[learner_name]
     request = _request(tasks_name, options)
-    out = Path(options.out or f"runs/{Path(tasks_name).name}-{learner_name}")
+    out = Path(options.out or f"runs/{Path(tasks_name).name.split('.')[0]}-{learner_name}")
     torch.manual_seed(seeds.derive(options.seed, "weights"))
     tasks = recipes.open_tasks(request, "train")
+    for note in getattr(tasks, "notes", ()):
+        print(f"note: {note}", file=sys.stderr)
     learner = recipes.build_learner(cls, tasks, fields, _network_options(options))
     given = {"lr": options.outer_lr, "schedule": options.schedule}
     outer = learner.outer()._replace(**{name: value for name, value in given.items() if value is not None})
@@ -71,7 +72,7 @@ def train(argv: list[str]) -> None:
         meta_batch=options.meta_batch,
         seed=options.seed,
         out=out,
-        val=_validation_tasks(request),
+        val=_validation_tasks(request, getattr(tasks, "preprocess", None)),
         val_every=options.val_every,
         val_episodes=options.val_episodes,
         patience=options.patience,
@@ -89,12 +90,12 @@ def train(argv: list[str]) -> None:
     print(f"next: quickstudy evaluate {out}")
 
 
-def _validation_tasks(request: recipes.Request) -> Any:
-    """The validation split; None where there are too few classes for one. Says so, and the same of the test split."""
+def _validation_tasks(request: recipes.Request, preprocess: Any) -> Any:
+    """The validation split; None where there are too few classes or tasks for one. Says so, also of the test split."""
     opened = {}
     for split, lacking in (("val", "training without validation"), ("test", "'evaluate' will need other sizes")):
         try:
-            opened[split] = recipes.open_tasks(request, split)
+            opened[split] = recipes.open_tasks(request, split, preprocess)
         except DataError as error:
             print(f"{lacking}: {error}", file=sys.stderr)
     return opened.get("val")
@@ -138,8 +139,10 @@ def _request(tasks: str, options: TrainOptions) -> recipes.Request:
     sizes = {"ways": options.ways, "shots": options.shots, "queries": options.queries}
     # Absolute, so that the run can be evaluated from any folder.
     data = str(Path(options.data).resolve()) if options.data else None
-    named = tasks in recipes.NAMED or not Path(tasks).is_dir()
-    return recipes.Request(tasks if named else str(Path(tasks).resolve()), **sizes, data=data, size=options.size)
+    named = tasks in recipes.NAMED or not Path(tasks).exists()
+    columns = {name: getattr(options, name) for name in ("task", "target", "time", "kind", "ignore", "categories")}
+    place = tasks if named else str(Path(tasks).resolve())
+    return recipes.Request(place, **sizes, **columns, data=data, size=options.size)
 
 
 def _network_options(options: TrainOptions) -> dict[str, Any]:
@@ -172,7 +175,7 @@ def evaluate(argv: list[str]) -> None:
         raise ConfigError(f"the run {options.run!r} was not made by 'quickstudy train'; evaluate it with qs.evaluate.")
     given = {name: getattr(options, name) for name in ("ways", "shots", "queries", "data")}
     request = recipes.Request(**{**config["request"], **{k: v for k, v in given.items() if v is not None}})
-    tasks = recipes.open_tasks(request, options.split)
+    tasks = recipes.open_tasks(request, options.split, trained.preprocess)
     scores = runs.evaluate_run(
         options.run,
         trained,
@@ -197,27 +200,13 @@ def evaluate(argv: list[str]) -> None:
 def adapt(argv: list[str]) -> None:
     options = _parse(AdaptOptions, argv, "adapt")
     trained = runs.load_run(options.run)
-    predictor = trained.adapt(*_read_support(trained, Path(options.support)))
+    predictor = trained.adapt(
+        *inputs.support_of(trained.preprocess, Path(options.support), trained.tasks.get("ways") is not None)
+    )
     predictor.save(options.out)
     learned = f"classes {', '.join(map(str, predictor.classes))}" if predictor.classes else "one regression task"
     print(f"learned {learned}: {options.out}")
     print(f"next: quickstudy predict {options.out} INPUT...")
-
-
-def _read_support(trained: Trained, path: Path) -> tuple[Any, Any]:
-    if path.is_file():
-        return rows.read_support(path, trained.tasks.get("ways") is not None)
-    if not path.is_dir():
-        raise DataError(f"there is no folder {str(path)!r}. SUPPORT is a folder with a subfolder of images per class.")
-    if not trained.preprocess:
-        raise DataError("this run was not trained on images: give SUPPORT as a CSV file (inputs..., answer last).")
-    classes = read_classes(path, **_reading(trained.preprocess))
-    names = [name for name, images in classes.items() for _ in range(len(images))]
-    return torch.cat(list(classes.values())), names
-
-
-def _reading(preprocess: Any) -> dict[str, Any]:
-    return {key: value for key, value in preprocess.items() if key != "kind"}
 
 
 def predict(argv: list[str]) -> None:
@@ -234,19 +223,13 @@ def predict(argv: list[str]) -> None:
     table = Table("input", "label", "probability")
     for answer in answers:
         sure = "" if answer["probability"] is None else f"{answer['probability']:.3f}"
-        table.add_row(answer["input"], str(answer["label"]), sure)
+        label = answer["label"]
+        table.add_row(answer["input"], f"{label:.5g}" if isinstance(label, float) else str(label), sure)
     Console().print(table)
 
 
 def _answers(predictor: Predictor, path: Path) -> list[dict[str, Any]]:
-    if not predictor.preprocess:
-        x, names = rows.read_inputs(path)
-    else:
-        paths = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in EXTENSIONS] if path.is_dir() else [path]
-        if not paths:
-            raise DataError(f"the folder {str(path)!r} holds no images ({', '.join(sorted(EXTENSIONS))}).")
-        x = torch.stack([load_image(p, **_reading(predictor.preprocess)) for p in paths])
-        names = [str(p) for p in paths]
+    x, names = inputs.inputs_of(predictor.preprocess, path)
     if predictor.classes is None:
         values = [value if len(value) > 1 else value[0] for value in torch.as_tensor(predictor.predict(x)).tolist()]
         return [{"input": n, "label": v, "probability": None} for n, v in zip(names, values, strict=True)]

@@ -233,6 +233,13 @@ class ShuffledSupport:
         tasks = unstack(self.source.sample(n, generator))
         return stack([_shuffled(one, generator) for one in tasks])
 
+    @property
+    def unit(self) -> float:
+        return getattr(self.source, "unit", 1.0)
+
+    def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, Any]:
+        return self.source.facts(n, generator) if hasattr(self.source, "facts") else {}
+
     def describe(self) -> dict[str, Any]:
         return describe(self.source)
 

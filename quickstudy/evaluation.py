@@ -42,24 +42,28 @@ TRIAL = 8  # episodes on which engines are tried
 class Score:
     """One value per test episode (accuracy in [0, 1], or mean squared error), and what they were measured under.
 
-    `controls` holds the scores of the same episodes with something taken away, by name.
+    `controls` holds the scores of the same episodes with something taken away, by name. Where a task is somebody, a
+    customer or a hospital, `tasks` names the one of each episode: each task counts once then, whatever its episodes,
+    and the interval is that over tasks, as episodes of one task tell nothing of other tasks.
     """
 
     values: Tensor  # float64 [episodes]
     protocol: Protocol
     controls: Mapping[str, Score] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()  # [episodes]; none where every episode is a task of its own
 
     @property
     def mean(self) -> float:
-        return float(self.values.mean())
+        return float(by_task(self.values, self.tasks).mean())
 
     @property
     def interval(self) -> float:
-        """Half width of the 95 % confidence interval of the mean over episodes."""
-        return half_width(self.values)
+        """Half width of the 95 % confidence interval of the mean over tasks."""
+        return half_width(by_task(self.values, self.tasks))
 
     def __str__(self) -> str:
-        under = f"(95 % CI over {len(self.values)} episodes; {self.protocol.describe()})"
+        over = over_what(len(self.values), self.tasks)
+        under = f"(95 % CI over {over}; {self.protocol.describe()})"
         return f"{in_words(self.mean, self.interval, self.protocol.metric)} {under}"
 
     __repr__ = __str__  # hundreds of values would bury the one that matters
@@ -72,6 +76,7 @@ class Score:
             "interval": None if math.isinf(self.interval) else self.interval,
             "protocol": self.protocol.to_dict(),
             "values": [float(f"{v:.9g}") for v in self.values.tolist()],
+            **({"tasks": list(self.tasks)} if self.tasks else {}),
             "controls": {name: score.to_dict() for name, score in self.controls.items()},
         }
 
@@ -79,7 +84,8 @@ class Score:
     def from_dict(cls, plain: Mapping[str, Any]) -> Score:
         """The score that `to_dict` wrote."""
         controls = {name: cls.from_dict(value) for name, value in plain["controls"].items()}
-        return cls(torch.tensor(plain["values"], dtype=torch.float64), Protocol(**plain["protocol"]), controls)
+        values, tasks = torch.tensor(plain["values"], dtype=torch.float64), tuple(plain.get("tasks", ()))
+        return cls(values, Protocol(**plain["protocol"]), controls, tasks)
 
     def save(self, path: str) -> None:
         with open(path, "w", encoding="utf-8") as file:
@@ -112,6 +118,22 @@ def in_words(mean: float, interval: float, metric: str, points: bool = False) ->
     return f"{mean:.3g} ± {interval:.2g} {metric}"
 
 
+def by_task(values: Tensor, tasks: Sequence[str]) -> Tensor:
+    """The mean of each task's values, in the order of names; the values themselves with fewer than two tasks."""
+    if len(set(tasks)) < 2:
+        return values
+    places = {name: i for i, name in enumerate(sorted(set(tasks)))}
+    of = torch.tensor([places[name] for name in tasks])
+    sums = torch.zeros(len(places), dtype=values.dtype).index_add(0, of, values)
+    return sums / of.bincount()
+
+
+def over_what(episodes: int, tasks: Sequence[str]) -> str:
+    """'600 episodes', or '12 tasks, 600 episodes'."""
+    different = len(set(tasks))
+    return f"{episodes} episodes" if not tasks else f"{different} task{'s' * (different > 1)}, {episodes} episodes"
+
+
 def half_width(values: Tensor, confidence: float = 0.95) -> float:
     """Half width of Student's interval for the mean of values [n]; infinite for fewer than two."""
     n = len(values)
@@ -126,7 +148,7 @@ def compare(a: Score, b: Score, allow: tuple[str, ...] = ()) -> Difference:
     `allow` names protocol fields that may differ, such as ("transductive",).
     """
     require_same(a.protocol, b.protocol, allow)
-    difference = a.values - b.values
+    difference = by_task(a.values - b.values, a.tasks)
     return Difference(float(difference.mean()), half_width(difference), a.protocol.metric)
 
 
@@ -247,7 +269,18 @@ def _score(
         raise NonFiniteError(
             f"test episode {first} gives an output that is not finite. Lower the inner learning rate or the steps."
         )
-    return Score(result, protocol_of(learner, tasks, metric, episodes, seed, control, first, len(thetas)))
+    if metric != "accuracy":  # in the answers' own unit, squared
+        result = result * getattr(tasks, "unit", 1.0) ** 2
+    protocol = protocol_of(learner, tasks, metric, episodes, seed, control, first, len(thetas))
+    return Score(result, protocol, tasks=tasks_of(tasks, episodes, seed))
+
+
+def tasks_of(tasks: Any, episodes: int, seed: int) -> tuple[str, ...]:
+    """The names of the tasks of the test episodes; none where the source draws new tasks each time."""
+    if not hasattr(tasks, "facts"):
+        return ()
+    each = [tasks.facts(1, seeds.generator(seed, "test", i)) for i in range(episodes)]
+    return tuple(facts["task"][0] for facts in each if "task" in facts)
 
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:

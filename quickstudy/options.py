@@ -23,6 +23,8 @@ def fitting(what: str) -> Any:
     return arg(metavar="{stride,pool}", help_behavior_hint=f"(default: what suits {what})")
 
 
+kinds = arg(metavar="{number,class}", help_behavior_hint="(default: as the column looks)")
+columns = arg(metavar="WORD...", help_behavior_hint="(default: none)")
 schedules = arg(metavar="{constant,cosine,linear}", help_behavior_hint="(default: what suits the learner)")
 
 
@@ -30,8 +32,8 @@ schedules = arg(metavar="{constant,cosine,linear}", help_behavior_hint="(default
 class TrainOptions:
     """Meta-train a learner on many small tasks and keep the run in a folder.
 
-    TASKS is a name that 'quickstudy list' shows, such as glyphs or cifar_fs, or a folder of class folders; LEARNER is a
-    name from there, too.
+    TASKS is a name that 'quickstudy list' shows, such as glyphs or cifar_fs, a folder of class folders, or a table
+    (then --task and --target name its columns); LEARNER is a name from there, too.
     Further options are the learner's own: see them with 'quickstudy train TASKS LEARNER --help'.
     """
 
@@ -43,6 +45,12 @@ class TrainOptions:
     outer_lr: Annotated[float | None, number("what suits the learner")] = None  # learning rate of the outer loop
     schedule: Annotated[Literal["constant", "cosine", "linear"] | None, schedules] = None  # how it moves, down to 0
     seed: int = 0  # from which every draw of the run follows
+    task: Annotated[str | None, word("none")] = None  # of a table: the column that says which task a row belongs to
+    target: Annotated[str | None, word("none")] = None  # of a table: the column to predict
+    time: Annotated[str | None, word("none")] = None  # of a table: the column by which support comes before query
+    kind: Annotated[Literal["number", "class"] | None, kinds] = None  # of a table: what the target is
+    ignore: Annotated[tuple[str, ...], columns] = ()  # of a table: columns to leave out
+    categories: Annotated[tuple[str, ...], columns] = ()  # of a table: columns of numbers that are names
     data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
     out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder
     resume: Annotated[bool, FlagCreatePairsOff] = False  # go on from the run folder's checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from quickstudy.learner import Episode, Learner
 from quickstudy.learners import LEARNERS
 from quickstudy.model import call
 from quickstudy.nn import NETWORKS
+from quickstudy.tasks.tables import EXTENSIONS as TABLES
 
 PUBLIC = ("omniglot", "cifar_fs", "fc100")  # data sets, which are downloaded
 NAMED = ("glyphs", "sinusoid", *PUBLIC)
@@ -29,6 +31,7 @@ NAMED = ("glyphs", "sinusoid", *PUBLIC)
 # sinusoids as MAML (Finn 2017, section 5.1).
 DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
+    "table": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 16, "iterations": 2000},
     "sinusoid": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 25, "iterations": 10000},
 }
 # An iteration on 16 tasks of these takes two seconds of one core.
@@ -62,22 +65,41 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
 class Request(NamedTuple):
     """Which tasks, in which sizes."""
 
-    tasks: str  # a name out of NAMED, or a folder of class folders
+    tasks: str  # a name out of NAMED, a folder of class folders, a table, or a folder of tables train, val, test
     ways: int | None = None
     shots: int = 1
     queries: int = 15
     data: str | None = None  # folder of the data set
     size: int = 28  # images from a folder are scaled to size x size
+    task: str | None = None  # of a table: the column that names a row's task, as the next ones
+    target: str | None = None
+    time: str | None = None
+    kind: str | None = None  # what the target is: number or class
+    ignore: Sequence[str] = ()  # columns to leave out
+    categories: Sequence[str] = ()  # columns of numbers that are names
 
 
 def kind_of(tasks: str) -> str:
-    """'sinusoid' or 'images': which defaults apply."""
-    return "sinusoid" if tasks == "sinusoid" else "images"
+    """'sinusoid', 'table' or 'images': which defaults apply."""
+    return "sinusoid" if tasks == "sinusoid" else "table" if is_table(tasks) else "images"
 
 
-def open_tasks(request: Request, split: str) -> Any:
-    """The task source of a request. Raises DataError or ConfigError that says what is possible."""
+def is_table(tasks: str) -> bool:
+    """Whether the word is the path of a table, or of a folder of tables."""
+    if tasks in NAMED:
+        return False
+    path = Path(tasks)
+    return path.is_file() or any((path / f"train{end}").is_file() for end in TABLES)
+
+
+def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | None = None) -> Any:
+    """The task source of a request. Raises DataError or ConfigError that says what is possible.
+
+    `preprocess` of a trained learner: how columns of a table become numbers, as they did in its training.
+    """
     name = request.tasks
+    if is_table(name):
+        return _open_table(request, split, preprocess)
     if name == "sinusoid":
         return sources.sinusoid(split, request.shots, request.queries)
     if request.ways is None:
@@ -87,16 +109,23 @@ def open_tasks(request: Request, split: str) -> Any:
         return sources.glyphs(split, *sizes)
     if name in PUBLIC:
         return getattr(sources, name)(split, *sizes, root=request.data)
-    path = Path(name)
-    if path.is_dir():
-        return sources.from_folder(path, split, *sizes, size=request.size)
-    if path.is_file():
-        raise DataError(
-            f"{name!r} is a file. TASKS is one of {', '.join(NAMED)}, or a folder with a subfolder per class."
-        )
+    if Path(name).is_dir():
+        return sources.from_folder(name, split, *sizes, size=request.size)
     raise DataError(
-        f"there are no tasks {name!r}: neither one of {', '.join(NAMED)} nor a folder.{suggest(name, NAMED)}"
+        f"there are no tasks {name!r}: neither one of {', '.join(NAMED)} nor a folder or a table.{suggest(name, NAMED)}"
     )
+
+
+def _open_table(request: Request, split: str, preprocess: Mapping[str, Any] | None) -> Any:
+    if not request.task or not request.target:
+        lacking = "--task" if not request.task else "--target"
+        raise ConfigError(
+            f"{request.tasks!r} is a table: name the column that says which task a row belongs to (--task) and the one "
+            f"to predict (--target). {lacking} is missing."
+        )
+    words = ("task", "target", "time", "kind", "ignore", "categories", "shots", "queries")
+    given = {word: getattr(request, word) for word in words}
+    return sources.from_table(request.tasks, split, **given, preprocess=preprocess)
 
 
 def find_learner(name: str) -> tuple[str, type[Learner]]:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from quickstudy import __version__, files
-from quickstudy.errors import ConfigError, DataError, FileFormatError
+from quickstudy.errors import ConfigError, DataError, FileFormatError, suggest
 from quickstudy.evaluation import check_episodes, device_of, for_test, with_ways
 from quickstudy.inner import first_non_finite
+from quickstudy.inputs import answers, encoded, in_units
 from quickstudy.learner import Batch, Episode, Learner, Theta, embed_of
 from quickstudy.model import constants, part, prepare
 from quickstudy.nn import NETWORKS
@@ -54,9 +55,10 @@ class Trained:
     def adapt(self, x: Any, y: Any, *, transductive: bool = False) -> Predictor:
         """Learn one task from its support set.
 
-        x [n, ...] tensor or array (uint8 images are scaled to [0, 1]); y [n] class names or numbers, or [n, d] values
-        for regression. Unless `transductive`, an answer never depends on the other inputs of the call. A learner that
-        answers from nothing (`from_nothing`, the neural processes) takes an empty support set of values too, n = 0.
+        x [n, ...] tensor or array (uint8 images are scaled to [0, 1]), or rows of a table as it was trained on (a
+        DataFrame, a list of dicts); y [n] class names or numbers, or [n, d] values for regression, for tables also [n],
+        in the target's unit. Unless `transductive`, an answer never depends on the other inputs of the call. A learner
+        that answers from nothing (`from_nothing`, the neural processes) takes an empty support set of values too.
 
         Raises DataError for NaN, lengths that differ, fewer than two classes, or more than the model has outputs.
         """
@@ -77,8 +79,8 @@ class Trained:
 
     def _task(self, x: Any, y: Any, transductive: bool) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
         """The learner for this task, the names of its classes, and its support set as the learner reads it."""
-        x = as_inputs(x, self.theta, least=0 if self.learner.from_nothing else 1)
-        names, target = self._answers(y, len(x))
+        x = as_inputs(encoded(self.preprocess, x), self.theta, least=0 if self.learner.from_nothing else 1)
+        names, target = self._answers(answers(self.preprocess, y), len(x))
         learner = self._for_task(names, transductive)
         with torch.no_grad():
             support = Batch(as_features(x, self.extractor), target)
@@ -96,11 +98,27 @@ class Trained:
             real = torch.as_tensor(values, dtype=next(iter(self.theta.values())).dtype if self.theta else None)
             return None, real.to(device_of(self.theta))
         names, numbers = np.unique(values, return_inverse=True)
+        if self._same_everywhere():
+            return self._known(names, numbers)
         if len(names) < 2:
             raise DataError(
                 f"the support set has one class only ({names.tolist()[0]!r}). Give examples of two or more."
             )
         return tuple(names.tolist()), torch.as_tensor(numbers.reshape(-1)).to(device_of(self.theta))
+
+    def _same_everywhere(self) -> bool:
+        """Whether a class is the same output in every task: tasks share their classes, and the learner has one each."""
+        return "classes" in self.preprocess and (self.learner.fixed_ways or not hasattr(self.learner, "ways"))
+
+    def _known(self, names: np.ndarray, numbers: np.ndarray) -> tuple[tuple[Any, ...], Tensor]:
+        known = list(self.preprocess["classes"])
+        if unknown := [name for name in map(str, names.tolist()) if name not in known]:
+            raise DataError(
+                f"the support set has the class {unknown[0]!r}; training knew {', '.join(known)}."
+                f"{suggest(unknown[0], known)}"
+            )
+        places = torch.tensor([known.index(str(name)) for name in names.tolist()])
+        return tuple(known), places[numbers.reshape(-1)].to(device_of(self.theta))
 
     def _for_task(self, names: tuple[Any, ...] | None, transductive: bool) -> Learner:
         learner = self.learner
@@ -172,9 +190,13 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, x: Any) -> list[Any] | Tensor:
-        """Class labels as they were given to `adapt` (a list), or values [m, d] for regression."""
+        """Class labels as they were given to `adapt` (a list), or values [m, d] for regression, in the unit of y."""
         output = self._answer(x)
-        return output if self.classes is None else [self.classes[i] for i in output.argmax(1).tolist()]
+        return (
+            in_units(self.preprocess, output)
+            if self.classes is None
+            else [self.classes[i] for i in output.argmax(1).tolist()]
+        )
 
     @torch.no_grad()
     def predict_interval(self, x: Any, level: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -186,10 +208,10 @@ class Predictor(nn.Module):
         if not 0 < level < 1:
             raise ConfigError(f"level is a probability between 0 and 1, got {level}. For 90 % give 0.9.")
         distribution = distribution_of(self.learner)
-        x = as_inputs(x, self._values()[0])
+        x = as_inputs(encoded(self.preprocess, x), self._values()[0])
         mean, std = self._asked(lambda: distribution(*self._values(), x), x)
         reach = float(ndtri(0.5 + level / 2)) * std
-        return mean - reach, mean + reach
+        return in_units(self.preprocess, mean - reach), in_units(self.preprocess, mean + reach)
 
     @torch.no_grad()
     def predict_proba(self, x: Any) -> Tensor:
@@ -199,7 +221,7 @@ class Predictor(nn.Module):
         return self._answer(x).softmax(1)
 
     def _answer(self, x: Any) -> Tensor:
-        x = as_inputs(x, self._values()[0])
+        x = as_inputs(encoded(self.preprocess, x), self._values()[0])
         return self._asked(lambda: self(x), x)
 
     def _asked(self, question: Callable[[], Answer], x: Tensor) -> Answer:

@@ -9,13 +9,16 @@ from quickstudy.tasks.cifar import cifar_fs, fc100
 from quickstudy.tasks.classes import ClassTasks, PooledTasks
 from quickstudy.tasks.features import features
 from quickstudy.tasks.glyphs import glyphs
+from quickstudy.tasks.groups import GroupTasks
 from quickstudy.tasks.images import from_folder
 from quickstudy.tasks.omniglot import omniglot
 from quickstudy.tasks.sinusoid import Sinusoids, sinusoid
+from quickstudy.tasks.tables import from_table
 
 __all__ = [
     "ArrayTasks",
     "ClassTasks",
+    "GroupTasks",
     "PooledTasks",
     "Sinusoids",
     "cifar_fs",
@@ -23,6 +26,7 @@ __all__ = [
     "features",
     "from_arrays",
     "from_folder",
+    "from_table",
     "glyphs",
     "omniglot",
     "sinusoid",

@@ -1,0 +1,98 @@
+"""What people give, as a learner reads it: by the kind of input that it was trained on.
+
+`preprocess` of a trained learner says the kind: "image", "table", or none for rows of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quickstudy import rows
+from quickstudy.errors import DataError, suggest
+from quickstudy.tasks import columns, tables
+from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
+
+Preprocess = Mapping[str, Any]
+
+
+def encoded(preprocess: Preprocess, x: Any) -> Any:
+    """Rows of a table as numbers [n, d]; tensors and arrays as they are."""
+    if preprocess.get("kind") == "table" and not isinstance(x, (Tensor, np.ndarray)):
+        return columns.encode(preprocess["columns"], columns.as_frame(x))
+    return x
+
+
+def answers(preprocess: Preprocess, y: Any) -> Any:
+    """Answers as the learner reads them: values [n, d] scaled; names and numbers of classes as they are."""
+    if preprocess.get("kind") != "table" or "classes" in preprocess:
+        return y
+    values = torch.from_numpy(np.array(y, dtype=np.float64)).reshape(len(y), -1)
+    return (values - preprocess["mean"]) / preprocess["std"]
+
+
+def in_units(preprocess: Preprocess, values: Tensor) -> Tensor:
+    """Values as the learner gives them, in the target's own unit."""
+    return values * preprocess["std"] + preprocess["mean"] if "std" in preprocess else values
+
+
+def support_of(preprocess: Preprocess, path: Path, classification: bool) -> tuple[Any, Any]:
+    """Inputs and answers of a support set from a file or a folder."""
+    kind = preprocess.get("kind")
+    if kind == "image":
+        return _class_folders(preprocess, path)
+    if not path.is_file():
+        what = "a table with the target's column" if kind == "table" else "a CSV file (inputs..., answer last)"
+        raise DataError(f"{str(path)!r} is not a file: this run was not trained on images, give SUPPORT as {what}.")
+    return _table_support(preprocess, path) if kind == "table" else rows.read_support(path, classification)
+
+
+def _class_folders(preprocess: Preprocess, path: Path) -> tuple[Tensor, list[str]]:
+    if not path.is_dir():
+        raise DataError(f"there is no folder {str(path)!r}. SUPPORT is a folder with a subfolder of images per class.")
+    classes = read_classes(path, **_reading(preprocess))
+    names = [name for name, images in classes.items() for _ in range(len(images))]
+    return torch.cat(list(classes.values())), names
+
+
+def _table_support(preprocess: Preprocess, path: Path) -> tuple[Any, Any]:
+    frame = tables.read_table(path)
+    task, target = preprocess["task"], preprocess["target"]
+    if target not in frame.columns:
+        raise DataError(
+            f"{str(path)!r} lacks the target {target!r}: the answers of the support rows."
+            f"{suggest(target, map(str, frame.columns))}"
+        )
+    if task in frame.columns and frame[task].nunique() > 1:
+        some = ", ".join(map(repr, frame[task].unique()[:3].tolist()))
+        raise DataError(f"{str(path)!r} holds rows of {frame[task].nunique()} tasks ({some}, ...): give those of one.")
+    frame = frame[~frame[target].isna()]
+    if len(frame) == 0:
+        raise DataError(f"no row of {str(path)!r} has a target ({target!r}): there is nothing to learn from.")
+    if "classes" in preprocess:
+        tables.answers_of(preprocess, frame[target])  # refuses classes that training did not know
+        return frame, columns.as_words(frame[target]).tolist()
+    return frame, columns.as_numbers(frame[target], target)
+
+
+def inputs_of(preprocess: Preprocess, path: Path) -> tuple[Any, list[str]]:
+    """Inputs to answer for, from a file or a folder, and a name for each."""
+    kind = preprocess.get("kind")
+    if kind == "table":
+        frame = tables.read_table(path)
+        return frame, [f"{path}:{i + 1}" for i in range(len(frame))]
+    if kind != "image":
+        return rows.read_inputs(path)
+    paths = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in EXTENSIONS] if path.is_dir() else [path]
+    if not paths:
+        raise DataError(f"the folder {str(path)!r} holds no images ({', '.join(sorted(EXTENSIONS))}).")
+    return torch.stack([load_image(p, **_reading(preprocess)) for p in paths]), [str(p) for p in paths]
+
+
+def _reading(preprocess: Preprocess) -> dict[str, Any]:
+    return {key: value for key, value in preprocess.items() if key != "kind"}

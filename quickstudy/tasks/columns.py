@@ -1,0 +1,207 @@
+"""How the columns of a table become numbers: learned on training tasks, kept with the learner as plain values.
+
+    number     (value - mean) / std of training tasks, cut at 10 deviations; missing: 0, and 1 in a column of its own
+    category   1 in the column of its level, of the 20 most frequent ones; missing: 1 in a column of its own
+    date       a number, in days
+
+A level that training did not see is 0 in all columns, and stops no prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from quickstudy.errors import DataError, suggest
+
+LEVELS = 20  # of a category that get a column of their own
+FARTHEST = 10.0  # deviations from the mean; what is farther is put there
+ABSURD = 1e6  # times its usual distance from the median, a number is taken for a mistake
+
+Column = dict[str, Any]  # name, kind, and mean, std, missing or levels, missing
+
+
+def learn_columns(frame: Any, names: Sequence[str], categories: Sequence[str] = ()) -> list[Column]:
+    """What `encode` needs to know of the named columns of a DataFrame. Raises DataError for mixed or absurd values."""
+    return [_learn(frame[name], str(name), name in categories) for name in names]
+
+
+def _learn(values: Any, name: str, category: bool) -> Column:
+    missing = bool(values.isna().any())
+    if category or not is_numeric(values, name):
+        levels = as_words(values.dropna()).value_counts().index[:LEVELS]
+        return {"name": name, "kind": "category", "levels": sorted(levels), "missing": missing}
+    numbers = as_numbers(values, name)
+    known = numbers[~np.isnan(numbers)]
+    check_sane(known, name)
+    mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+    return {"name": name, "kind": "number", "mean": mean, "std": std or 1.0, "missing": missing}
+
+
+def encode(columns: Sequence[Column], frame: Any) -> np.ndarray:
+    """The rows of a DataFrame as numbers [n, d], float32. Raises DataError for a column that is not there."""
+    for column in columns:
+        if column["name"] not in frame.columns:
+            hint = suggest(column["name"], map(str, frame.columns))
+            raise DataError(f"the rows lack the column {column['name']!r}, which training had.{hint}")
+    parts = [_encoded(column, frame[column["name"]]) for column in columns]
+    return np.concatenate(parts, axis=1) if parts else np.zeros((len(frame), 0), np.float32)
+
+
+def _encoded(column: Column, values: Any) -> np.ndarray:
+    """[n, 1 or levels, and one more where training had missing values]."""
+    absent = values.isna().to_numpy()
+    if column["kind"] == "number":
+        numbers = (as_numbers(values, column["name"]) - column["mean"]) / column["std"]
+        made = [np.clip(np.nan_to_num(numbers, nan=0.0), -FARTHEST, FARTHEST)[:, None]]
+    else:
+        words = as_words(values).to_numpy()
+        made = [np.stack([words == level for level in column["levels"]], axis=1)] if column["levels"] else []
+    if column["missing"]:
+        made.append(absent[:, None])
+    return np.concatenate(made, axis=1).astype(np.float32) if made else np.zeros((len(values), 0), np.float32)
+
+
+def as_words(values: Any) -> Any:
+    """Levels as text; 3.0, as a column of whole numbers with gaps is read, is '3'."""
+    if values.dtype.kind == "f":
+        return values.map(lambda v: v if math.isnan(v) else f"{v:g}").astype(object)
+    return values.astype(str).where(~values.isna(), None).astype(object)
+
+
+def is_numeric(values: Any, name: str) -> bool:
+    """Whether a column holds numbers, switches or dates. Raises DataError where it holds both numbers and words."""
+    if values.dtype.kind in "biufmM":
+        return True
+    known = values.dropna()
+    if _dates(known) is not None:
+        return True
+    numbers = _parsed(known)
+    words = numbers.isna()
+    if len(known) and words.mean() < 0.5 and words.any():
+        row, word = words.idxmax(), known[words].iloc[0]
+        raise DataError(
+            f"column {name!r} holds numbers, and {word!r} in row {_row(row)}. Correct it (an empty cell is a missing "
+            "value), or leave the column out with ignore."
+        )
+    return len(known) > 0 and not words.any()
+
+
+def as_numbers(values: Any, name: str) -> np.ndarray:
+    """Numbers [n] float64 of a column that `is_numeric`; NaN where missing. Raises DataError for infinity and words."""
+    if values.dtype.kind in "mM":
+        return _days(values)
+    if values.dtype.kind not in "biuf":
+        dates = _dates(values.dropna())
+        if dates is not None:
+            return _days(dates.reindex(values.index))
+        parsed = _parsed(values)
+        if (wrong := parsed.isna() & ~values.isna()).any():
+            raise DataError(f"column {name!r} wants numbers, row {_row(wrong.idxmax())} has {values[wrong].iloc[0]!r}.")
+        values = parsed
+    numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    if np.isinf(numbers).any():
+        raise DataError(f"column {name!r} holds infinity in row {_row(values.index[np.isinf(numbers).argmax()])}.")
+    return numbers
+
+
+def check_sane(known: np.ndarray, name: str) -> None:
+    """Raise DataError for a number that is so far off that it would hide all others."""
+    if len(known) < 4:
+        return
+    middle = np.median(known)
+    away = np.abs(known - middle)
+    usual = np.quantile(away, 0.75)
+    if usual > 0 and away.max() > ABSURD * usual:
+        raise DataError(
+            f"column {name!r} holds {known[away.argmax()]:g}, where most values are near {middle:g}. Correct it, or "
+            "leave the column out with ignore."
+        )
+
+
+def tells(columns: Sequence[Column], frame: Any, target: np.ndarray) -> str | None:
+    """The first column that gives the target away: each of its values goes with one value of the target."""
+    distinct = len(np.unique(target))
+    for column in columns:
+        values = frame[column["name"]]
+        if column["kind"] == "number" and distinct > 2:
+            if _on_a_line(as_numbers(values, column["name"]), target):
+                return column["name"]
+        elif 1 < values.nunique() <= max(2 * distinct, LEVELS) and _determined(as_words(values), target):
+            return column["name"]
+    return None
+
+
+def _on_a_line(numbers: np.ndarray, target: np.ndarray) -> bool:
+    known = ~np.isnan(numbers)
+    x, y = numbers[known], target[known]
+    return len(x) > 2 and x.std() > 0 and y.std() > 0 and abs(np.corrcoef(x, y)[0, 1]) > 1 - 1e-9
+
+
+def _determined(words: Any, target: np.ndarray) -> bool:
+    """Whether every word goes with one answer only."""
+    pandas = need_pandas()
+    return bool((pandas.Series(target).groupby(words.to_numpy(), dropna=False).nunique() == 1).all())
+
+
+def counts_rows(values: Any, name: str) -> bool:
+    """Whether a column just numbers the rows, or names each of them: nothing to learn from."""
+    if values.dtype.kind in "iu":
+        return len(values) > 2 and bool((np.diff(values.to_numpy()) == 1).all())
+    return (
+        values.dtype.kind not in "bfmM"
+        and not is_numeric(values, name)
+        and values.nunique() > max(len(values) / 2, LEVELS)
+    )
+
+
+def as_frame(rows: Any) -> Any:
+    """Rows as a DataFrame: one already, a dict of columns, or a list of dicts."""
+    pandas = need_pandas()
+    if isinstance(rows, pandas.DataFrame):
+        return rows
+    if isinstance(rows, Mapping) or (isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)):
+        return pandas.DataFrame(rows)
+    raise DataError(
+        f"this learner reads rows of a table: a DataFrame, or a list of dicts from column to value; got "
+        f"{type(rows).__name__}."
+    )
+
+
+def need_pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise DataError("tables need pandas: pip install 'quickstudy[tables]'.") from error
+    return pandas
+
+
+def _parsed(values: Any) -> Any:
+    return need_pandas().to_numeric(values, errors="coerce")
+
+
+def _dates(known: Any) -> Any:
+    """Text as dates, if all of it is written like 2024-05-31; None else."""
+    if not len(known) or known.dtype.kind in "biuf" or not known.astype(str).str.match(r"\d{4}-\d\d?-\d\d?").all():
+        return None
+    try:
+        return need_pandas().to_datetime(known, format="ISO8601")
+    except ValueError:
+        return None
+
+
+def _days(values: Any) -> np.ndarray:
+    pandas = need_pandas()
+    if values.dtype.kind == "m":
+        return (values / pandas.Timedelta(days=1)).to_numpy(dtype=np.float64)
+    if getattr(values.dtype, "tz", None) is not None:
+        values = values.dt.tz_convert(None)
+    return ((values - pandas.Timestamp("1970-01-01")) / pandas.Timedelta(days=1)).to_numpy(dtype=np.float64)
+
+
+def _row(index: Any) -> int:
+    """The row as an editor counts lines: the header is line 1."""
+    return int(index) + 2

@@ -1,0 +1,146 @@
+"""Episodes from groups of rows: a customer, a hospital, a machine is a task, its rows are examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quickstudy.episodes import Episodes, stack
+from quickstudy.errors import DataError
+from quickstudy.learner import Batch, Episode
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupTasks:
+    """A task is a group of rows; support and query are disjoint rows of it.
+
+    `x` [N, ...] and `y` [N] class numbers or [N, d] values hold all rows, group g at `starts[g]:starts[g + 1]`, in the
+    order of time if `ordered`. Classes mean the same in every task; a task may lack some.
+
+    How rows are drawn. Values: `shots` support rows and `queries` others. Classes: `shots` of each class that the group
+    has, and `queries` others of each. Where a group has fewer rows it gives what it has, support first, at least one
+    query; what cannot give that is no task (`usable`). `ordered`: a moment is drawn, the last rows before it are the
+    support set and the first ones after it are asked for.
+    """
+
+    x: Tensor
+    y: Tensor
+    starts: Tensor  # int64 [groups + 1]
+    names: Sequence[str]  # of the groups, for people
+    shots: int = 10  # support rows of a task; with classes: of each class
+    queries: int = 10  # query rows, likewise
+    classes: tuple[Any, ...] | None = None  # None for values
+    ordered: bool = False
+    name: str = "groups"
+    split: str = "train"
+    unit: float = 1.0  # what 1 is in `y`, in the answer's own unit: errors are told in that
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what was left out or mended on the way here, for people
+
+    def __post_init__(self) -> None:
+        for word in ("shots", "queries"):
+            if getattr(self, word) < 1:
+                raise DataError(f"{word} must be at least 1, got {getattr(self, word)}.")
+        if not self._usable:
+            raise DataError(
+                f"{self.name} {self.split!r} has no task: none of its {len(self.names)} groups has "
+                + ("two rows." if self.classes is None else "two classes, one of them with two rows.")
+            )
+
+    @property
+    def ways(self) -> int | None:
+        """Classes of all tasks together; None for values."""
+        return None if self.classes is None else len(self.classes)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Episodes:
+        """n episodes of groups drawn with replacement."""
+        return stack([self._episode(g, generator) for g in self._drawn(n, generator)])
+
+    def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, list[str]]:
+        """The group of the one task that `sample` draws from a generator in the same state."""
+        return {"task": [self.names[g] for g in self._drawn(n, generator)]}
+
+    def _drawn(self, n: int, generator: torch.Generator | None) -> list[int]:
+        chosen = torch.randint(len(self._usable), (n,), generator=generator)
+        return [self._usable[i] for i in chosen.tolist()]
+
+    @property
+    def _usable(self) -> list[int]:
+        known = self.__dict__.get("_known")
+        if known is None:  # a property of the data: computed once, the value stays the same
+            known = [g for g in range(len(self.names)) if self.usable(g)]
+            self.__dict__["_known"] = known
+        return known
+
+    def usable(self, group: int) -> bool:
+        """Whether a group can be a task: two rows; with classes two of them, one with two rows."""
+        y = self.y[self.starts[group] : self.starts[group + 1]]
+        if self.classes is None:
+            return len(y) >= 2
+        if self.ordered:
+            return bool(self._moments(y))
+        counts = y.bincount()
+        return int((counts > 0).sum()) >= 2 and int(counts.max()) >= 2
+
+    def _episode(self, group: int, generator: torch.Generator | None) -> Episode:
+        start, end = int(self.starts[group]), int(self.starts[group + 1])
+        draw = self._in_time if self.ordered else self._at_random
+        support, query = draw(self.y[start:end], generator)
+        return Episode(*(Batch(self.x[start + rows], self.y[start + rows]) for rows in (support, query)))
+
+    def _at_random(self, y: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        order = torch.randperm(len(y), generator=generator)
+        if self.classes is None:
+            shots = min(self.shots, len(y) - 1)
+            return order[:shots], order[shots : shots + self.queries]
+        support, query = [], []
+        for label in y.unique().tolist():
+            rows = order[y[order] == label]
+            shots = min(self.shots, max(len(rows) - 1, 1))
+            support.append(rows[:shots])
+            query.append(rows[shots : shots + self.queries])
+        return torch.cat(support), torch.cat(query)
+
+    def _in_time(self, y: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Rows before a moment, and rows after it; of classes, those that were seen before."""
+        if self.classes is None:
+            shots = min(self.shots, len(y) - 1)
+            latest = max(len(y) - self.queries, shots)
+            now = shots + int(torch.randint(latest - shots + 1, (), generator=generator))
+            return torch.arange(now - shots, now), torch.arange(now, min(now + self.queries, len(y)))
+        moments = self._moments(y)
+        now = moments[int(torch.randint(len(moments), (), generator=generator))]
+        support, query = [], []
+        for label in y[:now].unique().tolist():
+            rows = (y == label).nonzero().flatten()
+            support.append(rows[rows < now][-self.shots :])
+            query.append(rows[rows >= now][: self.queries])
+        return torch.cat(support), torch.cat(query)
+
+    @staticmethod
+    def _moments(y: Tensor) -> list[int]:
+        """Where a task of classes can be cut: two classes before, and a row after of a class from before."""
+        places = [(y == label).nonzero().flatten() for label in y.unique().tolist()]
+        second = sorted(int(rows[0]) for rows in places)[1:2]  # where another class than the first begins
+        now = torch.arange(len(y))
+        good = torch.zeros(len(y), dtype=torch.bool)
+        for rows in places if second else []:
+            good |= (now > rows[0]) & (now <= rows[-1]) & (now > second[0])
+        return now[good].tolist()
+
+    def __repr__(self) -> str:
+        return f"GroupTasks({self.describe()})"  # not the tensors
+
+    def describe(self) -> dict[str, Any]:
+        """The task part of a protocol. Shots and queries are the most that a task has."""
+        words = ("name", "split", "ways", "shots", "queries")
+        return {word: getattr(self, word) for word in words} | {"tasks": len(self._usable)}
+
+    def replace(self, **changes: Any) -> GroupTasks:
+        """The same groups with other shots or queries."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,368 @@
+"""Tasks from a table with a column that names the task: customers, hospitals, machines, schools."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from quickstudy.errors import ConfigError, DataError, suggest
+from quickstudy.tasks.columns import (
+    as_numbers,
+    as_words,
+    check_sane,
+    counts_rows,
+    encode,
+    is_numeric,
+    learn_columns,
+    need_pandas,
+    tells,
+)
+from quickstudy.tasks.groups import GroupTasks
+from quickstudy.tasks.splits import SPLITS, check_split
+
+EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+MISSING = ["?"]  # beside what pandas takes for missing: empty, NA, NaN, null, None
+BYTES = 6  # of memory for a byte of a file, at the peak of reading it
+LISTED = 5  # names in one message
+
+
+class Roles(NamedTuple):
+    """What the columns of a table are for."""
+
+    task: str  # which task a row belongs to
+    target: str  # what is to be predicted
+    time: str | None  # the order of a task's rows
+    features: list[str]
+
+
+def from_table(
+    table: Any,
+    split: str,
+    *,
+    task: str,
+    target: str,
+    shots: int = 10,
+    queries: int = 10,
+    time: str | None = None,
+    kind: Literal["number", "class"] | None = None,
+    ignore: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    preprocess: Mapping[str, Any] | None = None,
+) -> GroupTasks:
+    """Tasks from a table: the rows of one customer, hospital or machine are one task.
+
+    table       a CSV, TSV or Parquet file, a DataFrame, or a folder with such files train, val and test in it; else
+                tasks are split 60/20/20 by a hash of their names, the same on every machine
+    task        the column that names a row's task; target: the one to predict
+    shots       support rows of a task (of each class, where the target is a class); queries: rows asked for, likewise
+    time        a column of dates or numbers: support rows then come before query rows
+    kind        what the target is: "number" or "class"; None: classes where it is words, switches or two numbers
+    ignore      columns to leave out; categories: columns of numbers that are names, such as a code of a kind of pain
+    preprocess  how columns become numbers, of a learner trained before: `trained.preprocess`; None: learned here
+
+    All other columns are features (see `quickstudy.tasks.columns`): means, deviations and levels are those of training
+    tasks, and so are mean and deviation of a target of numbers, by which it is scaled; predictors answer in its own
+    unit. Rows without a target, rows that are exact copies of others of their task, columns that only number the rows
+    and tasks that are too small are left out; `notes` tells how many. For what a task with few rows gives, see
+    `GroupTasks`.
+
+    >>> import pandas, quickstudy as qs
+    >>> pupils = [{"school": "abcdefghij"[i % 10], "age": 6 + i % 7, "mark": i % 3} for i in range(60)]
+    >>> rows = pandas.DataFrame(pupils)
+    >>> tasks = qs.tasks.from_table(rows, "train", task="school", target="mark", shots=2, queries=2)
+    >>> tasks.sample(3).support.x.shape
+    torch.Size([3, 2, 1])
+
+    Raises DataError that names column, row and task.
+    """
+    check_split(split)
+    frame, assigned, name = _read(table)
+    roles = _roles(frame, task, target, time, ignore, categories)
+    frame, notes = _clean(frame, roles)
+    roles = roles._replace(features=_useful(frame, roles, categories, notes))
+    splits = assigned if assigned is not None else _split_by_name(frame[roles.task])
+    learned = dict(preprocess or _learn(frame, roles, splits, kind, categories))
+    return _tasks(frame, roles, splits, split, learned, shots, queries, name, notes)
+
+
+def read_table(path: str | os.PathLike) -> Any:
+    """A CSV (also gzipped, also with semicolons or tabs) or Parquet file as a DataFrame.
+
+    Raises DataError where it cannot be read, or needs more memory than the machine has.
+    """
+    pandas, path = need_pandas(), Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no file {str(path)!r}. Give a table: {', '.join(EXTENSIONS)}.")
+    _check_memory(path)
+    try:
+        if path.suffix == ".parquet":
+            return pandas.read_parquet(path)
+        return pandas.read_csv(path, sep=_separator(path), na_values=MISSING, encoding="utf-8-sig", low_memory=False)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{str(path)!r} is not text in UTF-8 (byte {error.start}). Save it again as 'CSV UTF-8'."
+        ) from error
+    except ImportError as error:
+        raise DataError(f"reading {str(path)!r} needs pyarrow: pip install 'quickstudy[tables]'.") from error
+    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise DataError(f"{str(path)!r} cannot be read as a table: {str(error).splitlines()[0]}.") from error
+
+
+def _check_memory(path: Path) -> None:
+    packed = 8 if path.suffix in (".gz", ".parquet") else 1
+    needed, there = packed * BYTES * path.stat().st_size, _memory()
+    if there is not None and needed > there:
+        raise DataError(
+            f"{str(path)!r} needs about {needed / 1e9:.1f} GB of memory, of which {there / 1e9:.1f} GB are free. Leave "
+            "columns out of the file, take a part of its tasks, or use a larger machine."
+        )
+
+
+def _memory() -> int | None:
+    """Bytes that can be had, None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _separator(path: Path) -> str:
+    import gzip
+
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as file:
+        header = file.readline()
+    return max((",", ";", "\t"), key=lambda mark: header.count(mark.encode()))
+
+
+def _read(table: Any) -> tuple[Any, dict[str, list[str]] | None, str]:
+    """The rows, the tasks of each split where the user made the splits, and a name."""
+    pandas = need_pandas()
+    if isinstance(table, pandas.DataFrame):
+        return table.reset_index(drop=True), None, "table"
+    path = Path(table).expanduser()
+    if not path.is_dir():
+        return read_table(path), None, path.name.split(".")[0]
+    found = {split: file for split in SPLITS for end in EXTENSIONS if (file := path / f"{split}{end}").is_file()}
+    if not found:
+        raise DataError(f"{str(path)!r} holds no tables train, val, test ({', '.join(EXTENSIONS)}).")
+    frames = {split: read_table(file) for split, file in found.items()}
+    first = next(iter(frames.values()))
+    for split, frame in frames.items():
+        if lacking := sorted(set(map(str, first.columns)) - set(map(str, frame.columns))):
+            raise DataError(f"{found[split]} lacks the column {lacking[0]!r}, which {next(iter(found.values()))} has.")
+    whole = pandas.concat(list(frames.values()), ignore_index=True)
+    whole[SPLIT] = np.repeat(list(frames), [len(frame) for frame in frames.values()])
+    return whole, {}, path.resolve().name
+
+
+SPLIT = "__split__"  # the file that a row came from
+
+
+def _roles(
+    frame: Any, task: str, target: str, time: str | None, ignore: Sequence[str], categories: Sequence[str]
+) -> Roles:
+    names = [str(column) for column in frame.columns if column != SPLIT]
+    if len(frame) == 0:
+        raise DataError("the table holds no rows.")
+    given = {"task": [task], "target": [target], "time": [time] if time else []}
+    for role, columns in (given | {"ignore": list(ignore), "categories": list(categories)}).items():
+        for column in columns:
+            if column not in names:
+                raise DataError(
+                    f"the table has no column {column!r} ({role}); it has {_listed(names, 30)}.{suggest(column, names)}"
+                )
+    if task == target:
+        raise ConfigError(f"task and target are both {task!r}: one names the task, the other what to predict.")
+    return Roles(task, target, time, [n for n in names if n not in (task, target, *ignore)])
+
+
+def _clean(frame: Any, roles: Roles) -> tuple[Any, list[str]]:
+    """Without rows that have no task, no target or no time, and without exact copies."""
+    notes: list[str] = []
+    for role, column in (("task", roles.task), ("target", roles.target), ("time", roles.time)):
+        if column is not None and (lacking := frame[column].isna()).any():
+            notes.append(f"{_count(int(lacking.sum()), 'row')} without {role} ({column!r}) left out")
+            frame = frame[~lacking]
+    if len(frame) == 0:
+        raise DataError(f"no row of the table has both {roles.task!r} and {roles.target!r}.")
+    if (copies := frame.duplicated()).any():
+        notes.append(
+            f"{_count(int(copies.sum()), 'row')} that copy another one left out: one of a pair could be asked for "
+            "while the other is shown"
+        )
+        frame = frame[~copies]
+    return frame, notes
+
+
+def _useful(frame: Any, roles: Roles, categories: Sequence[str], notes: list[str]) -> list[str]:
+    idle = [
+        name
+        for name in roles.features
+        if name not in categories and name != roles.time and counts_rows(frame[name], name)
+    ]
+    if idle:
+        notes.append(f"column{'s' * (len(idle) > 1)} {_listed(idle)} left out: a number or name for each row")
+    features = [name for name in roles.features if name not in idle]
+    if not features:
+        raise DataError(f"the table has no feature: all its columns are {roles.task!r}, {roles.target!r} or left out.")
+    return features
+
+
+def _split_by_name(tasks: Any) -> dict[str, list[str]]:
+    """60/20/20 in the order of a hash of the name, so a new task moves only a few others, at the two cuts."""
+    names = sorted(as_words(tasks).unique(), key=lambda name: hashlib.sha256(name.encode()).digest())
+    fifth = max(round(len(names) / 5), int(len(names) >= 3))
+    parts = (names[2 * fifth :], names[fifth : 2 * fifth], names[:fifth])
+    return {split: list(part) for split, part in zip(SPLITS, parts, strict=True)}
+
+
+def _learn(
+    frame: Any, roles: Roles, splits: Mapping[str, list[str]], kind: str | None, categories: Sequence[str]
+) -> dict[str, Any]:
+    """What is learned on training tasks: features, and the target's classes or scale."""
+    train = frame[_rows_of(frame, roles, splits, "train")]
+    if len(train) == 0:
+        raise DataError("the table has no training tasks: columns are scaled by what they hold.")
+    columns = learn_columns(train, roles.features, categories)
+    learned: dict[str, Any] = {"kind": "table", **{w: getattr(roles, w) for w in ("task", "target", "time")}}
+    learned["columns"] = columns
+    if _is_class(train[roles.target], roles.target, kind):
+        # The names of all splits: a class that only a test task has is one all the same.
+        learned["classes"] = sorted(as_words(frame[roles.target]).unique())
+        if len(learned["classes"]) < 2:
+            raise DataError(f"the target {roles.target!r} is {learned['classes'][0]!r} in every row: nothing to learn.")
+        answers = np.searchsorted(learned["classes"], as_words(train[roles.target]).to_numpy().astype(str))
+    else:
+        answers = as_numbers(train[roles.target], roles.target)
+        check_sane(answers, roles.target)
+        if answers.std() == 0:
+            raise DataError(f"the target {roles.target!r} is {answers[0]:g} in every training row: nothing to learn.")
+        learned |= {"mean": float(answers.mean()), "std": float(answers.std())}
+    if leak := tells(columns, train, answers):
+        raise DataError(
+            f"column {leak!r} gives the target {roles.target!r} away: where one is known, so is the other. Leave it "
+            f"out (ignore {leak!r}) if it is not there yet when a prediction is wanted."
+        )
+    return learned
+
+
+def _is_class(values: Any, name: str, kind: str | None) -> bool:
+    if kind not in (None, "number", "class"):
+        raise ConfigError(f"kind is 'number' or 'class', got {kind!r}.{suggest(str(kind), ('number', 'class'))}")
+    if kind is None:
+        return values.dtype.kind == "b" or values.nunique() == 2 or not is_numeric(values, name)
+    if kind == "number" and not is_numeric(values, name):
+        raise DataError(f"the target {name!r} holds words, such as {values.iloc[0]!r}: kind is 'class'.")
+    return kind == "class"
+
+
+def _rows_of(frame: Any, roles: Roles, splits: Mapping[str, list[str]], split: str) -> Any:
+    """Which rows belong to a split."""
+    if not splits:
+        return (frame[SPLIT] == split).to_numpy()
+    return as_words(frame[roles.task]).isin(splits[split]).to_numpy()
+
+
+def _tasks(
+    frame: Any,
+    roles: Roles,
+    splits: Mapping[str, list[str]],
+    split: str,
+    learned: dict[str, Any],
+    shots: int,
+    queries: int,
+    name: str,
+    notes: list[str],
+) -> GroupTasks:
+    if not splits:
+        _check_disjoint(frame, roles)
+    mine = frame[_rows_of(frame, roles, splits, split)]
+    if len(mine) == 0:
+        raise DataError(f"{name} has no {split!r} tasks. It takes at least five tasks, or tables of your own splits.")
+    order = [roles.task, *([roles.time] if roles.time else [])]
+    keys = [as_words(mine[roles.task])] + ([_moment(mine[roles.time], roles.time)] if roles.time else [])
+    mine = mine.iloc[np.lexsort(keys[::-1])] if order else mine
+    names, counts = np.unique(as_words(mine[roles.task]).to_numpy().astype(str), return_counts=True)
+    made = GroupTasks(
+        x=torch.from_numpy(encode(learned["columns"], mine)),
+        y=torch.from_numpy(answers_of(learned, mine[roles.target])),
+        starts=torch.from_numpy(np.concatenate([[0], counts.cumsum()])),
+        names=names.tolist(),
+        shots=shots,
+        queries=queries,
+        classes=tuple(learned["classes"]) if "classes" in learned else None,
+        ordered=roles.time is not None,
+        name=name,
+        split=split,
+        unit=learned.get("std", 1.0),
+        preprocess=learned,
+    )
+    return made.replace(notes=(*notes, *_small(made)))
+
+
+def _moment(values: Any, name: str | None) -> np.ndarray:
+    if not is_numeric(values, str(name)):
+        raise DataError(
+            f"the time column {name!r} holds neither numbers nor dates like 2024-05-31: {values.iloc[0]!r}."
+        )
+    return as_numbers(values, str(name))
+
+
+def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
+    """The target as the learner reads it: class numbers [n], or scaled values [n, 1]."""
+    if "classes" not in learned:
+        scaled = (as_numbers(values, learned["target"]) - learned["mean"]) / learned["std"]
+        return scaled.astype(np.float32)[:, None]
+    words, known = as_words(values).to_numpy().astype(str), np.array(learned["classes"])
+    places = np.searchsorted(known, words).clip(max=len(known) - 1)
+    if (unknown := known[places] != words).any():
+        raise DataError(
+            f"the target {learned['target']!r} holds {words[unknown][0]!r}; the classes of training are "
+            f"{_listed(known.tolist())}.{suggest(words[unknown][0], known.tolist())}"
+        )
+    return places.astype(np.int64)
+
+
+def _small(tasks: GroupTasks) -> list[str]:
+    """What became of tasks with few rows, in words."""
+    sizes, usable = tasks.starts.diff(), set(tasks._usable)
+    idle = [tasks.names[g] for g in range(len(tasks.names)) if g not in usable]
+    few = [tasks.names[g] for g in sorted(usable) if int(sizes[g]) < (tasks.ways or 1) * (tasks.shots + tasks.queries)]
+    said = []
+    if idle:
+        why = "a single row" if tasks.classes is None else "a single class or too few rows"
+        said.append(f"{_count(len(idle), f'{tasks.split} task')} left out, with {why}: {_listed(idle)}")
+    if few:
+        said.append(
+            f"{_count(len(few), f'{tasks.split} task')} with fewer rows than shots and queries ask for: used with "
+            f"what they have: {_listed(few)}"
+        )
+    return said
+
+
+def _check_disjoint(frame: Any, roles: Roles) -> None:
+    pairs = frame[[roles.task, SPLIT]].drop_duplicates()
+    if (twice := pairs[roles.task].duplicated()).any():
+        name = pairs[roles.task][twice].iloc[0]
+        files = sorted(pairs[SPLIT][pairs[roles.task] == name])
+        raise DataError(
+            f"task {str(name)!r} is in {' and '.join(files)}: the test is on tasks never seen in training. Put all "
+            "rows of a task into one file, or give one table and it is split by task."
+        )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def _listed(names: Sequence[Any], most: int = LISTED) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(str(name)) for name in names[:most]) + more
