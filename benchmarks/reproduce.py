@@ -145,7 +145,7 @@ def measure(
     """Train and test every row; a result that stands, in the run folder or in the result file, is taken as it is."""
     standing = {(row["name"], json.dumps(row.get("settings"))): row for row in known}
     for row in rows:
-        settings = json.loads(json.dumps(row.settings()))
+        settings = plain_settings(row)
         path = folder / row.name / "results.json"
         done = standing.get((row.name, json.dumps(settings)))
         if done is None and path.exists():
@@ -156,6 +156,11 @@ def measure(
             files.write_json(path, done)
         print(f"{row.name}: {done['scores'][0][0]['text'] if done['scores'] else done['diverged'][0]}", flush=True)
         yield done | {"published": row.published, "differs": row.differs}
+
+
+def plain_settings(row: Row) -> dict[str, Any]:
+    """A row's settings as a result file holds them."""
+    return json.loads(json.dumps(row.settings()))
 
 
 def train_and_test(row: Row, tasks: str, data: str | None, folder: Path, device: str) -> dict[str, Any]:
@@ -213,11 +218,18 @@ def same_episodes(a: Score, b: Score) -> bool:
 
 
 def commit() -> str:
-    """The commit that was measured, marked when the tree had changes."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or "unknown"
+    """The commit that was measured, marked when the code had changes; results and pages made from them are not code."""
+    found = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
+    return f"{found}+dirty" if found and changed else found or "unknown"
+
+
+def _git(*words: str) -> str:
+    """What git says; nothing where there is none."""
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def main(
@@ -254,7 +266,8 @@ def main(
     }
     chosen = [row for row in [*rows, *baselines] if fnmatch.fnmatch(row.name, only)]
     # What stands is kept in the table also when only other rows are asked for.
-    others = [row for row in old if row["name"] in {r.name for r in [*rows, *baselines]} - {r.name for r in chosen}]
+    now = {r.name: plain_settings(r) for r in [*rows, *baselines] if r not in chosen}
+    others = [row for row in old if row["name"] in now and row.get("settings", {}) in ({}, now[row["name"]])]
     order = [row.name for row in [*rows, *baselines]]
     done = list(others)
     for row in measure(chosen, what, data, folder / name, old, device):

@@ -111,7 +111,7 @@ def _train_options(argv: list[str]) -> tuple[str, str, TrainOptions, dict[str, A
             "quickstudy train glyphs protonet --ways 5"
         )
     name, cls = recipes.find_learner(words[1])
-    kind = recipes.kind_of(words[0])
+    kind = recipes.kind_of(words[0], any(word.split("=")[0] in ("--text", "--label") for word in argv))
     fields = _field_options(cls, recipes.FIELDS.get((kind, name), {}))
     sizes = recipes.DEFAULTS.get(words[0], recipes.DEFAULTS[kind])
     parts = [
@@ -140,7 +140,10 @@ def _request(tasks: str, options: TrainOptions) -> recipes.Request:
     # Absolute, so that the run can be evaluated from any folder.
     data = str(Path(options.data).resolve()) if options.data else None
     named = tasks in recipes.NAMED or not Path(tasks).exists()
-    columns = {name: getattr(options, name) for name in ("task", "target", "time", "kind", "ignore", "categories")}
+    columns = {
+        name: getattr(options, name)
+        for name in ("task", "target", "time", "kind", "ignore", "categories", "text", "label")
+    }
     place = tasks if named else str(Path(tasks).resolve())
     return recipes.Request(place, **sizes, **columns, data=data, size=options.size)
 

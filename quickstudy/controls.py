@@ -42,7 +42,10 @@ def check_control(name: str) -> None:
 def available(learner: Learner, tasks: Any) -> list[str]:
     """The controls that make sense for this learner and these tasks."""
     classification = getattr(tasks, "ways", None) is not None
-    names = ["shuffled_labels", "linear_probe"]
+    names = ["shuffled_labels"]
+    if getattr(tasks, "preprocess", {}).get("kind") == "text":  # pieces of words have no means and no scale
+        return names + (["zero_steps"] if hasattr(learner, "steps") else [])
+    names += ["linear_probe"]
     names += ["zero_steps"] if hasattr(learner, "steps") else []
     names += ["nearest_centroid"] if classification else []
     names += ["nil"] if classification and _has_head(learner) else []

@@ -1,6 +1,6 @@
 """What people give, as a learner reads it: by the kind of input that it was trained on.
 
-`preprocess` of a trained learner says the kind: "image", "table", or none for rows of numbers.
+`preprocess` of a trained learner says the kind: "image", "table", "text", or none for rows of numbers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from quickstudy import rows
 from quickstudy.errors import DataError, suggest
-from quickstudy.tasks import columns, tables
+from quickstudy.tasks import columns, tables, text
 from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
 
 Preprocess = Mapping[str, Any]
 
 
 def encoded(preprocess: Preprocess, x: Any) -> Any:
-    """Rows of a table as numbers [n, d]; tensors and arrays as they are."""
+    """Rows of a table as numbers [n, d], texts as numbers of pieces; tensors and arrays of numbers as they are."""
+    if preprocess.get("kind") == "text" and not isinstance(x, Tensor):
+        return text.hashed(text.as_texts(x), preprocess["buckets"], preprocess["words"])
     if preprocess.get("kind") == "table" and not isinstance(x, (Tensor, np.ndarray)):
         return columns.encode(preprocess["columns"], columns.as_frame(x))
     return x
@@ -46,6 +48,8 @@ def support_of(preprocess: Preprocess, path: Path, classification: bool) -> tupl
     kind = preprocess.get("kind")
     if kind == "image":
         return _class_folders(preprocess, path)
+    if kind == "text":
+        return _labelled_texts(preprocess, path)
     if not path.is_file():
         what = "a table with the target's column" if kind == "table" else "a CSV file (inputs..., answer last)"
         raise DataError(f"{str(path)!r} is not a file: this run was not trained on images, give SUPPORT as {what}.")
@@ -58,6 +62,15 @@ def _class_folders(preprocess: Preprocess, path: Path) -> tuple[Tensor, list[str
     classes = read_classes(path, **_reading(preprocess))
     names = [name for name, images in classes.items() for _ in range(len(images))]
     return torch.cat(list(classes.values())), names
+
+
+def _labelled_texts(preprocess: Preprocess, path: Path) -> tuple[list[str], list[str]]:
+    """A table with the columns of training, or a folder with a folder of .txt files per class."""
+    if path.is_dir():
+        classes = text.read_folders(path)
+    else:
+        classes = text.read_classes(tables.read_table(path), preprocess["text"], preprocess["label"], str(path))
+    return [one for texts in classes.values() for one in texts], [k for k, texts in classes.items() for _ in texts]
 
 
 def _table_support(preprocess: Preprocess, path: Path) -> tuple[Any, Any]:
@@ -86,12 +99,32 @@ def inputs_of(preprocess: Preprocess, path: Path) -> tuple[Any, list[str]]:
     if kind == "table":
         frame = tables.read_table(path)
         return frame, [f"{path}:{i + 1}" for i in range(len(frame))]
+    if kind == "text":
+        found = _texts(preprocess, path)
+        return found, found
     if kind != "image":
         return rows.read_inputs(path)
     paths = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in EXTENSIONS] if path.is_dir() else [path]
     if not paths:
         raise DataError(f"the folder {str(path)!r} holds no images ({', '.join(sorted(EXTENSIONS))}).")
     return torch.stack([load_image(p, **_reading(preprocess)) for p in paths]), [str(p) for p in paths]
+
+
+def _texts(preprocess: Preprocess, path: Path) -> list[str]:
+    """The lines of a .txt file, the column of texts of a table, or one text for each .txt file of a folder."""
+    if path.is_dir():
+        found = [text.read_text(file) for file in sorted(path.rglob("*.txt"))]
+    elif path.suffix == ".txt":
+        found = [line.strip() for line in text.read_text(path).splitlines() if line.strip()]
+    else:
+        frame = tables.read_table(path)
+        if preprocess["text"] not in frame.columns:
+            hint = suggest(preprocess["text"], map(str, frame.columns))
+            raise DataError(f"{str(path)!r} lacks the column of texts {preprocess['text']!r}.{hint}")
+        found = frame[preprocess["text"]].dropna().astype(str).tolist()
+    if not found:
+        raise DataError(f"{str(path)!r} holds no text.")
+    return found
 
 
 def _reading(preprocess: Preprocess) -> dict[str, Any]:

@@ -32,8 +32,9 @@ schedules = arg(metavar="{constant,cosine,linear}", help_behavior_hint="(default
 class TrainOptions:
     """Meta-train a learner on many small tasks and keep the run in a folder.
 
-    TASKS is a name that 'quickstudy list' shows, such as glyphs or cifar_fs, a folder of class folders, or a table
-    (then --task and --target name its columns); LEARNER is a name from there, too.
+    TASKS is a name that 'quickstudy list' shows, such as glyphs or cifar_fs, a folder of class folders, a table (then
+    --task and --target name its columns) or a table of texts (then --text and --label do); LEARNER is a name from
+    there, too.
     Further options are the learner's own: see them with 'quickstudy train TASKS LEARNER --help'.
     """
 
@@ -51,6 +52,8 @@ class TrainOptions:
     kind: Annotated[Literal["number", "class"] | None, kinds] = None  # of a table: what the target is
     ignore: Annotated[tuple[str, ...], columns] = ()  # of a table: columns to leave out
     categories: Annotated[tuple[str, ...], columns] = ()  # of a table: columns of numbers that are names
+    text: Annotated[str | None, word("none")] = None  # of a table of texts: the column that holds them
+    label: Annotated[str | None, word("none")] = None  # of a table of texts: the column of their classes
     data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
     out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder
     resume: Annotated[bool, FlagCreatePairsOff] = False  # go on from the run folder's checkpoint

@@ -31,6 +31,7 @@ NAMED = ("glyphs", "sinusoid", *PUBLIC)
 # sinusoids as MAML (Finn 2017, section 5.1).
 DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
+    "text": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 4, "iterations": 500},
     "table": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 16, "iterations": 2000},
     "sinusoid": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 25, "iterations": 10000},
 }
@@ -77,11 +78,22 @@ class Request(NamedTuple):
     kind: str | None = None  # what the target is: number or class
     ignore: Sequence[str] = ()  # columns to leave out
     categories: Sequence[str] = ()  # columns of numbers that are names
+    text: str | None = None  # of labelled texts: the column of texts
+    label: str | None = None  # of labelled texts: the column of classes
 
 
-def kind_of(tasks: str) -> str:
-    """'sinusoid', 'table' or 'images': which defaults apply."""
-    return "sinusoid" if tasks == "sinusoid" else "table" if is_table(tasks) else "images"
+def kind_of(tasks: str, labelled: bool = False) -> str:
+    """'sinusoid', 'table', 'text' or 'images': which defaults apply. `labelled`: a column of texts is named."""
+    if tasks == "sinusoid":
+        return "sinusoid"
+    if labelled or is_text(tasks):
+        return "text"
+    return "table" if is_table(tasks) else "images"
+
+
+def is_text(tasks: str) -> bool:
+    """Whether the word is the path of a folder of class folders with .txt files."""
+    return tasks not in NAMED and next(Path(tasks).glob("*/*.txt"), None) is not None
 
 
 def is_table(tasks: str) -> bool:
@@ -98,6 +110,9 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
     `preprocess` of a trained learner: how columns of a table become numbers, as they did in its training.
     """
     name = request.tasks
+    if kind_of(name, bool(request.text or request.label)) == "text":
+        named = {word: value for word in ("text", "label") if (value := getattr(request, word))}
+        return sources.from_text(name, split, request.ways or 5, request.shots, request.queries, **named)
     if is_table(name):
         return _open_table(request, split, preprocess)
     if name == "sinusoid":
@@ -207,6 +222,11 @@ def positions(tasks: Any, objective: str) -> int:
 
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:
     """conv4 or another `network` for images, mlp for rows of numbers; an encoder where `outputs` is None."""
+    preprocess = getattr(tasks, "preprocess", {})
+    if preprocess.get("kind") == "text":
+        model = networks.text(outputs, buckets=preprocess["buckets"], words=preprocess["words"])
+        model.encoder.weigh(tasks.examples)  # type: ignore[operator, union-attr]
+        return model
     shape = tuple(one_episode(tasks).support.x.shape[1:])
     if len(shape) != 3:
         hidden = options.get("hidden")

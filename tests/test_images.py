@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from quickstudy.errors import ConfigError, DataError
-from quickstudy.tasks import images
 from quickstudy.tasks.images import from_folder, load_image, read_classes, rotated
-from quickstudy.tasks.splits import SPLITS
+from quickstudy.tasks.splits import SPLITS, by_name
 
 
 def corner(mode: str = "L", dark: object = 0, light: object = 255) -> Image.Image:
@@ -338,12 +337,12 @@ def test_classes_without_split_folders_are_split_60_20_20(tmp_path):
 @given(st.integers(0, 60))
 def test_the_split_is_exhaustive_and_stable(count):
     files = {f"class{i}": [Path(str(i))] for i in range(count)}
-    before = {name: split for split, part in images._split_by_name(files).items() for name in part}
+    before = {name: split for split, part in by_name(files).items() for name in part}
     assert before.keys() == files.keys()
-    after = images._split_by_name(files | {"new": []})
+    after = by_name(files | {"new": []})
     moved = [name for split, part in after.items() for name in part if before.get(name, split) != split]
     assert len(moved) <= 3
-    reordered = images._split_by_name(dict(reversed(files.items())))
+    reordered = by_name(dict(reversed(files.items())))
     assert {name: split for split, part in reordered.items() for name in part} == before
 
 

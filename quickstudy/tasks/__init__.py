@@ -14,6 +14,7 @@ from quickstudy.tasks.images import from_folder
 from quickstudy.tasks.omniglot import omniglot
 from quickstudy.tasks.sinusoid import Sinusoids, sinusoid
 from quickstudy.tasks.tables import from_table
+from quickstudy.tasks.text import from_text
 
 __all__ = [
     "ArrayTasks",
@@ -27,6 +28,7 @@ __all__ = [
     "from_arrays",
     "from_folder",
     "from_table",
+    "from_text",
     "glyphs",
     "omniglot",
     "sinusoid",

@@ -36,6 +36,8 @@ class ClassTasks:
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # how raw input became `examples`
     extractor: nn.Module | None = None  # frozen: made features of them after that, see `qs.tasks.features`
     grouped: bool = False  # a task stays within one group of classes, such as an alphabet
+    raw: Sequence[str] = ()  # the examples as people read them, where they were texts
+    notes: tuple[str, ...] = ()  # what was left out on the way here, for people
 
     def __post_init__(self) -> None:
         self._check_starts()
@@ -74,10 +76,15 @@ class ClassTasks:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n episodes: x [n, ways * k, ...] float, y [n, ways * k] int64, class after class."""
+        support, query = self.rows(n, generator)
+        return Episode(self._batch(support), self._batch(query))
+
+    def rows(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Which examples `sample` draws from a generator in the same state: [n, ways, shots], [n, ways, queries]."""
         chosen = self._chosen(n, generator)
         indices = self._examples_of(chosen, self.shots + self.queries, generator)
         support, query = indices.split([self.shots, self.queries], dim=2)
-        return Episode(self._batch(support), self._batch(query))
+        return support, query
 
     @property
     def groups(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.tasks.classes import ClassTasks, stack_classes
-from quickstudy.tasks.splits import SPLITS, check_split
+from quickstudy.tasks.splits import SPLITS, by_name, check_split
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm")
 # Pillow would also open formats that start other programs (EPS runs Ghostscript): a data set has no need of them.
@@ -239,15 +238,7 @@ def _splits(root: Path) -> dict[str, dict[str, list[Path]]]:
         splits = {split: _class_files(root / split) for split in given}
         _check_disjoint(root, splits)
         return splits
-    return _split_by_name(_some_classes(root))
-
-
-def _split_by_name(files: Mapping[str, list[Path]]) -> dict[str, dict[str, list[Path]]]:
-    """60/20/20 in the order of a hash of the name, so a new class moves only a few others, at the two cuts."""
-    names = sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest())
-    fifth = round(len(names) / 5)
-    parts = (names[2 * fifth :], names[fifth : 2 * fifth], names[:fifth])
-    return {split: {name: files[name] for name in sorted(part)} for split, part in zip(SPLITS, parts, strict=True)}
+    return by_name(_some_classes(root))
 
 
 def _check_disjoint(root: Path, splits: Mapping[str, Mapping[str, object]]) -> None:

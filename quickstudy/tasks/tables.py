@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from quickstudy.tasks.columns import (
     tells,
 )
 from quickstudy.tasks.groups import GroupTasks
-from quickstudy.tasks.splits import SPLITS, check_split
+from quickstudy.tasks.splits import SPLITS, by_name, check_split
 
 EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 MISSING = ["?"]  # beside what pandas takes for missing: empty, NA, NaN, null, None
@@ -86,7 +85,7 @@ def from_table(
     roles = _roles(frame, task, target, time, ignore, categories)
     frame, notes = _clean(frame, roles)
     roles = roles._replace(features=_useful(frame, roles, categories, notes))
-    splits = assigned if assigned is not None else _split_by_name(frame[roles.task])
+    splits = assigned if assigned is not None else by_name(dict.fromkeys(as_words(frame[roles.task])))
     learned = dict(preprocess or _learn(frame, roles, splits, kind, categories))
     return _tasks(frame, roles, splits, split, learned, shots, queries, name, notes)
 
@@ -142,7 +141,7 @@ def _separator(path: Path) -> str:
     return max((",", ";", "\t"), key=lambda mark: header.count(mark.encode()))
 
 
-def _read(table: Any) -> tuple[Any, dict[str, list[str]] | None, str]:
+def _read(table: Any) -> tuple[Any, dict[str, Mapping[str, Any]] | None, str]:
     """The rows, the tasks of each split where the user made the splits, and a name."""
     pandas = need_pandas()
     if isinstance(table, pandas.DataFrame):
@@ -216,16 +215,8 @@ def _useful(frame: Any, roles: Roles, categories: Sequence[str], notes: list[str
     return features
 
 
-def _split_by_name(tasks: Any) -> dict[str, list[str]]:
-    """60/20/20 in the order of a hash of the name, so a new task moves only a few others, at the two cuts."""
-    names = sorted(as_words(tasks).unique(), key=lambda name: hashlib.sha256(name.encode()).digest())
-    fifth = max(round(len(names) / 5), int(len(names) >= 3))
-    parts = (names[2 * fifth :], names[fifth : 2 * fifth], names[:fifth])
-    return {split: list(part) for split, part in zip(SPLITS, parts, strict=True)}
-
-
 def _learn(
-    frame: Any, roles: Roles, splits: Mapping[str, list[str]], kind: str | None, categories: Sequence[str]
+    frame: Any, roles: Roles, splits: Mapping[str, Mapping[str, Any]], kind: str | None, categories: Sequence[str]
 ) -> dict[str, Any]:
     """What is learned on training tasks: features, and the target's classes or scale."""
     train = frame[_rows_of(frame, roles, splits, "train")]
@@ -264,7 +255,7 @@ def _is_class(values: Any, name: str, kind: str | None) -> bool:
     return kind == "class"
 
 
-def _rows_of(frame: Any, roles: Roles, splits: Mapping[str, list[str]], split: str) -> Any:
+def _rows_of(frame: Any, roles: Roles, splits: Mapping[str, Mapping[str, Any]], split: str) -> Any:
     """Which rows belong to a split."""
     if not splits:
         return (frame[SPLIT] == split).to_numpy()
@@ -274,7 +265,7 @@ def _rows_of(frame: Any, roles: Roles, splits: Mapping[str, list[str]], split: s
 def _tasks(
     frame: Any,
     roles: Roles,
-    splits: Mapping[str, list[str]],
+    splits: Mapping[str, Mapping[str, Any]],
     split: str,
     learned: dict[str, Any],
     shots: int,

@@ -1,0 +1,144 @@
+"""An encoder of short texts that needs no download: hashed pieces of words, compared as they are and as learned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.errors import ConfigError
+
+SCALE = 5.0  # of an embedding at the start: the squared distance of unrelated texts is 2 * 25
+ANGLE = 0.3  # between the two parts at the start: a twelfth of an inner product is learned words'
+
+
+def text(
+    classes: int | None = None,
+    *,
+    buckets: int = 16384,
+    words: int = 24,
+    sketch: int = 4096,
+    width: int = 128,
+    layers: int = 0,
+    heads: int = 4,
+    dropout: float = 0.2,
+) -> nn.Module:
+    """Texts as numbers of hashed pieces, x [n, words, pieces] -> an embedding [n, d], or logits [n, classes].
+
+        t   = sum over all pieces p of exp(g_p) sign_p onehot(p mod sketch)    the same pieces: TF-IDF, hashed
+        e_w = sum over the pieces p of word w of exp(g_p) E_p                   like pieces: what training learns
+        h   = e + attention(e) + ..., `layers` times                            words look at each other
+        z   = s (cos a t / |t|, sin a h' / |h'|),   h' = sum_w h_w              d = sketch + width numbers
+
+    An inner product of two texts is s^2 (cos^2 a of TF-IDF's cosine + sin^2 a of a learned one); g, E, s and a are
+    learned. x comes from `qs.tasks.from_text`; 0 stands for no piece. g starts as 0, or by `weigh` as log idf. In
+    training each word is left out with probability `dropout`. Attention is off unless `layers` asks for it: from the
+    intents of one service to those of another, it learned more of the first and less for the second.
+
+    Weinberger et al.: Feature Hashing for Large Scale Multitask Learning, ICML 2009, https://arxiv.org/abs/0902.2206
+    (t keeps cosines). Bojanowski et al.: Enriching Word Vectors with Subword Information, TACL 2017,
+    https://arxiv.org/abs/1607.04606 (pieces). Vaswani et al.: Attention Is All You Need, NeurIPS 2017,
+    https://arxiv.org/abs/1706.03762 (attention).
+
+    >>> import torch
+    >>> text(buckets=50, words=4, width=8)(torch.ones(2, 4, 3, dtype=torch.int32)).shape
+    torch.Size([2, 4104])
+
+    Raises ConfigError where `heads` does not divide `width`.
+    """
+    if width % heads:
+        raise ConfigError(f"heads={heads} must divide width={width}.")
+    if min(buckets, words, sketch, width, heads) < 1 or layers < 0:
+        raise ConfigError("buckets, words, sketch, width and heads are at least 1, layers at least 0.")
+    encoder = TextEncoder(buckets, words, sketch, width, layers, heads, dropout)
+    model = nn.Sequential()
+    model.add_module("encoder", encoder)
+    if classes is not None:
+        model.add_module("head", nn.Linear(sketch + width, classes))
+    sizes = {"buckets": buckets, "words": words, "sketch": sketch, "width": width, "layers": layers}
+    sizes |= {"heads": heads, "dropout": dropout}
+    model.architecture = {"name": "text", "classes": classes, **sizes}  # type: ignore[assignment]
+    return model
+
+
+class TextEncoder(nn.Module):
+    """x [n, words, pieces] -> [n, sketch + width], see `text`."""
+
+    def __init__(
+        self, buckets: int, words: int, sketch: int, width: int, layers: int, heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.sketch, self.dropout = sketch, nn.Dropout(dropout)
+        self.pieces = nn.Embedding(buckets, width)
+        self.weights = nn.Embedding(buckets, 1)
+        self.places = nn.Parameter(torch.zeros(words, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.scale, self.angle = nn.Parameter(torch.tensor(SCALE)), nn.Parameter(torch.tensor(ANGLE))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Pieces at random, all of the same weight."""
+        nn.init.normal_(self.pieces.weight, std=self.pieces.embedding_dim**-0.5)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.places)
+        nn.init.constant_(self.scale, SCALE)
+        nn.init.constant_(self.angle, ANGLE)
+
+    @torch.no_grad()
+    def weigh(self, x: Tensor) -> None:
+        """Set the weights to log idf, idf_p = 1 + log((n + 1) / (n_p + 1)), with n_p of the n texts x holding p."""
+        counts = torch.zeros(self.weights.num_embeddings)
+        for one in x.flatten(1).long():
+            counts[one.unique()] += 1
+        self.weights.weight[:, 0] = (1 + ((len(x) + 1) / (counts + 1)).log()).log()
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = (x > 0).to(self.pieces.weight.dtype)  # [n, words, pieces]
+        known = known * self.dropout(torch.ones_like(known[..., :1]))  # its factor 1 / (1 - p) is lost in |t|, |h'|
+        told = self.weights(x)[..., 0].exp() * known
+        h = (told[..., None, :] @ self.pieces(x))[..., 0, :]  # [n, words, width]
+        there = (known.amax(2) > 0).to(known.dtype)
+        for block in self.blocks:
+            h = block(h, self.places[: h.shape[1]], there)
+        learned = F.normalize((h * there[..., None]).sum(1), dim=1)
+        same = F.normalize(self._sketched(x, told), dim=1)
+        return self.scale * torch.cat([self.angle.cos() * same, self.angle.sin() * learned], 1)
+
+    def _sketched(self, x: Tensor, told: Tensor) -> Tensor:
+        """[n, sketch]: each piece adds its weight, with a sign of its own, in its place."""
+        piece = x.flatten(1).long()
+        signed = told.flatten(1) * (1 - 2 * (piece // self.sketch % 2))
+        return torch.zeros_like(told[:, 0, :1]).expand(-1, self.sketch).scatter_add(1, piece % self.sketch, signed)
+
+
+class Block(nn.Module):
+    """A Transformer layer whose two branches start at zero, in plain operations: safe under vmap and twice derived."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ask, self.tell = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Both branches add nothing at first."""
+        for layer in (self.tell, self.narrow):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, h: Tensor, places: Tensor, there: Tensor) -> Tensor:
+        """h [n, words, width]; places [words, width] tell the order; there [n, words] is 1 where a word is."""
+        h = h + self.tell(self._looked_up(self.before(h) + places, there))
+        return h + self.narrow(F.gelu(self.wide(self.between(h))))
+
+    def _looked_up(self, h: Tensor, there: Tensor) -> Tensor:
+        n, words, width = h.shape
+        parts = self.ask(h).reshape(n, words, 3, self.heads, width // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)  # [n, heads, words, d] each
+        fit = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        seen = (fit + (there[:, None, None, :] - 1) * 1e4).softmax(-1)
+        return (seen @ value).transpose(1, 2).reshape(n, words, width)

@@ -1,0 +1,184 @@
+"""Few-shot classes of short texts: intents, topics, relations."""
+
+from __future__ import annotations
+
+import functools
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quickstudy.errors import DataError, suggest
+from quickstudy.tasks.classes import ClassTasks, stack_classes
+from quickstudy.tasks.columns import need_pandas
+from quickstudy.tasks.splits import SPLITS, by_name, check_split
+from quickstudy.tasks.tables import EXTENSIONS, read_table
+
+WORD = re.compile(r"\w+|[^\w\s]")
+LONGEST = 24  # words of a text that are read
+PIECES = 16  # of a word: itself and its shorter parts
+LENGTHS = (3, 4, 5)  # characters of a part
+
+
+def from_text(
+    texts: Any,
+    split: str,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    *,
+    text: str = "text",
+    label: str = "label",
+    buckets: int = 16384,
+    words: int = LONGEST,
+) -> ClassTasks:
+    """Episodes from labelled texts; examples int32 [N, words, pieces], for `qs.nn.text`.
+
+    texts    a CSV, TSV or Parquet file or DataFrame with a column of texts and one of labels; a folder of such files
+             train, val and test, which must not share classes; or a folder with a folder of .txt files for each class
+    text     the column of texts; label: that of their classes
+    buckets  numbers that pieces of words are hashed to; words: how many of a text are read
+
+    Without splits of your own the classes are split 60/20/20 by a hash of their names. Case is ignored. Texts that are
+    empty, have no label or are exact copies of another in their class are left out; `notes` tells how many.
+
+    >>> import pandas, quickstudy as qs
+    >>> kinds = ["order", "refund", "hours", "greeting", "parking"]
+    >>> rows = [{"text": f"{kind} number {i}", "label": kind} for kind in kinds for i in range(4)]
+    >>> tasks = qs.tasks.from_text(pandas.DataFrame(rows), "train", ways=2, shots=1, queries=1)
+    >>> tasks.sample(3).support.x.shape
+    torch.Size([3, 2, 24, 16])
+
+    Raises DataError that names column, row and class.
+    """
+    check_split(split)
+    splits, name, notes = _splits(texts, text, label)
+    if split not in splits:
+        raise DataError(f"{name} has no {split!r} part; it has {', '.join(splits)}.")
+    classes = splits[split]
+    if not classes:
+        raise DataError(
+            f"{name} has too few classes for a {split!r} part. It takes at least five, or parts of your own."
+        )
+    examples, starts = stack_classes([hashed(of_class, buckets, words) for of_class in classes.values()])
+    preprocess = {"kind": "text", "buckets": buckets, "words": words, "text": text, "label": label}
+    raw = [one for of_class in classes.values() for one in of_class]
+    return ClassTasks(
+        examples, starts, list(classes), ways, shots, queries, name, split, preprocess, raw=raw, notes=tuple(notes)
+    )
+
+
+def hashed(texts: Sequence[str], buckets: int = 16384, words: int = LONGEST) -> Tensor:
+    """Texts as numbers of pieces [n, words, pieces] int32: 1..buckets-1, 0 where there is none."""
+    rows = torch.zeros(len(texts), words, PIECES, dtype=torch.int32)
+    for row, one in zip(rows, texts, strict=True):
+        found = WORD.findall(one.lower())[:words]
+        if found:
+            row[: len(found)] = torch.tensor([_pieces(word, buckets) for word in found], dtype=torch.int32)
+    return rows
+
+
+@functools.lru_cache(maxsize=65536)
+def _pieces(word: str, buckets: int) -> tuple[int, ...]:
+    """The word and its parts of 3 to 5 characters, "<" and ">" its ends, as numbers; what is too long is cut."""
+    whole = f"<{word}>"
+    parts = [whole, *(whole[i : i + n] for n in LENGTHS for i in range(len(whole) - n + 1) if n < len(whole))]
+    numbers = [zlib.crc32(part.encode()) % (buckets - 1) + 1 for part in parts[:PIECES]]
+    return tuple(numbers + [0] * (PIECES - len(numbers)))
+
+
+def as_texts(x: Any) -> list[str]:
+    """Texts as people give them: one, a list, a column."""
+    found = [x] if isinstance(x, str) else list(x)
+    if wrong := next((one for one in found if not isinstance(one, str)), None):
+        raise DataError(f"this learner reads texts: a list of strings, got {type(wrong).__name__} ({wrong!r}).")
+    if any(not one.strip() for one in found):
+        raise DataError(f"text {[bool(one.strip()) for one in found].index(False)} is empty: there is nothing to read.")
+    return found
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+Classes = dict[str, list[str]]
+
+
+def _splits(texts: Any, text: str, label: str) -> tuple[Mapping[str, Classes], str, list[str]]:
+    """Split -> class -> texts, a name, and what was left out."""
+    notes: list[str] = []
+    if isinstance(texts, need_pandas().DataFrame):
+        return by_name(read_classes(texts, text, label, "the table", notes)), "texts", notes
+    path = Path(texts).expanduser()
+    if path.is_file():
+        return by_name(read_classes(read_table(path), text, label, str(path), notes)), path.name.split(".")[0], notes
+    if not path.is_dir():
+        raise DataError(f"there is no file or folder {str(path)!r}. Give texts with their labels.")
+    files = {split: file for split in SPLITS for end in EXTENSIONS if (file := path / f"{split}{end}").is_file()}
+    if files:
+        splits = {split: read_classes(read_table(file), text, label, str(file), notes) for split, file in files.items()}
+        _check_disjoint(splits)
+        return splits, path.resolve().name, notes
+    return by_name(read_folders(path)), path.resolve().name, notes
+
+
+def read_folders(path: Path) -> Classes:
+    """A folder with a folder of .txt files for each class: class -> texts, a file each."""
+    found: Classes = {}
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        of_class = [read_text(file) for file in sorted(folder.glob("*.txt"))]
+        if not of_class:
+            raise DataError(f"class folder {folder} holds no .txt files. Fill or remove it.")
+        found[folder.name] = of_class
+    if not found:
+        raise DataError(f"{str(path)!r} holds neither tables train, val, test nor a folder of .txt files per class.")
+    return found
+
+
+def read_text(file: Path) -> str:
+    """What a text file says. Raises DataError for one that is empty, not there or not in UTF-8."""
+    try:
+        found = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{str(file)!r} cannot be read: {error.strerror}. Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(file)!r} is not text in UTF-8 (byte {error.start}). Save it again as UTF-8.") from error
+    if not found.strip():
+        raise DataError(f"{str(file)!r} is empty. Fill or remove it.")
+    return found
+
+
+def read_classes(frame: Any, text: str, label: str, name: str, notes: list[str] | None = None) -> Classes:
+    """A table of texts and labels: class -> texts. `notes` gets what was left out."""
+    notes = [] if notes is None else notes
+    names = [str(column) for column in frame.columns]
+    for role, column in (("text", text), ("label", label)):
+        if column not in names:
+            raise DataError(
+                f"{name} has no column {column!r} ({role}); it has {', '.join(map(repr, names))}."
+                f"{suggest(column, names)}"
+            )
+    pairs = frame[[text, label]].dropna()
+    pairs = pairs.assign(**{text: pairs[text].astype(str), label: pairs[label].astype(str)})
+    pairs = pairs[pairs[text].str.strip() != ""]
+    if lost := len(frame) - len(pairs):
+        notes.append(f"{lost:,} row{'s' * (lost > 1)} of {name} without text or label left out")
+    if pairs.empty:
+        raise DataError(f"no row of {name} has both a {text!r} and a {label!r}.")
+    whole, pairs = len(pairs), pairs.drop_duplicates()
+    if copies := whole - len(pairs):
+        notes.append(f"{copies:,} text{'s' * (copies > 1)} of {name} that copy another of their class left out")
+    return {str(key): part[text].tolist() for key, part in pairs.groupby(label, sort=True)}
+
+
+def _check_disjoint(splits: Mapping[str, Classes]) -> None:
+    owner: dict[str, str] = {}
+    for split, classes in splits.items():
+        for name in classes:
+            if owner.setdefault(name, split) != split:
+                raise DataError(
+                    f"class {name!r} is in {owner[name]} and {split}: the test is on classes never seen in training. "
+                    "Put all texts of a class into one file, or give one file and it is split by class."
+                )
