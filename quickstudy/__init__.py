@@ -8,6 +8,8 @@
 
 __version__ = "0.1.0"
 
+from typing import Any
+
 from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
@@ -71,6 +73,8 @@ __all__ = [
     "Calibration",
     "Difference",
     "Episode",
+    "FewShotClassifier",  # pyright: ignore[reportUnsupportedDunderAll]
+    "FewShotRegressor",  # pyright: ignore[reportUnsupportedDunderAll]
     "FineTune",
     "GradientCheck",
     "InstanceAccuracy",
@@ -116,3 +120,14 @@ __all__ = [
     "train",
     "with_gradient",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, which need scikit-learn: imported when they are asked for."""
+    if name not in ("FewShotClassifier", "FewShotRegressor"):
+        raise AttributeError(f"module 'quickstudy' has no attribute {name!r}")
+    try:
+        from quickstudy import estimators
+    except ImportError as error:
+        raise ImportError(f"{name} needs scikit-learn: pip install 'quickstudy[tables]'.") from error
+    return getattr(estimators, name)

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -62,34 +62,38 @@ class Trained:
 
         Raises DataError for NaN, lengths that differ, fewer than two classes, or more than the model has outputs.
         """
-        learner, names, support = self._task(x, y, transductive)
+        shown = self._shown(x, y, transductive)
+        learner, names, support = self._task(shown)
         with torch.no_grad():
             phi = learner.adapt(self.theta, support)
         self._check_finite(phi)
-        return Predictor(learner, self.theta, phi, names, self.preprocess, self.extractor)
+        return Predictor(learner, self.theta, phi, names, self.preprocess, self.extractor, shown)
 
     def embed(self, x: Any, y: Any) -> Tensor:
         """What kind of task this is, a vector [d], from its support set as `adapt` takes it.
 
         Raises ConfigError where the learner has no task embedding, DataError as `adapt`.
         """
-        learner, _, support = self._task(x, y, False)
+        learner, _, support = self._task(self._shown(x, y, False))
         with torch.no_grad():
             return embed_of(learner)(self.theta, support)
 
-    def _task(self, x: Any, y: Any, transductive: bool) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
-        """The learner for this task, the names of its classes, and its support set as the learner reads it."""
+    def _shown(self, x: Any, y: Any, transductive: bool) -> Shown:
         x = as_inputs(encoded(self.preprocess, x), self.theta, least=0 if self.learner.from_nothing else 1)
-        names, target = self._answers(answers(self.preprocess, y), len(x))
-        learner = self._for_task(names, transductive)
+        return Shown(x, y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y), transductive)
+
+    def _task(self, shown: Shown) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
+        """The learner for this task, the names of its classes, and its support set as the learner reads it."""
+        names, target = self._answers(answers(self.preprocess, shown.y), len(shown.x))
+        learner = self._for_task(names, shown.transductive)
         with torch.no_grad():
-            support = Batch(as_features(x, self.extractor), target)
+            support = Batch(as_features(shown.x, self.extractor), target)
         check_episodes(learner, self.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
         return learner, names, support
 
     def _answers(self, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Tensor]:
         """Class names in order and numbers [n], or None and values [n, d]."""
-        values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        values = y.numpy() if isinstance(y, Tensor) else y
         if len(values) != n:
             raise DataError(f"x has {n} examples, but y has {len(values)}. Give one answer for each example.")
         if values.dtype.kind == "f":
@@ -148,13 +152,23 @@ class Trained:
         files.write_tensors(path, "trained", tensors, header)
 
 
+class Shown(NamedTuple):
+    """The support set of a predictor, as it was given."""
+
+    x: Tensor  # [n, ...], numbers
+    y: np.ndarray  # [n] names or numbers, or [n, d] values, in the target's unit
+    transductive: bool  # how it was adapted
+
+
 class Predictor(nn.Module):
     """A learner adapted to one task: an `nn.Module` that answers, and exports with `torch.export`.
 
-    `classes` are the class names in the order of the output's columns; None for regression.
+    `classes` are the class names in the order of the output's columns; None for regression. `shown` is the support set,
+    from which `update` and `forget` learn the task again; None where a file was saved without it.
     """
 
     extractor: nn.Module | None  # as in `Trained`
+    shown: Shown | None
 
     def __init__(
         self,
@@ -164,8 +178,10 @@ class Predictor(nn.Module):
         classes: Sequence[Any] | None = None,
         preprocess: Mapping[str, Any] | None = None,
         extractor: nn.Module | None = None,
+        shown: Shown | None = None,
     ) -> None:
         super().__init__()
+        self.shown = shown
         self.learner, self.classes, self.preprocess = learner, classes, dict(preprocess or {})
         self.__dict__["extractor"] = extractor  # not a submodule: train() must not reach it
         self.names = tuple(theta)
@@ -192,11 +208,9 @@ class Predictor(nn.Module):
     def predict(self, x: Any) -> list[Any] | Tensor:
         """Class labels as they were given to `adapt` (a list), or values [m, d] for regression, in the unit of y."""
         output = self._answer(x)
-        return (
-            in_units(self.preprocess, output)
-            if self.classes is None
-            else [self.classes[i] for i in output.argmax(1).tolist()]
-        )
+        if self.classes is None:
+            return in_units(self.preprocess, output)
+        return [self.classes[i] for i in output.argmax(1).tolist()]
 
     @torch.no_grad()
     def predict_interval(self, x: Any, level: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -220,6 +234,52 @@ class Predictor(nn.Module):
             raise ConfigError("predict_proba is for classification; this predictor gives real values: use predict.")
         return self._answer(x).softmax(1)
 
+    def update(self, x: Any, y: Any) -> Predictor:
+        """Learn from more examples of the task, of known or new classes; in place, and returned.
+
+        x and y as `Trained.adapt` takes them. The task is learned again from all examples, so the answers are exactly
+        those of `adapt` with all of them at once, whatever the learner.
+        """
+        shown = self._known()
+        more = as_inputs(encoded(self.preprocess, x), self._values()[0])
+        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        if more.shape[1:] != shown.x.shape[1:] or y.shape[1:] != shown.y.shape[1:]:
+            raise DataError(
+                f"the examples so far are x {list(shown.x.shape)}, y {list(shown.y.shape)}; these are x "
+                f"{list(more.shape)}, y {list(y.shape)}. Give them as batches like those."
+            )
+        if len(shown.y) and (shown.y.dtype.kind in "fiu") != (y.dtype.kind in "fiu"):
+            raise DataError(
+                f"the answers so far are like {shown.y.tolist()[0]!r}, these like {y.tolist()[0]!r}. Give all alike."
+            )
+        return self._again(torch.cat([shown.x, more]), np.concatenate([shown.y, y]))
+
+    def forget(self, examples: Sequence[int] = (), *, classes: Sequence[Any] = ()) -> Predictor:
+        """Learn the task again without some examples (their numbers in the order shown) or whole classes; in place.
+
+        The answers are exactly those of a predictor that never saw them. Raises DataError where too few would be left.
+        """
+        shown = self._known()
+        if unknown := [i for i in examples if not 0 <= i < len(shown.y)]:
+            raise DataError(f"there is no example {unknown[0]}: {len(shown.y)} were shown, numbered from 0.")
+        if unknown := [name for name in classes if name not in shown.y.tolist()]:
+            raise DataError(f"no example of the class {unknown[0]!r} was shown; the classes are {self.classes}.")
+        kept = [i for i, name in enumerate(shown.y.tolist()) if i not in set(examples) and name not in list(classes)]
+        return self._again(shown.x[kept], shown.y[kept])
+
+    def _known(self) -> Shown:
+        if self.shown is None:
+            raise ConfigError(
+                "this predictor was saved without its support set, from which it would learn again: adapt anew, or "
+                "save with support=True."
+            )
+        return self.shown
+
+    def _again(self, x: Tensor, y: np.ndarray) -> Predictor:
+        trained = Trained(self.learner, self._values()[0], {}, self.preprocess, extractor=self.extractor)
+        self.__dict__.update(trained.adapt(x, y, transductive=self._known().transductive).__dict__)
+        return self
+
     def _answer(self, x: Any) -> Tensor:
         x = as_inputs(encoded(self.preprocess, x), self._values()[0])
         return self._asked(lambda: self(x), x)
@@ -233,15 +293,23 @@ class Predictor(nn.Module):
                 "as a batch [n, ...], with the channels and the size of the support set."
             ) from error
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write a `.qs` file, see `quickstudy.load`. The support set is not in it."""
+    def save(self, path: str | os.PathLike, *, support: bool = True) -> None:
+        """Write a `.qs` file, see `quickstudy.load`.
+
+        It holds the support set, so that it can go on learning. Without (`support=False`) it only answers: for examples
+        that must not be passed on, though what was learned from them may still tell of them.
+        """
         theta, phi = self._values()
         tensors = {f"theta.{name}": value for name, value in theta.items()}
+        kept = self.shown if support else None
+        if kept is not None:
+            tensors["shown.x"] = kept.x
         header = {
             "classes": None if self.classes is None else list(self.classes),
             "preprocess": self.preprocess,
             "names": list(theta),
             "phi": files.pack(phi, tensors, "phi"),
+            "shown": None if kept is None else {"y": kept.y.tolist(), "transductive": kept.transductive},
         }
         header |= _learner_header(self.learner) | _extractor_header(self.extractor)
         tensors |= _constants(self.learner) | _extractor_tensors(self.extractor)
@@ -268,7 +336,9 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])
-        return Predictor(learner, theta, phi, classes, header["preprocess"], extractor)
+        told = header.get("shown")
+        shown = Shown(tensors["shown.x"], np.array(told["y"]), told["transductive"]) if told else None
+        return Predictor(learner, theta, phi, classes, header["preprocess"], extractor, shown)
     best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()
     return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from problems import assert_close
 from torch import nn
 
 import quickstudy as qs
@@ -243,3 +244,89 @@ def test_pack_and_unpack_nested_values():
     tree = {"state": {0: {"step": torch.tensor(3.0), "on": True}}, "groups": [{"betas": (0.9, 0.999), "none": None}]}
     again = files.unpack(files.pack(tree, tensors, "t"), tensors)
     assert again == tree
+
+
+# --- a task that grows -----------------------------------------------------------------------------------------------
+
+
+def grown(make=None):
+    """A trained learner, and examples of four classes in a mixed order."""
+    torch.manual_seed(0)
+    learner = make() if make else qs.ProtoNet(qs.nn.mlp(4, None, hidden=(6,)), ways=3)
+    drawn = torch.Generator().manual_seed(1)
+    y = ["a", "b", "c", "a", "b", "d", "c", "a"]
+    return qs.Trained(learner, learner.init()), torch.randn(len(y), 4, generator=drawn), y
+
+
+def ridge() -> qs.R2D2:
+    return qs.R2D2(qs.nn.mlp(4, None, hidden=(6,)), ways=3)
+
+
+@pytest.mark.parametrize("make", [None, ridge], ids=["protonet", "ridge"])
+def test_learning_one_by_one_is_learning_at_once(make):
+    trained, x, y = grown(make)
+    predictor = trained.adapt(x[:3], y[:3])
+    for i in range(3, len(y)):
+        assert predictor.update(x[i : i + 1], y[i : i + 1]) is predictor
+    at_once = trained.adapt(x, y)
+    assert predictor.classes == at_once.classes == ("a", "b", "c", "d")
+    assert_close(predictor.predict_proba(x), at_once.predict_proba(x), 1e-6)
+
+
+def test_what_is_forgotten_leaves_no_trace():
+    trained, x, y = grown()
+    predictor = trained.adapt(x, y).forget([0, 4])
+    kept = [i for i in range(len(y)) if i not in (0, 4)]
+    assert_close(predictor.predict_proba(x), trained.adapt(x[kept], [y[i] for i in kept]).predict_proba(x), 1e-6)
+    predictor.forget(classes=["a", "d"])
+    assert predictor.classes == ("b", "c")
+    kept = [i for i in kept if y[i] in "bc"]
+    assert_close(predictor.predict_proba(x), trained.adapt(x[kept], [y[i] for i in kept]).predict_proba(x), 1e-6)
+    assert torch.equal(predictor.shown.x, x[kept])
+
+
+def test_a_growing_predictor_goes_on_after_a_file(tmp_path):
+    trained, x, y = grown()
+    trained.adapt(x[:5], y[:5]).save(tmp_path / "p.qs")
+    loaded = qs.load(tmp_path / "p.qs").update(x[5:], y[5:])
+    assert_close(loaded.predict_proba(x), trained.adapt(x, y).predict_proba(x), 1e-6)
+
+
+def test_a_predictor_saved_without_its_support_set_only_answers(tmp_path):
+    trained, x, y = grown()
+    predictor = trained.adapt(x, y)
+    predictor.save(tmp_path / "p.qs", support=False)
+    loaded = qs.load(tmp_path / "p.qs")
+    assert torch.equal(loaded.predict_proba(x), predictor.predict_proba(x))
+    assert x[0].numpy().tobytes() not in (tmp_path / "p.qs").read_bytes()
+    with pytest.raises(ConfigError, match="saved without its support set"):
+        loaded.update(x, y)
+
+
+def test_values_grow_too():
+    learner = qs.MAML(qs.nn.mlp(4, 1), loss=qs.mse_loss, lr=0.1, steps=2)
+    trained, x = qs.Trained(learner, learner.init()), torch.randn(6, 4)
+    y = x.sum(1, keepdim=True)
+    grown = trained.adapt(x[:4], y[:4]).update(x[4:], y[4:])
+    assert_close(grown.predict(x), trained.adapt(x, y).predict(x), 1e-6)
+
+
+def test_updates_that_do_not_fit_are_refused_and_change_nothing():
+    trained, x, y = grown()
+    predictor = trained.adapt(x, y)
+    before = predictor.predict_proba(x)
+    for more, names, message in [
+        (torch.randn(1, 5), ["a"], r"so far are x \[8, 4\]"),
+        (torch.randn(1, 4), [1], "so far are like 'a', these like 1"),
+        (torch.full((1, 4), torch.nan), ["a"], "NaN"),
+        (torch.randn(2, 4), ["a"], "10 examples, but y has 9"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            predictor.update(more, names)
+    with pytest.raises(DataError, match="no example 8: 8 were shown"):
+        predictor.forget([8])
+    with pytest.raises(DataError, match="no example of the class 'e'"):
+        predictor.forget(classes=["e"])
+    with pytest.raises(DataError, match="one class only"):
+        predictor.forget(classes=["a", "b", "c"])
+    assert torch.equal(predictor.predict_proba(x), before)
