@@ -23,6 +23,7 @@ from quickstudy.embeddings import FEWEST, task_embeddings
 from quickstudy.episodes import fitted, unstack
 from quickstudy.errors import DataError, RunError
 from quickstudy.evaluation import Score, evaluate, for_test
+from quickstudy.inputs import in_units
 from quickstudy.instances import INSTANCES, InstanceAccuracy, has_instances, instance_accuracy, with_instances
 from quickstudy.learner import Episode, Learner
 from quickstudy.machine import machine
@@ -181,10 +182,12 @@ def _with_own(counts: tuple[int, ...], learner: Learner) -> list[int]:
 def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: int | None, episodes: int) -> None:
     """A few test episodes with the answers given, so that a report needs no data."""
     whole = for_test(trained.learner, tasks, steps)
-    drawn = [tasks.sample(1, seeds.generator(seed, "test", i)) for i in range(min(episodes, PICTURED))]
     tensors: dict[str, Tensor] = {}
-    for i, batch in enumerate(drawn):
-        learner, episode = fitted(whole, unstack(batch)[0])
+    told: list[dict[str, Any]] = []
+    for i in range(min(episodes, PICTURED)):
+        drawn = unstack(tasks.sample(1, seeds.generator(seed, "test", i)))[0]
+        learner, episode = fitted(whole, drawn)
+        told.append(_told(tasks, drawn, seeds.generator(seed, "test", i), learner is not whole))
         with torch.no_grad():
             phi = learner.adapt(trained.theta, episode.support)
             output = learner.predict(trained.theta, phi, episode.query.x)
@@ -192,8 +195,19 @@ def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps:
         parts |= {"query.x": episode.query.x, "query.y": episode.query.y, "output": output}
         if output.is_floating_point() and episode.query.y.is_floating_point() and episode.query.x.shape[1:] == (1,):
             parts |= _curves(trained, tasks, episode, _with_own((0, 1, 10), learner))
+        if episode.query.y.is_floating_point():
+            answers = ("support.y", "query.y", "output", *(name for name in parts if name.startswith("curve.")))
+            parts |= {name: in_units(trained.preprocess, parts[name]) for name in answers}
         tensors |= {f"{i}.{name}": value for name, value in parts.items()}
-    files.write_tensors(folder / "examples.safetensors", "examples", tensors, {"episodes": len(drawn)})
+    files.write_tensors(folder / "examples.safetensors", "examples", tensors, {"episodes": len(told), "told": told})
+
+
+def _told(tasks: Any, episode: Episode, generator: torch.Generator, renumbered: bool) -> dict[str, Any]:
+    """What the source tells of a task; of its classes those it has, where they were renumbered."""
+    known = tasks.told(generator) if hasattr(tasks, "told") else {}
+    if renumbered and "classes" in known:
+        known["classes"] = [known["classes"][k] for k in episode.support.y.unique().tolist()]
+    return known
 
 
 def _curves(trained: Trained, tasks: Any, episode: Episode, counts: list[int]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -14,16 +15,17 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
 
 import quickstudy as qs
-from quickstudy import files
+from quickstudy import files, seeds
 from quickstudy.controls import CONTROLS
 from quickstudy.errors import FileFormatError, QuickstudyError, RunError
-from quickstudy.evaluation import in_words
-from quickstudy.report import words, write_report
+from quickstudy.evaluation import Score, in_words
+from quickstudy.report import served, words, write_report
 from quickstudy.report.answers import LETTERS, SHOWN, letter
 from quickstudy.report.facts import read_run
 from quickstudy.report.plots import thumbnail
@@ -411,3 +413,51 @@ def test_runs_of_the_same_name_are_told_apart(runs):
     page = report(runs / "sine", runs / "other" / "sine")
     assert "runs/sine" in page.text and "other/sine" in page.text
     assert "+0 ± 0, not decided" in page.text
+
+
+# --- tasks that are somebody, and texts -------------------------------------------------------------------------------
+
+
+def test_each_task_is_told_worst_first():
+    protocol = qs.Protocol("MAML", "schools", "test", None, 2, 2, "mean squared error", 6, 1, False, "none")
+    values = torch.tensor([1.0, 3.0, 9.0, 9.0, 0.5, 0.5], dtype=torch.float64)
+    score = Score(values, protocol, tasks=("b", "b", "c", "c", "a", "a"))
+    found = served.section(score)
+    assert [row["name"] for row in found.rows] == ["c", "b", "a"]
+    assert [row["episodes"] for row in found.rows] == [2, 2, 2]
+    assert found.conclusion == "From 9 for c to 0.5 for a, over 3 tasks."
+    accurate = dataclasses.replace(score, protocol=dataclasses.replace(protocol, metric="accuracy"), values=values / 10)
+    assert [row["name"] for row in served.section(accurate).rows] == ["a", "b", "c"]
+    many = dataclasses.replace(score, values=torch.arange(40.0).double(), tasks=tuple(f"t{i:02}" for i in range(40)))
+    assert [row["name"] for row in served.section(many).rows][:2] == ["t39", "t38"]
+    assert len(served.section(many).rows) == served.WORST + served.BEST
+    assert served.section(dataclasses.replace(score, tasks=())) is None
+
+
+def test_texts_and_names_of_classes_are_shown(tmp_path):
+    kinds = ("tea", "milk", "juice", "wine", "beer")
+    rows = [{"text": f"{kind} <b>{i}</b>", "label": kind} for kind in kinds for i in range(4)]
+    tasks = qs.tasks.from_text(pandas.DataFrame(rows), "train", ways=3, shots=1, queries=2)
+    learner = qs.ProtoNet(qs.nn.text(sketch=64, width=8), ways=3)
+    trained = qs.train(learner, tasks, iterations=1, meta_batch=1, out=tmp_path, progress=False)
+    evaluate_run(tmp_path, trained, tasks, episodes=10, progress=False, engine="loop")
+    page = write_report([tmp_path]).read_text()
+    told = tasks.told(seeds.generator(1, "test", 0))
+    assert len(told["classes"]) == 3 and all(f"<dt>{name}</dt>" in page for name in told["classes"])
+    assert told["query"][0].replace("<b>", "&lt;b&gt;").replace("</b>", "&lt;/b&gt;") in page
+    assert "<b>0</b>" not in page
+
+
+def test_tables_are_told_in_the_targets_unit(tmp_path):
+    pupils = [{"school": f"school {i // 6}", "age": i * 7 % 11} for i in range(60)]
+    frame = pandas.DataFrame(pupils)
+    frame["mark"] = 1000.0 + frame.age + frame.index % 5
+    tasks = qs.tasks.from_table(frame, "test", task="school", target="mark", shots=2, queries=2)
+    learner = qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01)
+    trained = qs.train(learner, tasks, iterations=1, meta_batch=2, out=tmp_path, progress=False)
+    evaluate_run(tmp_path, trained, tasks, episodes=12, progress=False, engine="loop")
+    example = read_run(tmp_path).examples[0]
+    assert 1000 <= float(example.query_y.min()) <= float(example.query_y.max()) <= 1016
+    assert all(900 < float(value) < 1100 for value in example.output.flatten())
+    page = write_report([tmp_path]).read_text()
+    assert f"Test task 1: {example.told['task']}" in page and "Who is served well" in page

@@ -21,8 +21,10 @@ def episodes(examples: list[Example], steps: int | None) -> list[dict[str, Any]]
     `steps`: the inner steps that the answers were given after, None for learners without.
     """
     limits, tested = _limits(examples), "adapted" if steps is None else str(steps)
+    common: dict[str, Any] = {"shown": []}
     return [
-        _episode(example) | {"number": i + 1} | _drawn(example, limits, tested) for i, example in enumerate(examples)
+        common | _episode(example) | {"number": i + 1} | _drawn(example, limits, tested)
+        for i, example in enumerate(examples)
     ]
 
 
@@ -33,11 +35,18 @@ def letter(label: int, ways: int) -> str:
 
 def _episode(example: Example) -> dict[str, Any]:
     """How it went, and the numbers behind."""
+    named = {"task": str(example.told.get("task", ""))}
     if example.query_y.is_floating_point():
         error = float(((example.output - example.query_y) ** 2).mean())
-        return {"summary": f"mean squared error {error:.3g}", "total": len(example.query_y)}
+        return {"summary": f"mean squared error {error:.3g}", "total": len(example.query_y)} | named
     right = int((example.output.argmax(1) == example.query_y).sum())
-    return {"summary": f"{right} of {len(example.query_y)} right", "total": len(example.query_y)}
+    return {"summary": f"{right} of {len(example.query_y)} right", "total": len(example.query_y)} | named
+
+
+def _name(example: Example, label: int) -> str:
+    """The class as people call it; a letter where that is not known."""
+    classes = example.told.get("classes", ())
+    return str(classes[label]) if label < len(classes) else letter(label, example.output.shape[1])
 
 
 def _drawn(example: Example, limits: tuple[float, float], tested: str) -> dict[str, Any]:
@@ -47,7 +56,8 @@ def _drawn(example: Example, limits: tuple[float, float], tested: str) -> dict[s
     if not real and is_image(example.query_x):
         looks = {"drawing": is_drawing(example.support_x), "photos": max(example.query_x.shape[2:]) > SHARP}
         return {"kind": "pictures", "rows": _picture_rows(example)} | looks
-    return {"kind": "table", "real": real, "rows": _value_rows(example) if real else _label_rows(example)}
+    table = {"kind": "table", "real": real, "rows": _value_rows(example) if real else _label_rows(example)}
+    return table | {"shown": [] if real else _shown_texts(example)}
 
 
 def _limits(examples: list[Example]) -> tuple[float, float]:
@@ -82,6 +92,7 @@ def _picture_rows(example: Example) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": letter(label, ways),
+                "called": _name(example, label),
                 "support": [draw(x) for x in example.support_x[example.support_y == label][:SHOWN]],
                 "queries": [
                     {
@@ -109,14 +120,26 @@ def _painter(example: Example) -> Any:
 
 def _label_rows(example: Example) -> list[dict[str, Any]]:
     """Queries spread over the classes, with truth, answer and its probability."""
-    ways = example.output.shape[1]
     probabilities, answers = example.output.double().softmax(1).max(1)
-    rows = []
+    rows, texts = [], example.told.get("query")
     for i in _spread(len(answers)):
         truth, answer = int(example.query_y[i]), int(answers[i])
-        names = {"truth": letter(truth, ways), "answer": letter(answer, ways), "right": truth == answer}
-        rows.append({"number": i + 1, **names, "extra": f"{100 * float(probabilities[i]):.0f} %"})
+        names = {"truth": _name(example, truth), "answer": _name(example, answer), "right": truth == answer}
+        sure = f"{100 * float(probabilities[i]):.0f} %"
+        rows.append({"number": texts[i] if texts else i + 1, **names, "extra": sure})
     return rows
+
+
+def _shown_texts(example: Example) -> list[tuple[str, list[str]]]:
+    """Each class and the first of its support texts; nothing where examples are no texts."""
+    texts = example.told.get("support")
+    if not texts:
+        return []
+    labels = example.support_y.tolist()
+    return [
+        (_name(example, label), [t for t, y in zip(texts, labels, strict=True) if y == label][:SHOWN])
+        for label in sorted(set(labels))[:CLASSES]
+    ]
 
 
 def _value_rows(example: Example) -> list[dict[str, Any]]:

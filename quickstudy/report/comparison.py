@@ -14,8 +14,9 @@ from quickstudy.protocol import Protocol, differences
 from quickstudy.report import words
 from quickstudy.report.curves import Picture, is_accuracy
 from quickstudy.report.facts import Run
-from quickstudy.report.page import Scale, render
+from quickstudy.report.page import render
 from quickstudy.report.plots import DASHES, SERIES, Series, lines
+from quickstudy.report.scale import Scale
 
 NO_PAIR = "No two of these runs were measured under the same protocol, so none is the best."
 

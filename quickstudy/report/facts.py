@@ -83,6 +83,7 @@ class Example(NamedTuple):
     output: Tensor
     grid: Tensor | None  # [g, 1] for regression of one number
     curves: dict[str, Tensor]  # the adapted function over the grid, by inner steps
+    told: Mapping[str, Any] = {}  # what is known of it: task, classes (names), support and query (texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,23 +204,23 @@ def _timing(plain: Mapping[str, Any]) -> Timing:
     return Timing(sampling, computing, total, str(plain["engine"]), str(plain["reason"]))
 
 
-def _read_examples(path: Path) -> tuple[dict[str, Tensor], int]:
+def _read_examples(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     tensors, header = files.read_tensors(path, "examples")
-    return tensors, int(header["episodes"])
+    return tensors, header.get("told") or [{}] * int(header["episodes"])
 
 
-def _examples(found: tuple[dict[str, Tensor], int]) -> list[Example]:
-    tensors, episodes = found
+def _examples(found: tuple[dict[str, Tensor], list[dict[str, Any]]]) -> list[Example]:
+    tensors, told = found
     return [
-        _example({k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")})
-        for i in range(episodes)
+        _example({k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}, known)
+        for i, known in enumerate(told)
     ]
 
 
-def _example(parts: dict[str, Tensor]) -> Example:
+def _example(parts: dict[str, Tensor], told: Mapping[str, Any]) -> Example:
     curves = {name.removeprefix("curve."): value for name, value in parts.items() if name.startswith("curve.")}
     x, y, queries, truth, output = (parts[name] for name in PARTS)
-    example = Example(x, y, queries, truth, output, parts.get("grid"), curves)
+    example = Example(x, y, queries, truth, output, parts.get("grid"), curves, told)
     _check_example(example)
     return example
 
@@ -232,6 +233,9 @@ def _check_example(e: Example) -> None:
             raise ValueError(f"answers {tuple(e.output.shape)} to truths {tuple(e.query_y.shape)}")
     elif e.output.dim() != 2 or not 0 <= int(torch.cat([e.support_y, e.query_y]).max()) < e.output.shape[1]:
         raise ValueError(f"answers {tuple(e.output.shape)} do not fit the labels")
+    told = [len(e.told.get(part, y)) for part, y in (("support", e.support_y), ("query", e.query_y))]
+    if told != [len(e.support_y), len(e.query_y)]:
+        raise ValueError("the texts are not as many as the examples")
     if any(e.grid is None or len(curve) != len(e.grid) for curve in e.curves.values()):
         raise ValueError("the curves do not fit their grid")
 

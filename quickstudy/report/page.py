@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -12,9 +10,10 @@ from jinja2 import Environment, StrictUndefined
 from quickstudy import __version__
 from quickstudy.errors import ProtocolError
 from quickstudy.evaluation import Score, compare
-from quickstudy.report import answers, instances, layers, reliability, tasks, words
+from quickstudy.report import answers, instances, layers, reliability, served, tasks, words
 from quickstudy.report.curves import learning_curves, steps_curve
 from quickstudy.report.facts import Run
+from quickstudy.report.scale import Scale
 
 
 def render(kind: str, **values: Any) -> str:
@@ -41,6 +40,7 @@ def run_page(run: Run) -> str:
         moved=layers.section(run.movement) if run.movement else None,
         honest=reliability.section(run.calibration) if run.calibration else None,
         seen=tasks.section(run.embeddings) if run.embeddings else None,
+        served=served.section(run.score) if run.score else None,
         episodes=answers.episodes(run.examples, run.score.protocol.steps if run.score else None),
         most={"classes": answers.CLASSES, "shown": answers.SHOWN},
         shares=words.shares(run.timing) if run.timing and run.parameters != 0 else [],
@@ -104,29 +104,6 @@ def verdict(score: Score) -> str:
         return f"{score.protocol.learner} beats every control but NIL, which reads its features as they are: {why}."
     text = f"Not beaten: {', '.join(row['label'] for row in missed)}."
     return f"{text} Until every control is, the score does not show that meta-learning helped."
-
-
-class Scale:
-    """Scores as places on a horizontal axis, in percent of its width."""
-
-    def __init__(self, scores: Sequence[Score]) -> None:
-        ends = [(s.mean - _finite(s.interval), s.mean + _finite(s.interval)) for s in scores]
-        accuracy = all(s.protocol.metric == "accuracy" for s in scores)
-        self.low = 0.0 if accuracy else min(0.0, *(low for low, _ in ends))
-        self.high = 1.0 if accuracy else max(*(high for _, high in ends), self.low + 1e-12)
-
-    def at(self, value: float) -> float:
-        return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 2)
-
-    def bar(self, score: Score) -> dict[str, float]:
-        """Left end and width of bar and interval, and the mean's own place."""
-        zero, mean = self.at(0), self.at(score.mean)
-        low, high = (self.at(score.mean + sign * _finite(score.interval)) for sign in (-1, 1))
-        return {"left": min(zero, mean), "width": abs(mean - zero), "low": low, "wide": high - low, "mean": mean}
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
 
 
 def _chance_mark(score: Score | None) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quickstudy import protocol
-from quickstudy.evaluation import Difference, Score, in_words
+from quickstudy.evaluation import Difference, Score, in_words, over_what
 from quickstudy.report.facts import Config, Run, Timing
 
 # What one example and one class of a task source are called, where "example" and "class" would be stiff.
@@ -155,6 +155,8 @@ def under(score: Score) -> str:
     """What the headline number was measured under."""
     p = score.protocol
     over = f"95 % interval over {p.episodes:,} test tasks" if p.episodes > 1 else "measured on a single test task"
+    if score.tasks:
+        over = f"95 % interval over {over_what(p.episodes, score.tasks)}; each task counts once"
     seen = " Transductive: the queries of a task were normalised together, so every answer leans on the others."
     return f"{p.describe()}; {over}.{seen if p.transductive else ''}"
 

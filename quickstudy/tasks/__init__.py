@@ -1,7 +1,8 @@
 """Task sources: what can be sampled. Any object with `sample(n, generator) -> Episode` is one.
 
-A source that knows more of its tasks than their examples may say so: `facts(n, generator) -> {name: n values}`, numbers
-or words, of the very tasks that `sample` draws from a generator in the same state.
+A source that knows more of its tasks than their examples may say so. `facts(n, generator) -> {name: n values}`: numbers
+or words, of the very tasks that `sample` draws from a generator in the same state. `told(generator)`: of one task, the
+names of its classes, and its examples as people read them.
 """
 
 from quickstudy.tasks.arrays import ArrayTasks, from_arrays

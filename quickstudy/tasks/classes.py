@@ -86,6 +86,16 @@ class ClassTasks:
         support, query = indices.split([self.shots, self.queries], dim=2)
         return support, query
 
+    def told(self, generator: torch.Generator | None = None) -> dict[str, Any]:
+        """For people, of the one task that `sample` draws: names of its classes, and texts as they were written."""
+        support, query = self.rows(1, generator)
+        of_class = torch.searchsorted(self.starts, support[0, :, 0].contiguous(), right=True) - 1
+        classes = [self.classes[int(c)] for c in of_class]
+        if not self.raw:
+            return {"classes": classes}
+        shown, asked = ([self.raw[i] for i in rows.flatten().tolist()] for rows in (support, query))
+        return {"classes": classes, "support": shown, "query": asked}
+
     @property
     def groups(self) -> list[str]:
         """The groups that have enough classes for a task, in the order of their names."""

@@ -65,6 +65,11 @@ class GroupTasks:
         """The group of the one task that `sample` draws from a generator in the same state."""
         return {"task": [self.names[g] for g in self._drawn(n, generator)]}
 
+    def told(self, generator: torch.Generator | None = None) -> dict[str, Any]:
+        """For people, of the one task that `sample` draws: its name, and those of all classes."""
+        name = self.names[self._drawn(1, generator)[0]]
+        return {"task": name} if self.classes is None else {"task": name, "classes": list(map(str, self.classes))}
+
     def _drawn(self, n: int, generator: torch.Generator | None) -> list[int]:
         chosen = torch.randint(len(self._usable), (n,), generator=generator)
         return [self._usable[i] for i in chosen.tolist()]

@@ -1,0 +1,31 @@
+"""Scores as places on a horizontal axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from quickstudy.evaluation import Score
+
+
+class Scale:
+    """Scores as places on a horizontal axis, in percent of its width."""
+
+    def __init__(self, scores: Sequence[Score]) -> None:
+        ends = [(s.mean - _finite(s.interval), s.mean + _finite(s.interval)) for s in scores]
+        accuracy = all(s.protocol.metric == "accuracy" for s in scores)
+        self.low = 0.0 if accuracy else min(0.0, *(low for low, _ in ends))
+        self.high = 1.0 if accuracy else max(*(high for _, high in ends), self.low + 1e-12)
+
+    def at(self, value: float) -> float:
+        return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 2)
+
+    def bar(self, score: Score) -> dict[str, float]:
+        """Left end and width of bar and interval, and the mean's own place."""
+        zero, mean = self.at(0), self.at(score.mean)
+        low, high = (self.at(score.mean + sign * _finite(score.interval)) for sign in (-1, 1))
+        return {"left": min(zero, mean), "width": abs(mean - zero), "low": low, "wide": high - low, "mean": mean}
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0

@@ -1,0 +1,49 @@
+"""Each task's own score, where a task is somebody: who is served well, and who badly."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from quickstudy.evaluation import Score
+from quickstudy.report import words
+from quickstudy.report.scale import Scale
+
+WORST, BEST = 8, 4  # rows, where there are more tasks
+
+
+class Section(NamedTuple):
+    """What the page says."""
+
+    conclusion: str
+    caption: str
+    rows: list[dict[str, Any]]
+
+
+def section(score: Score) -> Section | None:
+    """The worst and the best tasks; None where tasks have no names, or there is but one."""
+    alone = {name: _of_task(score, name) for name in sorted(set(score.tasks))}
+    if len(alone) < 2:
+        return None
+    ranked = sorted(alone, key=lambda name: alone[name].mean, reverse=not words.higher_is_better(score.protocol.metric))
+    chosen = ranked if len(ranked) <= WORST + BEST else [*ranked[:WORST], *ranked[-BEST:]]
+    scale = Scale([alone[name] for name in chosen])
+    rows = [
+        {
+            "name": name,
+            "mean": words.amount(alone[name]),
+            "bar": scale.bar(alone[name]),
+            "episodes": len(alone[name].values),
+        }
+        for name in chosen
+    ]
+    worst, best = (words.amount(alone[name]) for name in (ranked[0], ranked[-1]))
+    told = f"From {worst} for {ranked[0]} to {best} for {ranked[-1]}, over {len(ranked)} tasks."
+    kept = "All tasks, the worst first" if chosen is ranked else f"The {WORST} worst of them and the {BEST} best"
+    why = "an interval here is over the task's own episodes, which draw other support rows of it"
+    return Section(told, f"{kept}; {why}.", rows)
+
+
+def _of_task(score: Score, name: str) -> Score:
+    values = score.values[[task == name for task in score.tasks]]
+    return dataclasses.replace(score, values=values, controls={}, tasks=())
