@@ -28,7 +28,7 @@ NAMED = ("glyphs", "sinusoid", *PUBLIC)
 
 # What suits a kind of task where the user says nothing: sizes of an episode, the outer loop, and the inner loop of
 # each learner. Images as MAML and ProtoNet on Omniglot, or as short trainings there liked on validation classes;
-# sinusoids as MAML (Finn 2017, section 5.1).
+# sinusoids as MAML (Finn 2017, section 5.1); tables as MAML liked on validation schools, students and chickens.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
     "text": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 4, "iterations": 500},
@@ -47,6 +47,10 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("images", "boil"): {"lr": 0.1},
     ("images", "imaml"): {"lr": 0.5, "steps": 8, "lam": 0.1},
     ("images", "cavia"): {"lr": 30.0},
+    **{("table", name): {"lr": 0.05} for name in ("maml", "anil", "boil", "metasgd", "metacurvature")},
+    ("table", "reptile"): {"lr": 0.01, "steps": 10, "batch": 0, "rule": "sgd"},
+    ("table", "cavia"): {"lr": 1.0, "context": 4, "conditioning": "shift"},
+    ("table", "finetune"): {"lr": 0.01, "steps": 10, "fit": "all"},
     ("sinusoid", "maml"): {"lr": 0.01, "steps": 1},
     ("sinusoid", "reptile"): {"lr": 0.01, "steps": 10, "batch": 0, "rule": "sgd"},
     ("sinusoid", "anil"): {"lr": 0.01, "steps": 1},

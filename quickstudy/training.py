@@ -275,8 +275,9 @@ def _training_score(trained: Trained, episodes: Episodes) -> dict[str, float]:
     few = first_tasks(episodes, SHOWN_TASKS)
     with seeds.seeded(0, "shown"):
         values = engines.map_learner(lambda one, e: episode_score(one, trained.theta, e), trained.learner, few)
-    name = "accuracy" if is_classification(episodes) else "error"
-    return {name: float(values.mean())}
+    if not is_classification(episodes):  # in the answers' own unit, squared, as validation tells it
+        return {"error": float(values.mean()) * trained.preprocess.get("std", 1.0) ** 2}
+    return {"accuracy": float(values.mean())}
 
 
 def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> dict[str, float]:

@@ -78,3 +78,12 @@ def test_a_conv_module_of_ones_own(run, tmp_path, tasks):
 
 def score_after(label: str, printed: str) -> float:
     return float(re.search(rf"{re.escape(label)}\s+([\d.]+) %", printed)[1])  # type: ignore[index]
+
+
+@pytest.mark.skipif(not (SHARED / "clinc150").is_dir(), reason="the folder shared/data/clinc150 is absent")
+def test_intents_are_compared_with_tf_idf(run):
+    printed = run("intents.py", "--data", SHARED, "--iterations", 2, "--episodes", 10)
+    rows = [line.split(" | ") for line in printed.splitlines() if re.match(r"\| [15] \|", line)]
+    assert [row[0].strip("| ") for row in rows] == ["1"] * 4 + ["5"] * 4
+    assert rows[0][1] == "**MatchingNet**" and rows[3][1] == "TF-IDF, logistic regression"
+    assert all(20 < float(row[2].split(" %")[0]) <= 100 for row in rows)

@@ -12,6 +12,7 @@ import torch
 
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.tasks.columns import (
+    as_frame,
     as_numbers,
     as_words,
     check_sane,
@@ -56,8 +57,8 @@ def from_table(
 ) -> GroupTasks:
     """Tasks from a table: the rows of one customer, hospital or machine are one task.
 
-    table       a CSV, TSV or Parquet file, a DataFrame, or a folder with such files train, val and test in it; else
-                tasks are split 60/20/20 by a hash of their names, the same on every machine
+    table       a CSV, TSV or Parquet file, a DataFrame, a dict of DataFrames or a folder of files train, val and test;
+                else tasks are split 60/20/20 by a hash of their names, the same on every machine
     task        the column that names a row's task; target: the one to predict
     shots       support rows of a task (of each class, where the target is a class); queries: rows asked for, likewise
     time        a column of dates or numbers: support rows then come before query rows
@@ -146,6 +147,9 @@ def _read(table: Any) -> tuple[Any, dict[str, Mapping[str, Any]] | None, str]:
     pandas = need_pandas()
     if isinstance(table, pandas.DataFrame):
         return table.reset_index(drop=True), None, "table"
+    if isinstance(table, Mapping):
+        frames = {split: as_frame(frame) for split, frame in table.items()}
+        return _joined(frames, {split: f"the table {split!r}" for split in frames}), {}, "table"
     path = Path(table).expanduser()
     if not path.is_dir():
         return read_table(path), None, path.name.split(".")[0]
@@ -153,13 +157,18 @@ def _read(table: Any) -> tuple[Any, dict[str, Mapping[str, Any]] | None, str]:
     if not found:
         raise DataError(f"{str(path)!r} holds no tables train, val, test ({', '.join(EXTENSIONS)}).")
     frames = {split: read_table(file) for split, file in found.items()}
-    first = next(iter(frames.values()))
+    return _joined(frames, {split: str(file) for split, file in found.items()}), {}, path.resolve().name
+
+
+def _joined(frames: Mapping[str, Any], names: Mapping[str, str]) -> Any:
+    """The tables of several splits as one, with a column that says which."""
+    first = next(iter(frames))
     for split, frame in frames.items():
-        if lacking := sorted(set(map(str, first.columns)) - set(map(str, frame.columns))):
-            raise DataError(f"{found[split]} lacks the column {lacking[0]!r}, which {next(iter(found.values()))} has.")
-    whole = pandas.concat(list(frames.values()), ignore_index=True)
+        if lacking := sorted(set(map(str, frames[first].columns)) - set(map(str, frame.columns))):
+            raise DataError(f"{names[split]} lacks the column {lacking[0]!r}, which {names[first]} has.")
+    whole = need_pandas().concat(list(frames.values()), ignore_index=True)
     whole[SPLIT] = np.repeat(list(frames), [len(frame) for frame in frames.values()])
-    return whole, {}, path.resolve().name
+    return whole
 
 
 SPLIT = "__split__"  # the file that a row came from

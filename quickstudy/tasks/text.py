@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quickstudy.errors import DataError, suggest
 from quickstudy.tasks.classes import ClassTasks, stack_classes
-from quickstudy.tasks.columns import need_pandas
+from quickstudy.tasks.columns import as_frame, need_pandas
 from quickstudy.tasks.splits import SPLITS, by_name, check_split
 from quickstudy.tasks.tables import EXTENSIONS, read_table
 
@@ -39,7 +39,8 @@ def from_text(
     """Episodes from labelled texts; examples int32 [N, words, pieces], for `qs.nn.text`.
 
     texts    a CSV, TSV or Parquet file or DataFrame with a column of texts and one of labels; a folder of such files
-             train, val and test, which must not share classes; or a folder with a folder of .txt files for each class
+             train, val and test, or a dict of DataFrames, which may share no class; or a folder with a folder
+             of .txt files for each class
     text     the column of texts; label: that of their classes
     buckets  numbers that pieces of words are hashed to; words: how many of a text are read
 
@@ -111,6 +112,10 @@ def _splits(texts: Any, text: str, label: str) -> tuple[Mapping[str, Classes], s
     notes: list[str] = []
     if isinstance(texts, need_pandas().DataFrame):
         return by_name(read_classes(texts, text, label, "the table", notes)), "texts", notes
+    if isinstance(texts, Mapping):
+        splits = {split: read_classes(as_frame(f), text, label, split, notes) for split, f in texts.items()}
+        _check_disjoint(splits)
+        return splits, "texts", notes
     path = Path(texts).expanduser()
     if path.is_file():
         return by_name(read_classes(read_table(path), text, label, str(path), notes)), path.name.split(".")[0], notes
