@@ -23,16 +23,18 @@ import quickstudy as qs
 from quickstudy import seeds
 from quickstudy.evaluation import half_width
 
-VALIDATION = 6  # every sixth intent of CLINC150 chooses among the checkpoints
+VALIDATION = 6  # every sixth intent of the first service chooses among the checkpoints
 
 
-def read(data: Path) -> dict[str, pandas.DataFrame]:
+def read(data: Path, reverse: bool) -> dict[str, pandas.DataFrame]:
     """Texts and intents for training, validation and test."""
     clinc = pandas.read_csv(data / "clinc150" / "clinc150.csv.gz")
     banking = pandas.read_csv(data / "banking77" / "banking77.csv.gz")
-    clinc = clinc[(clinc.intent != "oos") & ~clinc.intent.isin(banking.intent)]
-    held_out = clinc.intent.isin(sorted(clinc.intent.unique())[::VALIDATION])
-    return {"train": clinc[~held_out], "val": clinc[held_out], "test": banking}
+    clinc = clinc[clinc.intent != "oos"]
+    known, asked = (banking, clinc) if reverse else (clinc, banking)
+    known = known[~known.intent.isin(asked.intent)]
+    held_out = known.intent.isin(sorted(known.intent.unique())[::VALIDATION])
+    return {"train": known[~held_out], "val": known[held_out], "test": asked}
 
 
 def tf_idf(tasks: qs.tasks.ClassTasks, train: pandas.DataFrame, episodes: int, seed: int = 1) -> dict[str, np.ndarray]:
@@ -51,16 +53,17 @@ def tf_idf(tasks: qs.tasks.ClassTasks, train: pandas.DataFrame, episodes: int, s
     return {f"TF-IDF, {name}": np.array(values) for name, values in found.items()}
 
 
-def main(data: Path, iterations: int = 300, episodes: int = 1500, seed: int = 0) -> None:
+def main(data: Path, reverse: bool = False, iterations: int = 300, episodes: int = 1500, seed: int = 0) -> None:
     """Train on one service and print the table of the other.
 
     Args:
         data: folder of the data sets.
+        reverse: train on BANKING77 and ask for the intents of CLINC150.
         iterations: of meta-training, one task of 50 intents and 5 texts of each.
         episodes: test tasks.
         seed: of the training.
     """
-    parts = read(data)
+    parts = read(data, reverse)
     torch.manual_seed(seeds.derive(seed, "weights"))
     train = qs.tasks.from_text(parts, "train", 50, 5, 3, label="intent")
     encoder = qs.nn.text()
@@ -74,7 +77,8 @@ def main(data: Path, iterations: int = 300, episodes: int = 1500, seed: int = 0)
         val=qs.tasks.from_text(parts, "val", 5, 5, 10, label="intent"),
         engine="loop",
     )
-    print(f"intents of BANKING77, 5-way, {episodes} test tasks, 95 % intervals; learned on CLINC150\n")
+    known, asked = ("BANKING77", "CLINC150") if reverse else ("CLINC150", "BANKING77")
+    print(f"intents of {asked}, 5-way, {episodes} test tasks, 95 % intervals; learned on {known}\n")
     print("| shots | method | accuracy | MatchingNet minus it, paired |\n|---|---|---|---|")
     for shots in (1, 5):
         tasks = qs.tasks.from_text(parts, "test", 5, shots, 10, label="intent")
