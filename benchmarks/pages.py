@@ -98,7 +98,8 @@ def compared(learner: str, family: str) -> str:
             cells = _line(score, row, result["paired"]).split(" | ")
             lines.append(f"| {row['name']} | " + " | ".join(cells if against else cells[:2] + cells[3:]) + " |")
     seen = [f"{row['name']}: {_by_instance(row['instances'])}" for row in found if row.get("instances")]
-    spent = f"{found[0]['timing']['processor'] / 60:.0f} minutes of one core"
+    minutes = sorted({round(row["timing"]["processor"] / 60) for row in found})
+    spent = f"{' to '.join(map(str, dict.fromkeys((minutes[0], minutes[-1]))))} minutes of one core"
     told = f"600 test episodes of unseen characters; {spent} of training"
     link = f"([protocol, command, machine](../../benchmarks/results/omniglot-{family}.md))"
     return "\n".join([*lines, "", f"{told} {link}.", *(["", *seen] if seen else [])])
