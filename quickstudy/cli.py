@@ -37,10 +37,11 @@ from quickstudy.training import train as train_learner
 
 OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then learn a new task from a few examples.
 
-  quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, cifar_fs, ... or a folder of class folders
+  quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, cifar_fs, ..., a folder of class folders, a table
+                                        (--task, --target) or a table of texts (--text, --label)
   quickstudy evaluate RUN               score on unseen tasks, with interval and controls
-  quickstudy adapt RUN SUPPORT --out F  learn one new task from a folder with a subfolder per class
-  quickstudy predict F INPUT...         label new images (--json for programs)
+  quickstudy adapt RUN SUPPORT --out F  learn one new task: a folder with a subfolder per class, or a table
+  quickstudy predict F INPUT...         answer for new images, rows or texts (--json for programs)
   quickstudy report RUN...              one HTML page to look at and to show
   quickstudy check MODULE:FACTORY       is the meta-gradient of your own model or learner right?
   quickstudy list                       the learners, tasks and controls there are
@@ -283,7 +284,7 @@ def list_all(argv: list[str]) -> None:
         table.add_row(name, cls.__name__, (cls.__doc__ or "").strip().splitlines()[0])
     console = Console()
     console.print(table)
-    console.print(f"tasks: {', '.join(recipes.NAMED)}, or a folder of class folders")
+    console.print(f"tasks: {', '.join(recipes.NAMED)}, a folder of class folders, a table, a table of texts")
     console.print(f"controls: {', '.join(CONTROLS)}")
     console.print(f"network: {', '.join(recipes.IMAGE_NETWORKS)}")
     console.print(f"norm: {', '.join(POLICIES)}   downsample: {', '.join(DOWNSAMPLING)}   engine: {', '.join(ENGINES)}")

@@ -97,7 +97,7 @@ class AdaptOptions:
     """Teach a trained run one new task. Writes a predictor file."""
 
     run: Positional[str]  # run folder or .qs file
-    support: Positional[str]  # folder with a subfolder of images per class, or a CSV (inputs..., answer last)
+    support: Positional[str]  # folder with a subfolder per class, or a table as in training (CSV of numbers: answer last)
     out: str = "predictor.qs"  # file to write
 
 
@@ -106,7 +106,7 @@ class PredictOptions:
     """Answer for new inputs with an adapted predictor."""
 
     predictor: Positional[str]  # file that 'quickstudy adapt' wrote
-    inputs: Positional[tuple[str, ...]]  # images, folders of images, or CSV files of input rows
+    inputs: Positional[tuple[str, ...]]  # images or folders of them; tables; texts, a line each; CSV files of numbers
     json: Annotated[bool, FlagCreatePairsOff] = False  # print a list of objects with input, label, probability
 
 
