@@ -97,7 +97,7 @@ class AdaptOptions:
     """Teach a trained run one new task. Writes a predictor file."""
 
     run: Positional[str]  # run folder or .qs file
-    support: Positional[str]  # folder with a subfolder per class, or a table as in training (CSV of numbers: answer last)
+    support: Positional[str]  # folder with a subfolder per class, or a table as in training (numbers: answer last)
     out: str = "predictor.qs"  # file to write
 
 
