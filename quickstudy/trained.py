@@ -62,8 +62,11 @@ class Trained:
 
         Raises DataError for NaN, lengths that differ, fewer than two classes, or more than the model has outputs.
         """
-        shown = self._shown(x, y, transductive)
-        learner, names, support = self._task(shown)
+        return self._adapted(self._shown(x, y, transductive))
+
+    def _adapted(self, shown: Shown, known: bool = False) -> Predictor:
+        """`known`: the learner has read such examples before; looking whether it can takes longer than learning."""
+        learner, names, support = self._task(shown, known)
         with torch.no_grad():
             phi = learner.adapt(self.theta, support)
         self._check_finite(phi)
@@ -82,13 +85,15 @@ class Trained:
         x = as_inputs(encoded(self.preprocess, x), self.theta, least=0 if self.learner.from_nothing else 1)
         return Shown(x, y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y), transductive)
 
-    def _task(self, shown: Shown) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
+    def _task(self, shown: Shown, known: bool = False) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
         """The learner for this task, the names of its classes, and its support set as the learner reads it."""
         names, target = self._answers(answers(self.preprocess, shown.y), len(shown.x))
         learner = self._for_task(names, shown.transductive)
         with torch.no_grad():
             support = Batch(as_features(shown.x, self.extractor), target)
-        check_episodes(learner, self.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
+        # New classes may be more than the learner has outputs for; those with `ways` were asked above.
+        if not known or not hasattr(learner, "ways"):
+            check_episodes(learner, self.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
         return learner, names, support
 
     def _answers(self, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Tensor]:
@@ -277,7 +282,7 @@ class Predictor(nn.Module):
 
     def _again(self, x: Tensor, y: np.ndarray) -> Predictor:
         trained = Trained(self.learner, self._values()[0], {}, self.preprocess, extractor=self.extractor)
-        self.__dict__.update(trained.adapt(x, y, transductive=self._known().transductive).__dict__)
+        self.__dict__.update(trained._adapted(Shown(x, y, self._known().transductive), known=True).__dict__)
         return self
 
     def _answer(self, x: Any) -> Tensor:
