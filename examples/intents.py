@@ -67,7 +67,7 @@ def main(data: Path, reverse: bool = False, iterations: int = 300, episodes: int
     torch.manual_seed(seeds.derive(seed, "weights"))
     train = qs.tasks.from_text(parts, "train", 50, 5, 3, label="intent")
     encoder = qs.nn.text()
-    encoder.encoder.weigh(train.examples)
+    encoder.encoder.set_idf(train.examples)
     trained = qs.train(
         qs.MatchingNet(encoder, ways=50),
         train,

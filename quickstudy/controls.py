@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy import seeds
-from quickstudy.episodes import Episodes, stack, unstack
+from quickstudy.episodes import Episodes, stacked, unstack
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner import descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
@@ -43,7 +43,7 @@ def available(learner: Learner, tasks: Any) -> list[str]:
     """The controls that make sense for this learner and these tasks."""
     classification = getattr(tasks, "ways", None) is not None
     names = ["shuffled_labels"]
-    if getattr(tasks, "preprocess", {}).get("kind") == "text":  # pieces of words have no means and no scale
+    if getattr(tasks, "preprocess", {}).get("kind") == "text":  # numbers of subwords have no means and no scale
         return names + (["zero_steps"] if hasattr(learner, "steps") else [])
     names += ["linear_probe"]
     names += ["zero_steps"] if hasattr(learner, "steps") else []
@@ -233,8 +233,9 @@ class ShuffledSupport:
         return getattr(self.source, "ways", None)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episodes:
-        tasks = unstack(self.source.sample(n, generator))
-        return stack([_shuffled(one, generator) for one in tasks])
+        drawn = self.source.sample(n, generator)
+        shuffled = [_shuffled(one, generator) for one in unstack(drawn)]
+        return shuffled if isinstance(drawn, list) else stacked(shuffled)
 
     @property
     def unit(self) -> float:

@@ -26,22 +26,24 @@ class Alike(NamedTuple):
     episodes: Episode  # with a task axis
 
 
-def stack(ones: Sequence[Episode]) -> Episodes:
-    """Single episodes as a batch: an Episode where all have the same sizes and the classes 0..ways-1, else the list."""
-    first = ones[0]
-    sizes, whole = _sizes(first), _classes(first)
-    if all(_sizes(one) == sizes and _classes(one) == whole for one in ones) and whole == tuple(range(len(whole))):
-        return _stacked(ones)
-    return list(ones)
+def stack(ones: Sequence[Episode], ways: int | None) -> Episodes:
+    """Single episodes as a batch: an Episode where all are of one size and have the classes 0..ways-1, else the list.
+
+    `ways` are those of the source, None for values. A task that lacks one of them stays in a list, alone too: there a
+    learner is given the task's own ways (`fitted`), in an Episode its own are every task's.
+    """
+    classes = tuple(range(ways or 0))
+    alike = len({_sizes(one) for one in ones}) == 1 and all(_classes(one) == classes for one in ones)
+    return stacked(ones) if alike else list(ones)
 
 
 def concat(batches: Sequence[Episodes]) -> Episodes:
     """Several batches as one; a list if any of them is one, or where they differ in size."""
-    if len({isinstance(one, list) or tuple(t.shape[1:] for batch in one for t in batch) for one in batches}) > 1:
+    stacked = [batch for batch in batches if not isinstance(batch, list)]
+    sizes = {tuple(t.shape[1:] for batch in one for t in batch) for one in stacked}
+    if len(stacked) < len(batches) or len(sizes) > 1:
         return [one for batch in batches for one in unstack(batch)]
-    if isinstance(batches[0], list):
-        return [one for batch in batches for one in unstack(batch)]
-    return Episode(*(Batch(*map(torch.cat, zip(*b, strict=True))) for b in zip(*batches, strict=True)))  # type: ignore[arg-type]
+    return Episode(*(Batch(*map(torch.cat, zip(*b, strict=True))) for b in zip(*stacked, strict=True)))
 
 
 def unstack(episodes: Episodes) -> list[Episode]:
@@ -111,11 +113,12 @@ def alike(learner: Learner, episodes: Episodes) -> list[Alike]:
     made = []
     for places in groups.values():
         pairs = [fitted(learner, episodes[place]) for place in places]
-        made.append(Alike(places, pairs[0][0], _stacked([episode for _, episode in pairs])))
+        made.append(Alike(places, pairs[0][0], stacked([episode for _, episode in pairs])))
     return made
 
 
-def _stacked(ones: Sequence[Episode]) -> Episode:
+def stacked(ones: Sequence[Episode]) -> Episode:
+    """Single episodes of one size as an Episode with a task axis."""
     return Episode(*(Batch(*map(torch.stack, zip(*b, strict=True))) for b in zip(*ones, strict=True)))
 
 

@@ -277,10 +277,9 @@ def _score(
 
 def tasks_of(tasks: Any, episodes: int, seed: int) -> tuple[str, ...]:
     """The names of the tasks of the test episodes; none where the source draws new tasks each time."""
-    if not hasattr(tasks, "facts"):
+    if not hasattr(tasks, "facts") or "task" not in tasks.facts(1, seeds.generator(seed, "test", 0)):
         return ()
-    each = [tasks.facts(1, seeds.generator(seed, "test", i)) for i in range(episodes)]
-    return tuple(facts["task"][0] for facts in each if "task" in facts)
+    return tuple(tasks.facts(1, seeds.generator(seed, "test", i))["task"][0] for i in range(episodes))
 
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:

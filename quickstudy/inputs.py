@@ -22,7 +22,7 @@ Preprocess = Mapping[str, Any]
 
 
 def encoded(preprocess: Preprocess, x: Any) -> Any:
-    """Rows of a table as numbers [n, d], texts as numbers of pieces; tensors and arrays of numbers as they are."""
+    """Rows of a table as numbers [n, d], texts as numbers of subwords; tensors and arrays of numbers as they are."""
     if preprocess.get("kind") == "text" and not isinstance(x, Tensor):
         return text.hashed(text.as_texts(x), preprocess["buckets"], preprocess["words"])
     if preprocess.get("kind") == "table" and not isinstance(x, (Tensor, np.ndarray)):

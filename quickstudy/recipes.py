@@ -21,7 +21,7 @@ from quickstudy.learner import Episode, Learner
 from quickstudy.learners import LEARNERS
 from quickstudy.model import call
 from quickstudy.nn import NETWORKS
-from quickstudy.tasks.tables import EXTENSIONS as TABLES
+from quickstudy.tasks.tables import split_files
 
 PUBLIC = ("omniglot", "cifar_fs", "fc100")  # data sets, which are downloaded
 NAMED = ("glyphs", "sinusoid", *PUBLIC)
@@ -104,8 +104,7 @@ def is_table(tasks: str) -> bool:
     """Whether the word is the path of a table, or of a folder of tables."""
     if tasks in NAMED:
         return False
-    path = Path(tasks)
-    return path.is_file() or any((path / f"train{end}").is_file() for end in TABLES)
+    return Path(tasks).is_file() or "train" in split_files(Path(tasks))
 
 
 def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | None = None) -> Any:
@@ -229,7 +228,7 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
     preprocess = getattr(tasks, "preprocess", {})
     if preprocess.get("kind") == "text":
         model = networks.text(outputs, buckets=preprocess["buckets"], words=preprocess["words"])
-        model.encoder.weigh(tasks.examples)  # type: ignore[operator, union-attr]
+        model.encoder.set_idf(tasks.examples)  # type: ignore[operator, union-attr]
         return model
     shape = tuple(one_episode(tasks).support.x.shape[1:])
     if len(shape) != 3:

@@ -64,7 +64,7 @@ class Trained:
         """
         return self._adapted(self._shown(x, y, transductive))
 
-    def _adapted(self, shown: Shown, known: bool = False) -> Predictor:
+    def _adapted(self, shown: SupportSet, known: bool = False) -> Predictor:
         """`known`: the learner has read such examples before; looking whether it can takes longer than learning."""
         learner, names, support = self._task(shown, known)
         with torch.no_grad():
@@ -81,11 +81,11 @@ class Trained:
         with torch.no_grad():
             return embed_of(learner)(self.theta, support)
 
-    def _shown(self, x: Any, y: Any, transductive: bool) -> Shown:
+    def _shown(self, x: Any, y: Any, transductive: bool) -> SupportSet:
         x = as_inputs(encoded(self.preprocess, x), self.theta, least=0 if self.learner.from_nothing else 1)
-        return Shown(x, y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y), transductive)
+        return SupportSet(x, y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y), transductive)
 
-    def _task(self, shown: Shown, known: bool = False) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
+    def _task(self, shown: SupportSet, known: bool = False) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
         """The learner for this task, the names of its classes, and its support set as the learner reads it."""
         names, target = self._answers(answers(self.preprocess, shown.y), len(shown.x))
         learner = self._for_task(names, shown.transductive)
@@ -108,7 +108,7 @@ class Trained:
             return None, real.to(device_of(self.theta))
         names, numbers = np.unique(values, return_inverse=True)
         if self._same_everywhere():
-            return self._known(names, numbers)
+            return self._known_classes(names, numbers)
         if len(names) < 2:
             raise DataError(
                 f"the support set has one class only ({names.tolist()[0]!r}). Give examples of two or more."
@@ -119,7 +119,7 @@ class Trained:
         """Whether a class is the same output in every task: tasks share their classes, and the learner has one each."""
         return "classes" in self.preprocess and (self.learner.fixed_ways or not hasattr(self.learner, "ways"))
 
-    def _known(self, names: np.ndarray, numbers: np.ndarray) -> tuple[tuple[Any, ...], Tensor]:
+    def _known_classes(self, names: np.ndarray, numbers: np.ndarray) -> tuple[tuple[Any, ...], Tensor]:
         known = list(self.preprocess["classes"])
         if unknown := [name for name in map(str, names.tolist()) if name not in known]:
             raise DataError(
@@ -157,7 +157,7 @@ class Trained:
         files.write_tensors(path, "trained", tensors, header)
 
 
-class Shown(NamedTuple):
+class SupportSet(NamedTuple):
     """The support set of a predictor, as it was given."""
 
     x: Tensor  # [n, ...], numbers
@@ -168,12 +168,12 @@ class Shown(NamedTuple):
 class Predictor(nn.Module):
     """A learner adapted to one task: an `nn.Module` that answers, and exports with `torch.export`.
 
-    `classes` are the class names in the order of the output's columns; None for regression. `shown` is the support set,
-    from which `update` and `forget` learn the task again; None where a file was saved without it.
+    `classes` are the class names in the order of the output's columns; None for regression. `support` is the support
+    set, from which `update` and `forget` learn the task again; None where a file was saved without it.
     """
 
     extractor: nn.Module | None  # as in `Trained`
-    shown: Shown | None
+    support: SupportSet | None
 
     def __init__(
         self,
@@ -183,10 +183,10 @@ class Predictor(nn.Module):
         classes: Sequence[Any] | None = None,
         preprocess: Mapping[str, Any] | None = None,
         extractor: nn.Module | None = None,
-        shown: Shown | None = None,
+        shown: SupportSet | None = None,
     ) -> None:
         super().__init__()
-        self.shown = shown
+        self.support = shown
         self.learner, self.classes, self.preprocess = learner, classes, dict(preprocess or {})
         self.__dict__["extractor"] = extractor  # not a submodule: train() must not reach it
         self.names = tuple(theta)
@@ -245,7 +245,7 @@ class Predictor(nn.Module):
         x and y as `Trained.adapt` takes them. The task is learned again from all examples, so the answers are exactly
         those of `adapt` with all of them at once, whatever the learner.
         """
-        shown = self._known()
+        shown = self._kept()
         more = as_inputs(encoded(self.preprocess, x), self._values()[0])
         y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
         if more.shape[1:] != shown.x.shape[1:] or y.shape[1:] != shown.y.shape[1:]:
@@ -264,7 +264,7 @@ class Predictor(nn.Module):
 
         The answers are exactly those of a predictor that never saw them. Raises DataError where too few would be left.
         """
-        shown = self._known()
+        shown = self._kept()
         if unknown := [i for i in examples if not 0 <= i < len(shown.y)]:
             raise DataError(f"there is no example {unknown[0]}: {len(shown.y)} were shown, numbered from 0.")
         if unknown := [name for name in classes if name not in shown.y.tolist()]:
@@ -272,17 +272,17 @@ class Predictor(nn.Module):
         kept = [i for i, name in enumerate(shown.y.tolist()) if i not in set(examples) and name not in list(classes)]
         return self._again(shown.x[kept], shown.y[kept])
 
-    def _known(self) -> Shown:
-        if self.shown is None:
+    def _kept(self) -> SupportSet:
+        if self.support is None:
             raise ConfigError(
                 "this predictor was saved without its support set, from which it would learn again: adapt anew, or "
                 "save with support=True."
             )
-        return self.shown
+        return self.support
 
     def _again(self, x: Tensor, y: np.ndarray) -> Predictor:
         trained = Trained(self.learner, self._values()[0], {}, self.preprocess, extractor=self.extractor)
-        self.__dict__.update(trained._adapted(Shown(x, y, self._known().transductive), known=True).__dict__)
+        self.__dict__.update(trained._adapted(SupportSet(x, y, self._kept().transductive), known=True).__dict__)
         return self
 
     def _answer(self, x: Any) -> Tensor:
@@ -306,15 +306,15 @@ class Predictor(nn.Module):
         """
         theta, phi = self._values()
         tensors = {f"theta.{name}": value for name, value in theta.items()}
-        kept = self.shown if support else None
+        kept = self.support if support else None
         if kept is not None:
-            tensors["shown.x"] = kept.x
+            tensors["support.x"] = kept.x
         header = {
             "classes": None if self.classes is None else list(self.classes),
             "preprocess": self.preprocess,
             "names": list(theta),
             "phi": files.pack(phi, tensors, "phi"),
-            "shown": None if kept is None else {"y": kept.y.tolist(), "transductive": kept.transductive},
+            "support": None if kept is None else {"y": kept.y.tolist(), "transductive": kept.transductive},
         }
         header |= _learner_header(self.learner) | _extractor_header(self.extractor)
         tensors |= _constants(self.learner) | _extractor_tensors(self.extractor)
@@ -341,8 +341,8 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])
-        told = header.get("shown")
-        shown = Shown(tensors["shown.x"], np.array(told["y"]), told["transductive"]) if told else None
+        told = header.get("support")
+        shown = SupportSet(tensors["support.x"], np.array(told["y"]), told["transductive"]) if told else None
         return Predictor(learner, theta, phi, classes, header["preprocess"], extractor, shown)
     best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()
     return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor)

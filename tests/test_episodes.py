@@ -30,7 +30,7 @@ class Ragged:
 
     def sample(self, n, generator=None):
         start = int(torch.randint(len(SIZES), (), generator=generator))
-        return episodes.stack([ragged()[(start + i) % len(SIZES)] for i in range(n)])
+        return episodes.stack([ragged()[(start + i) % len(SIZES)] for i in range(n)], self.ways)
 
 
 def protonet() -> qs.ProtoNet:
@@ -45,15 +45,19 @@ def maml() -> qs.MAML:
 
 def test_equal_tasks_stack_and_others_stay_a_list():
     three = random_episodes(3)
-    again = episodes.stack(engine.unstack(three))
+    again = episodes.stack(engine.unstack(three), 3)
     assert isinstance(again, Episode)
     assert all(torch.equal(a, b) for x, y in zip(again, three, strict=True) for a, b in zip(x, y, strict=True))
-    assert isinstance(episodes.stack(ragged()), list)
+    assert isinstance(episodes.stack(ragged(), 4), list)
     assert episodes.count(ragged()) == 5 and episodes.count(three) == 3
     # Classes 0 and 2 of three: equal sizes, but no task of ways 0..1.
     gap = three._replace(support=three.support._replace(y=torch.tensor([[0, 0, 2, 2, 0, 2]])))
     one = Episode(*(Batch(b.x[:1], b.y[:1]) for b in gap))
-    assert isinstance(episodes.stack(engine.unstack(one)), list)
+    assert isinstance(episodes.stack(engine.unstack(one), 3), list)
+    # All three have the classes 0..2 of a source that has a fourth: their ways are not the source's.
+    assert isinstance(episodes.stack(engine.unstack(three), 4), list)
+    values = random_episodes(2, ways=None)
+    assert isinstance(episodes.stack(engine.unstack(values), None), Episode)
 
 
 def test_batches_join_to_one():

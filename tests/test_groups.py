@@ -79,6 +79,22 @@ def test_classes_a_group_lacks_are_not_in_its_task():
         assert query.y.bincount(minlength=3).tolist() == [2 * (k in present) for k in range(3)]
 
 
+def test_tasks_that_all_lack_a_class_are_answered_in_their_own_ways():
+    """Prototypes of a class nobody has would be 0 / 0."""
+    tasks = classes()
+    lacking = tasks.replace(y=tasks.y.where(tasks.y < 2, 1))  # of a, b and c no group has c
+    trained = qs.Trained(qs.NearestCentroid(3), {})
+    score = qs.evaluate(trained, lacking, episodes=30, controls=["shuffled_labels"])
+    for i in range(30):
+        support, query = episodes.unstack(lacking.sample(1, seeds.generator(1, "test", i)))[0]
+        means = torch.stack([support.x[support.y == k].mean(0) for k in (0, 1)])
+        answers = (query.x - means[None, :, 0]).abs().argmin(1)
+        assert score.values[i] == (answers == query.y).double().mean()
+    learner = qs.ProtoNet(torch.nn.Linear(1, 2), ways=3)
+    loss, slope = qs.meta_gradient(learner, learner.init(), lacking.sample(4, seeds.generator(0, "x")), "vmap")
+    assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in slope.values())
+
+
 def test_classes_in_time_are_asked_for_once_they_were_shown():
     for _, (support, query) in drawn(classes(ordered=True)):
         assert max(rows(support)) < min(rows(query))
@@ -93,7 +109,7 @@ def test_a_class_that_never_comes_again_makes_no_moment():
         torch.zeros(8, 1), torch.tensor([0, 0, 1, 2, 0, 1, 0, 1]), torch.tensor([0, 4, 8]), ["never", "again"],
         classes=("a", "b", "c"), ordered=True,
     )  # fmt: skip
-    assert [tasks.usable(0), tasks.usable(1)] == [False, True]
+    assert tasks.usable == [1]
 
 
 def test_a_batch_of_unequal_tasks_is_a_list_and_of_equal_ones_is_stacked():

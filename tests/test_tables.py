@@ -129,7 +129,7 @@ def test_a_folder_of_tables_is_split_as_its_files(tmp_path):
         frame[frame.school.isin(part)].to_csv(tmp_path / f"{split}.csv", index=False)
     assert opened(tmp_path, "val").names == TASKS[6:8]
     frame[frame.school.isin(TASKS[5:8])].to_csv(tmp_path / "val.csv", index=False)
-    with pytest.raises(DataError, match="task 'school 5' is in train and val"):
+    with pytest.raises(DataError, match="task 'school 5' is in both train and val"):
         opened(tmp_path, "val")
 
 

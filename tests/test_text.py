@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 import quickstudy as qs
 from quickstudy import cli
 from quickstudy.errors import ConfigError, DataError
-from quickstudy.tasks.text import PIECES, hashed
+from quickstudy.tasks.text import SUBWORDS, hashed
 
 KINDS = ["order", "refund", "hours", "greeting", "parking", "weather"]
 
@@ -39,9 +39,9 @@ def small(**changes) -> torch.nn.Module:
 # --- what is read ----------------------------------------------------------------------------------------------------
 
 
-def test_texts_become_numbers_of_pieces():
+def test_texts_become_numbers_of_subwords():
     a, b, c = hashed(["Is it OPEN?", "is it open?", "is it opened"], words=5)
-    assert a.shape == (5, PIECES) and a.dtype == torch.int32
+    assert a.shape == (5, SUBWORDS) and a.dtype == torch.int32
     assert torch.equal(a, b)  # case is ignored
     assert (a[:4].amax(1) > 0).all() and (a[4] == 0).all()  # four words, of which "?" is one
     shared = set(a[2].tolist()) & set(c[2].tolist()) - {0}
@@ -64,7 +64,7 @@ def test_without_learned_words_inner_products_are_those_of_tf_idf():
     x = hashed(texts, buckets=4096, words=8)
     model = qs.nn.text(buckets=4096, words=8, sketch=4096, width=4, dropout=0.0)
     encoder = model.encoder
-    encoder.weigh(x)
+    encoder.set_idf(x)
     with torch.no_grad():
         encoder.angle.zero_()
         z = model(x).double()
@@ -86,7 +86,7 @@ def test_both_parts_by_hand():
             if p:
                 weight = encoder.weights.weight[p, 0].exp()
                 sketch[p % 16] += weight * (1 - 2 * (p // 16 % 2))
-                learned += weight * encoder.pieces.weight[p]
+                learned += weight * encoder.subwords.weight[p]
         parts = [math.cos(0.7) * F.normalize(sketch, dim=0), math.sin(0.7) * F.normalize(learned, dim=0)]
         assert_close(z, encoder.scale * torch.cat(parts), 1e-5)
 
@@ -95,7 +95,7 @@ def test_attention_starts_as_nothing_and_sees_only_words():
     x = hashed(["one two three", "four"], buckets=97, words=6)
     model, bag = small(layers=2, dropout=0.0), small(dropout=0.0)
     with torch.no_grad():
-        bag.encoder.pieces.weight.copy_(model.encoder.pieces.weight)
+        bag.encoder.subwords.weight.copy_(model.encoder.subwords.weight)
         before = model(x)
         assert_close(before, bag(x), 1e-6)
         model.encoder.blocks[0].tell.weight.normal_()
@@ -109,7 +109,7 @@ def test_attention_starts_as_nothing_and_sees_only_words():
 def test_engines_agree(layers):
     learner = qs.ProtoNet(small(layers=layers, dropout=0.0), ways=2)
     texts = ["one two", "three", "four five six", "seven one", "two two", "eight", "nine", "three four"]
-    x = hashed(texts, buckets=97, words=6).reshape(2, 4, 6, PIECES)
+    x = hashed(texts, buckets=97, words=6).reshape(2, 4, 6, SUBWORDS)
     batch = qs.Batch(x, torch.tensor([[0, 0, 1, 1]] * 2))
     found = [qs.meta_gradient(learner, learner.init(), qs.Episode(batch, batch), kind) for kind in ("loop", "vmap")]
     assert_close(found[0][0], found[1][0], 1e-6)
@@ -130,7 +130,7 @@ def test_words_are_dropped_in_training_only():
 def test_empty_texts_give_finite_numbers_and_gradients():
     learner = qs.ProtoNet(small(layers=1, dropout=0.0), ways=2)
     theta = learner.init()
-    batch = qs.Batch(torch.zeros(2, 6, PIECES, dtype=torch.int32), torch.tensor([0, 1]))
+    batch = qs.Batch(torch.zeros(2, 6, SUBWORDS, dtype=torch.int32), torch.tensor([0, 1]))
     loss, slope = qs.meta_gradient(
         learner, theta, qs.Episode(*(qs.Batch(b.x[None], b.y[None]) for b in (batch, batch)))
     )
@@ -212,7 +212,7 @@ def test_bad_texts_are_told(tmp_path):
         qs.tasks.from_text(tmp_path, **sizes())
     for split in ("train", "test"):
         frame().to_csv(tmp_path / f"{split}.csv", index=False)
-    with pytest.raises(DataError, match="class 'greeting' is in train and test"):
+    with pytest.raises(DataError, match="class 'greeting' is in both train and test"):
         qs.tasks.from_text(tmp_path, **sizes())
 
 

@@ -282,7 +282,7 @@ def test_what_is_forgotten_leaves_no_trace():
     assert predictor.classes == ("b", "c")
     kept = [i for i in kept if y[i] in "bc"]
     assert_close(predictor.predict_proba(x), trained.adapt(x[kept], [y[i] for i in kept]).predict_proba(x), 1e-6)
-    assert torch.equal(predictor.shown.x, x[kept])
+    assert torch.equal(predictor.support.x, x[kept])
 
 
 def test_a_growing_predictor_goes_on_after_a_file(tmp_path):

@@ -1,4 +1,4 @@
-"""An encoder of short texts that needs no download: hashed pieces of words, compared as they are and as learned."""
+"""An encoder of short texts that needs no download: hashed subwords, compared as they are and as learned."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def text(
     heads: int = 4,
     dropout: float = 0.2,
 ) -> nn.Module:
-    """Texts as numbers of hashed pieces, x [n, words, pieces] -> an embedding [n, d], or logits [n, classes].
+    """Texts as numbers of hashed subwords, x [n, words, subwords] -> an embedding [n, d], or logits [n, classes].
 
-        t   = sum over all pieces p of exp(g_p) sign_p onehot(p mod sketch)    the same pieces: TF-IDF, hashed
-        e_w = sum over the pieces p of word w of exp(g_p) E_p                   like pieces: what training learns
+        t   = sum over all subwords p of exp(g_p) sign_p onehot(p mod sketch)    the same subwords: TF-IDF, hashed
+        e_w = sum over the subwords p of word w of exp(g_p) E_p                   like subwords: what training learns
         h   = e + attention(e) + ..., `layers` times                            words look at each other
         z   = s (cos a t / |t|, sin a h' / |h'|),   h' = sum_w h_w              d = sketch + width numbers
 
     An inner product of two texts is s^2 (cos^2 a of TF-IDF's cosine + sin^2 a of a learned one); g, E, s and a are
-    learned. x comes from `qs.tasks.from_text`; 0 stands for no piece. g starts as 0, or by `weigh` as log idf. In
+    learned. x comes from `qs.tasks.from_text`; 0 stands for no subword. g starts as 0, or by `set_idf` as log idf. In
     training each word is left out with probability `dropout`. Attention is off unless `layers` asks for it: from the
     intents of one service to those of another, it learned more of the first and less for the second.
 
     Weinberger et al.: Feature Hashing for Large Scale Multitask Learning, ICML 2009, https://arxiv.org/abs/0902.2206
     (t keeps cosines). Bojanowski et al.: Enriching Word Vectors with Subword Information, TACL 2017,
-    https://arxiv.org/abs/1607.04606 (pieces). Vaswani et al.: Attention Is All You Need, NeurIPS 2017,
+    https://arxiv.org/abs/1607.04606 (subwords). Vaswani et al.: Attention Is All You Need, NeurIPS 2017,
     https://arxiv.org/abs/1706.03762 (attention).
 
     >>> import torch
@@ -64,14 +64,14 @@ def text(
 
 
 class TextEncoder(nn.Module):
-    """x [n, words, pieces] -> [n, sketch + width], see `text`."""
+    """x [n, words, subwords] -> [n, sketch + width], see `text`."""
 
     def __init__(
         self, buckets: int, words: int, sketch: int, width: int, layers: int, heads: int, dropout: float
     ) -> None:
         super().__init__()
         self.sketch, self.dropout = sketch, nn.Dropout(dropout)
-        self.pieces = nn.Embedding(buckets, width)
+        self.subwords = nn.Embedding(buckets, width)
         self.weights = nn.Embedding(buckets, 1)
         self.places = nn.Parameter(torch.zeros(words, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
@@ -79,15 +79,15 @@ class TextEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Pieces at random, all of the same weight."""
-        nn.init.normal_(self.pieces.weight, std=self.pieces.embedding_dim**-0.5)
+        """Subwords at random, all of the same weight."""
+        nn.init.normal_(self.subwords.weight, std=self.subwords.embedding_dim**-0.5)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.places)
         nn.init.constant_(self.scale, SCALE)
         nn.init.constant_(self.angle, ANGLE)
 
     @torch.no_grad()
-    def weigh(self, x: Tensor) -> None:
+    def set_idf(self, x: Tensor) -> None:
         """Set the weights to log idf, idf_p = 1 + log((n + 1) / (n_p + 1)), with n_p of the n texts x holding p."""
         counts = torch.zeros(self.weights.num_embeddings)
         for one in x.flatten(1).long():
@@ -95,10 +95,10 @@ class TextEncoder(nn.Module):
         self.weights.weight[:, 0] = (1 + ((len(x) + 1) / (counts + 1)).log()).log()
 
     def forward(self, x: Tensor) -> Tensor:
-        known = (x > 0).to(self.pieces.weight.dtype)  # [n, words, pieces]
+        known = (x > 0).to(self.subwords.weight.dtype)  # [n, words, subwords]
         known = known * self.dropout(torch.ones_like(known[..., :1]))  # its factor 1 / (1 - p) is lost in |t|, |h'|
         told = self.weights(x)[..., 0].exp() * known
-        h = (told[..., None, :] @ self.pieces(x))[..., 0, :]  # [n, words, width]
+        h = (told[..., None, :] @ self.subwords(x))[..., 0, :]  # [n, words, width]
         there = (known.amax(2) > 0).to(known.dtype)
         for block in self.blocks:
             h = block(h, self.places[: h.shape[1]], there)
@@ -107,10 +107,10 @@ class TextEncoder(nn.Module):
         return self.scale * torch.cat([self.angle.cos() * same, self.angle.sin() * learned], 1)
 
     def _sketched(self, x: Tensor, told: Tensor) -> Tensor:
-        """[n, sketch]: each piece adds its weight, with a sign of its own, in its place."""
-        piece = x.flatten(1).long()
-        signed = told.flatten(1) * (1 - 2 * (piece // self.sketch % 2))
-        return torch.zeros_like(told[:, 0, :1]).expand(-1, self.sketch).scatter_add(1, piece % self.sketch, signed)
+        """[n, sketch]: each subword adds its weight, with a sign of its own, in its place."""
+        subword = x.flatten(1).long()
+        signed = told.flatten(1) * (1 - 2 * (subword // self.sketch % 2))
+        return torch.zeros_like(told[:, 0, :1]).expand(-1, self.sketch).scatter_add(1, subword % self.sketch, signed)
 
 
 class Block(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,7 @@ class GroupTasks:
         for word in ("shots", "queries"):
             if getattr(self, word) < 1:
                 raise DataError(f"{word} must be at least 1, got {getattr(self, word)}.")
-        if not self._usable:
+        if not self.usable:
             raise DataError(
                 f"{self.name} {self.split!r} has no task: none of its {len(self.names)} groups has "
                 + ("two rows." if self.classes is None else "two classes, one of them with two rows.")
@@ -59,7 +60,7 @@ class GroupTasks:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episodes:
         """n episodes of groups drawn with replacement."""
-        return stack([self._episode(g, generator) for g in self._drawn(n, generator)])
+        return stack([self._episode(g, generator) for g in self._drawn(n, generator)], self.ways)
 
     def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, list[str]]:
         """The group of the one task that `sample` draws from a generator in the same state."""
@@ -71,19 +72,15 @@ class GroupTasks:
         return {"task": name} if self.classes is None else {"task": name, "classes": list(map(str, self.classes))}
 
     def _drawn(self, n: int, generator: torch.Generator | None) -> list[int]:
-        chosen = torch.randint(len(self._usable), (n,), generator=generator)
-        return [self._usable[i] for i in chosen.tolist()]
+        chosen = torch.randint(len(self.usable), (n,), generator=generator)
+        return [self.usable[i] for i in chosen.tolist()]
 
-    @property
-    def _usable(self) -> list[int]:
-        known = self.__dict__.get("_known")
-        if known is None:  # a property of the data: computed once, the value stays the same
-            known = [g for g in range(len(self.names)) if self.usable(g)]
-            self.__dict__["_known"] = known
-        return known
+    @functools.cached_property
+    def usable(self) -> list[int]:
+        """The groups that can be a task: two rows; with classes two of them, one with two rows."""
+        return [group for group in range(len(self.names)) if self._suffices(group)]
 
-    def usable(self, group: int) -> bool:
-        """Whether a group can be a task: two rows; with classes two of them, one with two rows."""
+    def _suffices(self, group: int) -> bool:
         y = self.y[self.starts[group] : self.starts[group + 1]]
         if self.classes is None:
             return len(y) >= 2
@@ -144,7 +141,7 @@ class GroupTasks:
     def describe(self) -> dict[str, Any]:
         """The task part of a protocol. Shots and queries are the most that a task has."""
         words = ("name", "split", "ways", "shots", "queries")
-        return {word: getattr(self, word) for word in words} | {"tasks": len(self._usable)}
+        return {word: getattr(self, word) for word in words} | {"tasks": len(self.usable)}
 
     def replace(self, **changes: Any) -> GroupTasks:
         """The same groups with other shots or queries."""

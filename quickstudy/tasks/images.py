@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.tasks.classes import ClassTasks, stack_classes
-from quickstudy.tasks.splits import SPLITS, by_name, check_split
+from quickstudy.tasks.splits import SPLITS, by_name, check_disjoint, check_split
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm")
 # Pillow would also open formats that start other programs (EPS runs Ghostscript): a data set has no need of them.
@@ -21,6 +21,7 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 ADVICE = " Open it in a picture viewer and save it again as PNG or JPEG, or remove it."
 NAMED = 5  # broken files listed by name in one message
+TOGETHER = "Put all images of a class into one split, or give one folder of all classes and it is split by class."
 
 
 def load_image(path: str | Path, *, size: int = 28, channels: int | None = 1, invert: bool = False) -> Tensor:
@@ -236,21 +237,9 @@ def _splits(root: Path) -> dict[str, dict[str, list[Path]]]:
     # One such name among others is a class: pictures of a train, a bus and a car.
     if len(given) >= 2 or len(given) == len(folders) == 1:
         splits = {split: _class_files(root / split) for split in given}
-        _check_disjoint(root, splits)
+        check_disjoint("class", "classes", {str(root / split): files for split, files in splits.items()}, TOGETHER)
         return splits
     return by_name(_some_classes(root))
-
-
-def _check_disjoint(root: Path, splits: Mapping[str, Mapping[str, object]]) -> None:
-    owner: dict[str, str] = {}
-    for split, files in splits.items():
-        for name in files:
-            if owner.setdefault(name, split) != split:
-                raise DataError(
-                    f"class {name!r} is in both {root / owner[name]} and {root / split}: the test is on classes never "
-                    "seen in training. Put all images of a class into one split, or give one folder of all classes "
-                    "and it is split by class."
-                )
 
 
 def _check_enough(root: Path, splits: Mapping[str, Mapping[str, object]], split: str, ways: int, turns: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,12 +25,13 @@ from quickstudy.tasks.columns import (
     tells,
 )
 from quickstudy.tasks.groups import GroupTasks
-from quickstudy.tasks.splits import SPLITS, by_name, check_split
+from quickstudy.tasks.splits import SPLITS, by_name, check_disjoint, check_split
 
 EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 MISSING = ["?"]  # beside what pandas takes for missing: empty, NA, NaN, null, None
 BYTES = 6  # of memory for a byte of a file, at the peak of reading it
 LISTED = 5  # names in one message
+SPLIT = "__split__"  # of tables that are joined: the one that a row came from
 
 
 class Roles(NamedTuple):
@@ -114,6 +116,21 @@ def read_table(path: str | os.PathLike) -> Any:
         raise DataError(f"{str(path)!r} cannot be read as a table: {str(error).splitlines()[0]}.") from error
 
 
+def split_files(folder: Path) -> dict[str, Path]:
+    """The tables train, val and test in a folder, those that are there."""
+    return {split: file for split in SPLITS for end in EXTENSIONS if (file := folder / f"{split}{end}").is_file()}
+
+
+def check_columns(frame: Any, given: Mapping[str, Sequence[str]], name: str) -> None:
+    """Raise DataError unless the table has all the columns given for each role."""
+    names = [str(column) for column in frame.columns if column != SPLIT]
+    for role, columns in given.items():
+        if lacking := next((column for column in columns if column not in names), None):
+            raise DataError(
+                f"{name} has no column {lacking!r} ({role}); it has {_listed(names, 30)}.{suggest(lacking, names)}"
+            )
+
+
 def _check_memory(path: Path) -> None:
     packed = 8 if path.suffix in (".gz", ".parquet") else 1
     needed, there = packed * BYTES * path.stat().st_size, _memory()
@@ -134,8 +151,6 @@ def _memory() -> int | None:
 
 
 def _separator(path: Path) -> str:
-    import gzip
-
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rb") as file:
         header = file.readline()
@@ -153,7 +168,7 @@ def _read(table: Any) -> tuple[Any, dict[str, Mapping[str, Any]] | None, str]:
     path = Path(table).expanduser()
     if not path.is_dir():
         return read_table(path), None, path.name.split(".")[0]
-    found = {split: file for split in SPLITS for end in EXTENSIONS if (file := path / f"{split}{end}").is_file()}
+    found = split_files(path)
     if not found:
         raise DataError(f"{str(path)!r} holds no tables train, val, test ({', '.join(EXTENSIONS)}).")
     frames = {split: read_table(file) for split, file in found.items()}
@@ -171,9 +186,6 @@ def _joined(frames: Mapping[str, Any], names: Mapping[str, str]) -> Any:
     return whole
 
 
-SPLIT = "__split__"  # the file that a row came from
-
-
 def _roles(
     frame: Any, task: str, target: str, time: str | None, ignore: Sequence[str], categories: Sequence[str]
 ) -> Roles:
@@ -181,12 +193,7 @@ def _roles(
     if len(frame) == 0:
         raise DataError("the table holds no rows.")
     given = {"task": [task], "target": [target], "time": [time] if time else []}
-    for role, columns in (given | {"ignore": list(ignore), "categories": list(categories)}).items():
-        for column in columns:
-            if column not in names:
-                raise DataError(
-                    f"the table has no column {column!r} ({role}); it has {_listed(names, 30)}.{suggest(column, names)}"
-                )
+    check_columns(frame, given | {"ignore": ignore, "categories": categories}, "the table")
     if task == target:
         raise ConfigError(f"task and target are both {task!r}: one names the task, the other what to predict.")
     return Roles(task, target, time, [n for n in names if n not in (task, target, *ignore)])
@@ -197,13 +204,13 @@ def _clean(frame: Any, roles: Roles) -> tuple[Any, list[str]]:
     notes: list[str] = []
     for role, column in (("task", roles.task), ("target", roles.target), ("time", roles.time)):
         if column is not None and (lacking := frame[column].isna()).any():
-            notes.append(f"{_count(int(lacking.sum()), 'row')} without {role} ({column!r}) left out")
+            notes.append(f"{counted(int(lacking.sum()), 'row')} without {role} ({column!r}) left out")
             frame = frame[~lacking]
     if len(frame) == 0:
         raise DataError(f"no row of the table has both {roles.task!r} and {roles.target!r}.")
     if (copies := frame.duplicated()).any():
         notes.append(
-            f"{_count(int(copies.sum()), 'row')} that copy another one left out: one of a pair could be asked for "
+            f"{counted(int(copies.sum()), 'row')} that copy another one left out: one of a pair could be asked for "
             "while the other is shown"
         )
         frame = frame[~copies]
@@ -287,9 +294,8 @@ def _tasks(
     mine = frame[_rows_of(frame, roles, splits, split)]
     if len(mine) == 0:
         raise DataError(f"{name} has no {split!r} tasks. It takes at least five tasks, or tables of your own splits.")
-    order = [roles.task, *([roles.time] if roles.time else [])]
-    keys = [as_words(mine[roles.task])] + ([_moment(mine[roles.time], roles.time)] if roles.time else [])
-    mine = mine.iloc[np.lexsort(keys[::-1])] if order else mine
+    moments = [_moment(mine[roles.time], roles.time)] if roles.time else []
+    mine = mine.iloc[np.lexsort([*moments, as_words(mine[roles.task])])]  # by task, then by time
     names, counts = np.unique(as_words(mine[roles.task]).to_numpy().astype(str), return_counts=True)
     made = GroupTasks(
         x=torch.from_numpy(encode(learned["columns"], mine)),
@@ -308,12 +314,12 @@ def _tasks(
     return made.replace(notes=(*notes, *_small(made)))
 
 
-def _moment(values: Any, name: str | None) -> np.ndarray:
-    if not is_numeric(values, str(name)):
+def _moment(values: Any, name: str) -> np.ndarray:
+    if not is_numeric(values, name):
         raise DataError(
             f"the time column {name!r} holds neither numbers nor dates like 2024-05-31: {values.iloc[0]!r}."
         )
-    return as_numbers(values, str(name))
+    return as_numbers(values, name)
 
 
 def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
@@ -333,33 +339,29 @@ def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
 
 def _small(tasks: GroupTasks) -> list[str]:
     """What became of tasks with few rows, in words."""
-    sizes, usable = tasks.starts.diff(), set(tasks._usable)
-    idle = [tasks.names[g] for g in range(len(tasks.names)) if g not in usable]
-    few = [tasks.names[g] for g in sorted(usable) if int(sizes[g]) < (tasks.ways or 1) * (tasks.shots + tasks.queries)]
+    sizes = tasks.starts.diff()
+    idle = [name for g, name in enumerate(tasks.names) if g not in set(tasks.usable)]
+    few = [tasks.names[g] for g in tasks.usable if int(sizes[g]) < (tasks.ways or 1) * (tasks.shots + tasks.queries)]
     said = []
     if idle:
         why = "a single row" if tasks.classes is None else "a single class or too few rows"
-        said.append(f"{_count(len(idle), f'{tasks.split} task')} left out, with {why}: {_listed(idle)}")
+        said.append(f"{counted(len(idle), f'{tasks.split} task')} left out, with {why}: {_listed(idle)}")
     if few:
         said.append(
-            f"{_count(len(few), f'{tasks.split} task')} with fewer rows than shots and queries ask for: used with "
+            f"{counted(len(few), f'{tasks.split} task')} with fewer rows than shots and queries ask for: used with "
             f"what they have: {_listed(few)}"
         )
     return said
 
 
 def _check_disjoint(frame: Any, roles: Roles) -> None:
-    pairs = frame[[roles.task, SPLIT]].drop_duplicates()
-    if (twice := pairs[roles.task].duplicated()).any():
-        name = pairs[roles.task][twice].iloc[0]
-        files = sorted(pairs[SPLIT][pairs[roles.task] == name])
-        raise DataError(
-            f"task {str(name)!r} is in {' and '.join(files)}: the test is on tasks never seen in training. Put all "
-            "rows of a task into one file, or give one table and it is split by task."
-        )
+    splits = {split: sorted(set(as_words(part[roles.task]))) for split, part in frame.groupby(SPLIT, sort=False)}
+    advice = "Put all rows of a task into one file, or give one table and it is split by task."
+    check_disjoint("task", "tasks", splits, advice)
 
 
-def _count(n: int, what: str) -> str:
+def counted(n: int, what: str) -> str:
+    """'1 row', '1,200 rows'."""
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 

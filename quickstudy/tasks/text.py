@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quickstudy.errors import DataError, suggest
+from quickstudy.errors import DataError
 from quickstudy.tasks.classes import ClassTasks, stack_classes
 from quickstudy.tasks.columns import as_frame, need_pandas
-from quickstudy.tasks.splits import SPLITS, by_name, check_split
-from quickstudy.tasks.tables import EXTENSIONS, read_table
+from quickstudy.tasks.splits import by_name, check_disjoint, check_split
+from quickstudy.tasks.tables import check_columns, counted, read_table, split_files
 
 WORD = re.compile(r"\w+|[^\w\s]")
 LONGEST = 24  # words of a text that are read
-PIECES = 16  # of a word: itself and its shorter parts
+SUBWORDS = 16  # of a word: itself and its shorter parts
 LENGTHS = (3, 4, 5)  # characters of a part
+TOGETHER = "Put all texts of a class into one file, or give one file and it is split by class."
 
 
 def from_text(
@@ -36,13 +37,13 @@ def from_text(
     buckets: int = 16384,
     words: int = LONGEST,
 ) -> ClassTasks:
-    """Episodes from labelled texts; examples int32 [N, words, pieces], for `qs.nn.text`.
+    """Episodes from labelled texts; examples int32 [N, words, subwords], for `qs.nn.text`.
 
     texts    a CSV, TSV or Parquet file or DataFrame with a column of texts and one of labels; a folder of such files
              train, val and test, or a dict of DataFrames, which may share no class; or a folder with a folder
              of .txt files for each class
     text     the column of texts; label: that of their classes
-    buckets  numbers that pieces of words are hashed to; words: how many of a text are read
+    buckets  numbers that subwords are hashed to; words: how many of a text are read
 
     Without splits of your own the classes are split 60/20/20 by a hash of their names. Case is ignored. Texts that are
     empty, have no label or are exact copies of another in their class are left out; `notes` tells how many.
@@ -74,22 +75,22 @@ def from_text(
 
 
 def hashed(texts: Sequence[str], buckets: int = 16384, words: int = LONGEST) -> Tensor:
-    """Texts as numbers of pieces [n, words, pieces] int32: 1..buckets-1, 0 where there is none."""
-    rows = torch.zeros(len(texts), words, PIECES, dtype=torch.int32)
+    """Texts as numbers of subwords [n, words, subwords] int32: 1..buckets-1, 0 where there is none."""
+    rows = torch.zeros(len(texts), words, SUBWORDS, dtype=torch.int32)
     for row, one in zip(rows, texts, strict=True):
         found = WORD.findall(one.lower())[:words]
         if found:
-            row[: len(found)] = torch.tensor([_pieces(word, buckets) for word in found], dtype=torch.int32)
+            row[: len(found)] = torch.tensor([_subwords(word, buckets) for word in found], dtype=torch.int32)
     return rows
 
 
 @functools.lru_cache(maxsize=65536)
-def _pieces(word: str, buckets: int) -> tuple[int, ...]:
+def _subwords(word: str, buckets: int) -> tuple[int, ...]:
     """The word and its parts of 3 to 5 characters, "<" and ">" its ends, as numbers; what is too long is cut."""
     whole = f"<{word}>"
     parts = [whole, *(whole[i : i + n] for n in LENGTHS for i in range(len(whole) - n + 1) if n < len(whole))]
-    numbers = [zlib.crc32(part.encode()) % (buckets - 1) + 1 for part in parts[:PIECES]]
-    return tuple(numbers + [0] * (PIECES - len(numbers)))
+    numbers = [zlib.crc32(part.encode()) % (buckets - 1) + 1 for part in parts[:SUBWORDS]]
+    return tuple(numbers + [0] * (SUBWORDS - len(numbers)))
 
 
 def as_texts(x: Any) -> list[str]:
@@ -114,17 +115,16 @@ def _splits(texts: Any, text: str, label: str) -> tuple[Mapping[str, Classes], s
         return by_name(read_classes(texts, text, label, "the table", notes)), "texts", notes
     if isinstance(texts, Mapping):
         splits = {split: read_classes(as_frame(f), text, label, split, notes) for split, f in texts.items()}
-        _check_disjoint(splits)
+        check_disjoint("class", "classes", splits, TOGETHER)
         return splits, "texts", notes
     path = Path(texts).expanduser()
     if path.is_file():
         return by_name(read_classes(read_table(path), text, label, str(path), notes)), path.name.split(".")[0], notes
     if not path.is_dir():
         raise DataError(f"there is no file or folder {str(path)!r}. Give texts with their labels.")
-    files = {split: file for split in SPLITS for end in EXTENSIONS if (file := path / f"{split}{end}").is_file()}
-    if files:
+    if files := split_files(path):
         splits = {split: read_classes(read_table(file), text, label, str(file), notes) for split, file in files.items()}
-        _check_disjoint(splits)
+        check_disjoint("class", "classes", splits, TOGETHER)
         return splits, path.resolve().name, notes
     return by_name(read_folders(path)), path.resolve().name, notes
 
@@ -158,32 +158,15 @@ def read_text(file: Path) -> str:
 def read_classes(frame: Any, text: str, label: str, name: str, notes: list[str] | None = None) -> Classes:
     """A table of texts and labels: class -> texts. `notes` gets what was left out."""
     notes = [] if notes is None else notes
-    names = [str(column) for column in frame.columns]
-    for role, column in (("text", text), ("label", label)):
-        if column not in names:
-            raise DataError(
-                f"{name} has no column {column!r} ({role}); it has {', '.join(map(repr, names))}."
-                f"{suggest(column, names)}"
-            )
+    check_columns(frame, {"text": [text], "label": [label]}, name)
     pairs = frame[[text, label]].dropna()
     pairs = pairs.assign(**{text: pairs[text].astype(str), label: pairs[label].astype(str)})
     pairs = pairs[pairs[text].str.strip() != ""]
     if lost := len(frame) - len(pairs):
-        notes.append(f"{lost:,} row{'s' * (lost > 1)} of {name} without text or label left out")
+        notes.append(f"{counted(lost, 'row')} of {name} without text or label left out")
     if pairs.empty:
         raise DataError(f"no row of {name} has both a {text!r} and a {label!r}.")
     whole, pairs = len(pairs), pairs.drop_duplicates()
     if copies := whole - len(pairs):
-        notes.append(f"{copies:,} text{'s' * (copies > 1)} of {name} that copy another of their class left out")
+        notes.append(f"{counted(copies, 'text')} of {name} that copy another of their class left out")
     return {str(key): part[text].tolist() for key, part in pairs.groupby(label, sort=True)}
-
-
-def _check_disjoint(splits: Mapping[str, Classes]) -> None:
-    owner: dict[str, str] = {}
-    for split, classes in splits.items():
-        for name in classes:
-            if owner.setdefault(name, split) != split:
-                raise DataError(
-                    f"class {name!r} is in {owner[name]} and {split}: the test is on classes never seen in training. "
-                    "Put all texts of a class into one file, or give one file and it is split by class."
-                )
