@@ -13,6 +13,7 @@ from typing import Any
 from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
+from quickstudy.baselines import per_task, pooled
 from quickstudy.calibration import Calibration, interval_coverage, recalibrated
 from quickstudy.checking import GradientCheck, check_meta_gradient
 from quickstudy.embeddings import TaskEmbeddings, task_embeddings
@@ -114,6 +115,8 @@ __all__ = [
     "meta_steps",
     "mse_loss",
     "nn",
+    "per_task",
+    "pooled",
     "recalibrated",
     "task_embeddings",
     "tasks",
