@@ -55,8 +55,6 @@ def pooled(model: Any, tasks: GroupTasks, *, offset: bool = False) -> Trained:
     Raises ConfigError for tasks whose classes differ from task to task, which no pooled model can name, and for an
     offset of classes.
     """
-    from sklearn.base import clone
-
     if not isinstance(tasks, GroupTasks):
         raise ConfigError(
             f"a pooled model needs tasks that ask for the same thing, as those of a table; got {type(tasks).__name__}."
@@ -65,7 +63,7 @@ def pooled(model: Any, tasks: GroupTasks, *, offset: bool = False) -> Trained:
         raise ConfigError("the offset is a level of values; these tasks have classes. Leave it out.")
     x, y = _numbers(tasks.x), _answers(tasks.y)
     ratio = _ratio(model, x, y, _groups(tasks)) if offset else None
-    return Trained(Pooled(clone(model).fit(x, y), tasks.ways, ratio), {}, describe(tasks))
+    return Trained(Pooled(_fresh(model).fit(x, y), tasks.ways, ratio), {}, describe(tasks))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +78,7 @@ class PerTask(Learner):
         return {}
 
     def adapt(self, theta: Theta, support: Batch) -> Any:
-        from sklearn.base import clone
-
-        return clone(self.estimator).fit(self._numbers(support.x), _answers(support.y))
+        return _fresh(self.estimator).fit(self._numbers(support.x), _answers(support.y))
 
     def predict(self, theta: Theta, phi: Any, x: Tensor) -> Tensor:
         return _output(phi, self._numbers(x), self.ways)
@@ -118,6 +114,13 @@ class Pooled(Learner):
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         return _loss(self, theta, episode)
+
+
+def _fresh(model: Any) -> Any:
+    """The same estimator, not fitted."""
+    from sklearn.base import clone  # an extra: who has a model to give has it
+
+    return clone(model)
 
 
 def _numbers(x: Tensor) -> np.ndarray:
