@@ -13,9 +13,11 @@ from typing import Any
 from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
+from quickstudy.advice import Advice, advise
 from quickstudy.baselines import per_task, pooled
 from quickstudy.calibration import Calibration, interval_coverage, recalibrated
 from quickstudy.checking import GradientCheck, check_meta_gradient
+from quickstudy.comparing import LearnerComparison, compare_learners
 from quickstudy.embeddings import TaskEmbeddings, task_embeddings
 from quickstudy.engine import map_tasks, meta_gradient
 from quickstudy.evaluation import Difference, Score, compare, evaluate
@@ -67,6 +69,7 @@ __all__ = [
     "MANN",
     "R2D2",
     "SNAIL",
+    "Advice",
     "AttentiveProtoNet",
     "BaselinePP",
     "Batch",
@@ -81,6 +84,7 @@ __all__ = [
     "InstanceAccuracy",
     "LSTMMetaLearner",
     "Learner",
+    "LearnerComparison",
     "MAMLPlusPlus",
     "MatchingNet",
     "MetaCurvature",
@@ -100,9 +104,11 @@ __all__ = [
     "TaskEmbeddings",
     "Trained",
     "__version__",
+    "advise",
     "as_module",
     "check_meta_gradient",
     "compare",
+    "compare_learners",
     "cross_entropy",
     "errors",
     "evaluate",

@@ -1,15 +1,17 @@
-"""The command line: train, evaluate, adapt, predict, report, check, list."""
+"""The command line: train, evaluate, adapt, predict, compare, report, check, list."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
 import math
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +23,9 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, arg
 
 from quickstudy import __version__, factory, files, inputs, recipes, runs, seeds
+from quickstudy.advice import advise, size
 from quickstudy.checking import check_meta_gradient
+from quickstudy.comparing import LearnerComparison, compare_learners
 from quickstudy.controls import CONTROLS
 from quickstudy.engine import ENGINES
 from quickstudy.errors import ConfigError, DataError, QuickstudyError, suggest
@@ -30,7 +34,16 @@ from quickstudy.learner import Learner
 from quickstudy.learners import LEARNERS
 from quickstudy.nn.conv4 import DOWNSAMPLING
 from quickstudy.nn.norm import POLICIES
-from quickstudy.options import AdaptOptions, CheckOptions, EvaluateOptions, PredictOptions, ReportOptions, TrainOptions
+from quickstudy.options import (
+    AdaptOptions,
+    CheckOptions,
+    CompareOptions,
+    EvaluateOptions,
+    PredictOptions,
+    ReportOptions,
+    TaskOptions,
+    TrainOptions,
+)
 from quickstudy.trained import Predictor, load
 from quickstudy.training import optimizer_of, schedule_of
 from quickstudy.training import train as train_learner
@@ -42,6 +55,7 @@ OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then le
   quickstudy evaluate RUN               score on unseen tasks, with interval and controls
   quickstudy adapt RUN SUPPORT --out F  learn one new task: a folder with a subfolder per class, or a table
   quickstudy predict F INPUT...         answer for new images, rows or texts (--json for programs)
+  quickstudy compare TASKS LEARNER...   the same training time for each, the same test tasks: which one to choose
   quickstudy report RUN...              one HTML page to look at and to show
   quickstudy check MODULE:FACTORY       is the meta-gradient of your own model or learner right?
   quickstudy list                       the learners, tasks and controls there are
@@ -136,7 +150,7 @@ def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
     return dataclasses.make_dataclass(f"{cls.__name__}Fields", made)
 
 
-def _request(tasks: str, options: TrainOptions) -> recipes.Request:
+def _request(tasks: str, options: TaskOptions) -> recipes.Request:
     sizes = {"ways": options.ways, "shots": options.shots, "queries": options.queries}
     # Absolute, so that the run can be evaluated from any folder.
     data = str(Path(options.data).resolve()) if options.data else None
@@ -149,7 +163,7 @@ def _request(tasks: str, options: TrainOptions) -> recipes.Request:
     return recipes.Request(place, **sizes, **columns, data=data, size=options.size)
 
 
-def _network_options(options: TrainOptions) -> dict[str, Any]:
+def _network_options(options: TaskOptions) -> dict[str, Any]:
     chosen = {
         name: getattr(options, name) for name in ("network", "filters", "norm", "downsample", "dropblock", "hidden")
     }
@@ -164,6 +178,86 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device is available here. Use --device cpu.")
     return device
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+
+
+def compare(argv: list[str]) -> None:
+    names = list(itertools.takewhile(lambda a: not a.startswith("-"), argv))
+    if len(names) < 2:
+        _parse(CompareOptions, [a for a in argv if a in ("-h", "--help")], "compare TASKS LEARNER LEARNER...")
+        raise ConfigError(
+            "say first which tasks, then the learners, then the options: quickstudy compare TASKS LEARNER LEARNER... "
+            "[OPTIONS], as in: quickstudy compare glyphs protonet maml --minutes 1"
+        )
+    tasks_name, learners = names[0], dict(map(recipes.find_learner, names[1:]))
+    kind = recipes.kind_of(tasks_name, any(word.split("=")[0] in ("--text", "--label") for word in argv))
+    sizes = {k: v for k, v in recipes.DEFAULTS.get(tasks_name, recipes.DEFAULTS[kind]).items() if k != "iterations"}
+    default = field(default_factory=lambda: CompareOptions(**sizes))
+    both = dataclasses.make_dataclass("Compare", [("comparing", CompareOptions, default)])
+    both.__doc__ = CompareOptions.__doc__
+    options = _parse(both, argv[len(names) :], f"compare {' '.join(names)}").comparing
+    out = Path(options.out or f"runs/{Path(tasks_name).name.split('.')[0]}-compared")
+    request = _request(tasks_name, options)
+    train = recipes.open_tasks(request, "train")
+    for note in getattr(train, "notes", ()):
+        print(f"note: {note}", file=sys.stderr)
+    val, test = (recipes.open_tasks(request, split, getattr(train, "preprocess", None)) for split in ("val", "test"))
+    found = compare_learners(
+        _builders(learners, kind, train, options),
+        train,
+        test,
+        val=val,
+        baselines=recipes.baselines(train, test),
+        out=out,
+        about={
+            "command": f"quickstudy compare {' '.join(a for a in argv if a != '--resume')}",
+            "request": request._asdict(),
+        },
+        **{name: getattr(options, name) for name in ("minutes", "meta_batch", "seeds", "episodes", "resume")},
+        device=_device(options.device),
+    )
+    from quickstudy.report import write_comparison  # matplotlib takes a second to import
+
+    _show(found)
+    print(f"report: {write_comparison(found, out).resolve().as_uri()}")
+
+
+def _builders(
+    learners: Mapping[str, type[Learner]], kind: str, tasks: Any, options: CompareOptions
+) -> dict[str, Callable[[], Learner]]:
+    """What makes each learner with new weights; fine-tuning among them, unless these tasks have none."""
+
+    def builder(name: str, cls: type[Learner]) -> Callable[[], Learner]:
+        fields = recipes.FIELDS.get((kind, name), {})
+        return lambda: recipes.build_learner(cls, tasks, dict(fields), _network_options(options))
+
+    found = {name: builder(name, cls) for name, cls in learners.items()}
+    for build in found.values():
+        build()  # what these tasks cannot have is refused before anything is trained
+    with suppress(QuickstudyError, AttributeError):
+        extra = builder("finetune", LEARNERS["finetune"])
+        extra()
+        found.setdefault("finetune", extra)
+    return found
+
+
+def _show(found: LearnerComparison) -> None:
+    best, metric = found.entries[0], found.entries[0].score.protocol.metric
+    table = Table("learner", metric, "minus the best", "iterations", "adapts in", "file")
+    for entry in found.entries:
+        against = "" if entry is best else str(found.difference(entry, best)).split(" (")[0]
+        short = in_words(entry.score.mean, entry.score.interval, metric), against.replace(" points", "")
+        measured = [text.removesuffix(f" {metric}") for text in short]
+        iterations = f"{entry.trials[0].iterations:,}" if entry.trials[0].iterations else ""
+        kept = size(entry.bytes) if entry.bytes is not None else ""
+        table.add_row(entry.name, *measured, iterations, f"{1e3 * entry.adapt_seconds:.3g} ms", kept)
+    Console().print(table)
+    for name, reason in found.failed.items():
+        print(f"{name} is left out: {reason}")
+    for one in advise(found):
+        print(f"{one.question} {one.choice + ': ' if one.choice else ''}{one.reason}")
 
 
 # --- evaluate, adapt, predict, report, list --------------------------------------------------------------------------
@@ -293,6 +387,7 @@ def list_all(argv: list[str]) -> None:
 # A command may return what to exit with, 0 unless it does.
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "compare": compare,
     "evaluate": evaluate,
     "adapt": adapt,
     "predict": predict,

@@ -62,7 +62,7 @@ def zero_steps(learner: Learner, theta: Theta, tasks: Any) -> Variant:
 
 def shuffled_labels(learner: Learner, theta: Theta, tasks: Any) -> Variant:
     """Support answers permuted at random: what is left when the support set says nothing."""
-    return learner, theta, ShuffledSupport(tasks)
+    return learner, theta, ChangedSupport(tasks, shuffled)
 
 
 def nearest_centroid(learner: Learner, theta: Theta, tasks: Any) -> Variant:
@@ -223,10 +223,11 @@ def _loss(ways: int | None) -> Callable:
 
 
 @dataclass(frozen=True, eq=False)
-class ShuffledSupport:
-    """A task source whose support answers are permuted within each task."""
+class ChangedSupport:
+    """A task source with something done to each support set, which may be drawn from the tasks' generator."""
 
     source: Any
+    change: Callable[[Batch, torch.Generator | None], Batch]
 
     @property
     def ways(self) -> int | None:
@@ -234,8 +235,8 @@ class ShuffledSupport:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episodes:
         drawn = self.source.sample(n, generator)
-        shuffled = [_shuffled(one, generator) for one in unstack(drawn)]
-        return shuffled if isinstance(drawn, list) else stacked(shuffled)
+        changed = [one._replace(support=self.change(one.support, generator)) for one in unstack(drawn)]
+        return changed if isinstance(drawn, list) else stacked(changed)
 
     @property
     def unit(self) -> float:
@@ -248,10 +249,15 @@ class ShuffledSupport:
         return describe(self.source)
 
 
-def _shuffled(episode: Episode, generator: torch.Generator | None) -> Episode:
-    support = episode.support
+def shuffled(support: Batch, generator: torch.Generator | None) -> Batch:
+    """The same answers, permuted at random."""
     order = torch.rand(len(support.y), generator=generator).argsort()
-    return episode._replace(support=support._replace(y=support.y[order]))
+    return support._replace(y=support.y[order])
+
+
+def without_support(support: Batch, generator: torch.Generator | None) -> Batch:
+    """No example at all."""
+    return Batch(support.x[:0], support.y[:0])
 
 
 CONTROLS: dict[str, Callable[[Learner, Theta, Any], Variant]] = {

@@ -29,23 +29,12 @@ schedules = arg(metavar="{constant,cosine,linear}", help_behavior_hint="(default
 
 
 @dataclass
-class TrainOptions:
-    """Meta-train a learner on many small tasks and keep the run in a folder.
-
-    TASKS is a name that 'quickstudy list' shows, such as glyphs or cifar_fs, a folder of class folders, a table (then
-    --task and --target name its columns) or a table of texts (then --text and --label do); LEARNER is a name from
-    there, too.
-    Further options are the learner's own: see them with 'quickstudy train TASKS LEARNER --help'.
-    """
+class TaskOptions:
+    """Which tasks, in which sizes, and the networks for them: what train and compare share."""
 
     ways: Annotated[int | None, arg(metavar="INT")] = None  # classes in a task (None for regression)
     shots: int = 1  # support examples per class (regression: per task)
     queries: int = 15  # query examples per class (regression: per task)
-    iterations: int = 2000  # updates of the outer loop
-    meta_batch: int = 16  # tasks per update
-    outer_lr: Annotated[float | None, number("what suits the learner")] = None  # learning rate of the outer loop
-    schedule: Annotated[Literal["constant", "cosine", "linear"] | None, schedules] = None  # how it moves, down to 0
-    seed: int = 0  # from which every draw of the run follows
     task: Annotated[str | None, word("none")] = None  # of a table: the column that says which task a row belongs to
     target: Annotated[str | None, word("none")] = None  # of a table: the column to predict
     time: Annotated[str | None, word("none")] = None  # of a table: the column by which support comes before query
@@ -55,6 +44,31 @@ class TrainOptions:
     text: Annotated[str | None, word("none")] = None  # of a table of texts: the column that holds them
     label: Annotated[str | None, word("none")] = None  # of a table of texts: the column of their classes
     data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
+    size: int = 28  # images from a folder are scaled to size x size
+    meta_batch: int = 16  # tasks per update
+    network: Literal["conv4", "resnet12", "pixels"] = "conv4"  # network for images; pixels: none
+    filters: int = 64  # filters of conv4, or of the first block of resnet12 (2.5, 5 and 10 times as many follow)
+    norm: Literal["batch", "support", "layer", "none"] = "batch"  # normalisation of the network
+    downsample: Annotated[Literal["stride", "pool"] | None, fitting("the learner")] = None  # how conv4 halves the image
+    dropblock: float = 0.0  # share of its activations that resnet12 drops in training
+    hidden: tuple[int, ...] = (40, 40)  # widths of the hidden layers of mlp
+    device: str = "cpu"  # cpu or cuda
+
+
+@dataclass
+class TrainOptions(TaskOptions):
+    """Meta-train a learner on many small tasks and keep the run in a folder.
+
+    TASKS is a name that 'quickstudy list' shows, such as glyphs or cifar_fs, a folder of class folders, a table (then
+    --task and --target name its columns) or a table of texts (then --text and --label do); LEARNER is a name from
+    there, too.
+    Further options are the learner's own: see them with 'quickstudy train TASKS LEARNER --help'.
+    """
+
+    iterations: int = 2000  # updates of the outer loop
+    outer_lr: Annotated[float | None, number("what suits the learner")] = None  # learning rate of the outer loop
+    schedule: Annotated[Literal["constant", "cosine", "linear"] | None, schedules] = None  # how it moves, down to 0
+    seed: int = 0  # from which every draw of the run follows
     out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder
     resume: Annotated[bool, FlagCreatePairsOff] = False  # go on from the run folder's checkpoint
     engine: Literal["auto", "vmap", "threads", "loop"] = "auto"  # how tasks are run together
@@ -63,14 +77,21 @@ class TrainOptions:
     patience: Annotated[int | None, number("never")] = None  # stop after so many validations without a better one
     keep: int = 1  # how many of the best checkpoints on validation are kept, for 'evaluate --ensemble'
     clip: Annotated[float | None, number("none")] = None  # bound on the norm of the meta-gradient
-    network: Literal["conv4", "resnet12", "pixels"] = "conv4"  # network for images; pixels: none
-    filters: int = 64  # filters of conv4, or of the first block of resnet12 (2.5, 5 and 10 times as many follow)
-    norm: Literal["batch", "support", "layer", "none"] = "batch"  # normalisation of the network
-    downsample: Annotated[Literal["stride", "pool"] | None, fitting("the learner")] = None  # how conv4 halves the image
-    dropblock: float = 0.0  # share of its activations that resnet12 drops in training
-    hidden: tuple[int, ...] = (40, 40)  # widths of the hidden layers of mlp
-    size: int = 28  # images from a folder are scaled to size x size
-    device: str = "cpu"  # cpu or cuda
+
+
+@dataclass
+class CompareOptions(TaskOptions):
+    """Train several learners for the same time, test them on the same tasks, and say which to choose.
+
+    TASKS and LEARNER are those of 'quickstudy train'; finetune and baselines that need no training stand beside. Makes
+    a folder with a run for each training, comparison.json and comparison.html.
+    """
+
+    minutes: float = 2.0  # of training for each learner and seed
+    seeds: tuple[int, ...] = (0,)  # one training of each learner for every seed
+    episodes: int = 600  # test episodes
+    out: Annotated[str | None, word("runs/TASKS-compared")] = None  # folder
+    resume: Annotated[bool, FlagCreatePairsOff] = False  # go on with a comparison that was cut
 
 
 @dataclass

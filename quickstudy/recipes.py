@@ -15,13 +15,18 @@ from torch import nn
 from quickstudy import nn as networks
 from quickstudy import seeds
 from quickstudy import tasks as sources
+from quickstudy.baselines import per_task, pooled
+from quickstudy.controls import LinearProbe
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.learner import Episode, Learner
 from quickstudy.learners import LEARNERS
+from quickstudy.learners.metric.nearest_centroid import NearestCentroid
+from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.model import call
 from quickstudy.nn import NETWORKS
 from quickstudy.tasks.tables import split_files
+from quickstudy.trained import Trained
 
 PUBLIC = ("omniglot", "cifar_fs", "fc100")  # data sets, which are downloaded
 NAMED = ("glyphs", "sinusoid", *PUBLIC)
@@ -238,3 +243,43 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
     chosen = {k: options[k] for k in IMAGE_NETWORKS[name] if options.get(k) is not None}
     sizes = {"size": shape[-1]} if name == "conv4" else {}
     return NETWORKS[name](channels=shape[0], classes=outputs, **sizes, **chosen)
+
+
+def baselines(train: Any, test: Any) -> dict[str, Trained]:
+    """What needs no meta-training on such tasks; of scikit-learn's models those that suit, where it is installed."""
+    ways, kind = getattr(test, "ways", None), getattr(train, "preprocess", {}).get("kind")
+    numbers = {} if kind == "text" else {"linear-probe": Trained(LinearProbe(ways), {})}
+    if ways and kind != "text":
+        numbers["nearest-centroid"] = Trained(NearestCentroid(ways), {})
+    try:
+        from sklearn import ensemble, linear_model
+    except ImportError:
+        return numbers
+    if kind == "text":
+        words = _tf_idf(train)
+        linear = per_task(linear_model.LogisticRegression(C=10.0, max_iter=500), test, encoder=words)
+        centroid = ProtoNet(words, ways=ways or 5)
+        return {"tf-idf-centroid": Trained(centroid, centroid.init()), "tf-idf-logistic-regression": linear}
+    if not isinstance(train, sources.GroupTasks):
+        return numbers
+    if ways:
+        boosting = ensemble.GradientBoostingClassifier(n_estimators=50, random_state=0)
+        linear = linear_model.LogisticRegression(max_iter=1000)
+        everything = ensemble.HistGradientBoostingClassifier(random_state=0)
+        own = {"logistic-regression": linear, "gradient-boosting": boosting}
+        together = {"pooled-boosting": pooled(everything, train)}
+    else:
+        boosting = ensemble.GradientBoostingRegressor(n_estimators=50, random_state=0)
+        everything = ensemble.HistGradientBoostingRegressor(random_state=0)
+        own = {"ridge": linear_model.RidgeCV(alphas=(0.01, 0.1, 1.0, 10.0, 100.0)), "gradient-boosting": boosting}
+        together = {"pooled-boosting": pooled(everything, train)}
+        together["pooled-boosting-and-level"] = pooled(everything, train, offset=True)
+    return numbers | {name: per_task(model, test) for name, model in own.items()} | together
+
+
+def _tf_idf(train: Any) -> nn.Module:
+    """The text encoder as it is before training, without its learned half."""
+    model = build_network(train, None, {})
+    with torch.no_grad():
+        model.encoder.angle.zero_()  # type: ignore[operator, union-attr]
+    return model

@@ -170,7 +170,7 @@ def train(
     if not theta:  # nothing to learn: the learner is ready as it is
         return _finish(trained, state, folder)
     if not resumed:
-        state.engine, state.reason = _choose(learner, theta, first, engine, seed)
+        state.engine, state.reason = choose_engine(learner, theta, first, engine, seed)
         save_checkpoint(folder, state)
     settings = _Settings(folder, val, val_every or max(1, iterations // 10), val_episodes, patience, seed)
     steps = meta_steps(
@@ -289,7 +289,9 @@ def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> di
     return {"val": score.mean, "val_interval": score.interval}
 
 
-def _choose(learner: Learner, theta: Theta, episodes: Episodes, engine: str, seed: int) -> engines.Choice:
+def choose_engine(learner: Learner, theta: Theta, episodes: Episodes, engine: str, seed: int) -> engines.Choice:
+    """The engine for the meta-gradients of a training; "auto" tries each on these episodes."""
+
     def attempt(name: str) -> tuple[Tensor, Theta]:
         return engines.meta_gradient(learner, theta, episodes, name)
 

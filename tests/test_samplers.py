@@ -16,7 +16,7 @@ from torch import Tensor
 
 import quickstudy as qs
 from quickstudy import seeds
-from quickstudy.controls import ShuffledSupport
+from quickstudy.controls import ChangedSupport, shuffled
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.learner import Episode
 from quickstudy.tasks import ClassTasks, PooledTasks, Sinusoids, from_arrays
@@ -101,7 +101,7 @@ def test_without_a_generator_torchs_own_is_used():
 
 def test_with_a_generator_torchs_own_is_left_alone():
     before = torch.get_rng_state()
-    for tasks in (clusters(), clusters().pooled(), qs.tasks.sinusoid(), ShuffledSupport(clusters())):
+    for tasks in (clusters(), clusters().pooled(), qs.tasks.sinusoid(), ChangedSupport(clusters(), shuffled)):
         tasks.sample(3, generator())
     assert torch.equal(before, torch.get_rng_state())
 
@@ -366,12 +366,12 @@ def test_no_tasks_are_refused():
 
 def test_shuffling_keeps_everything_but_the_order_of_the_supports_answers():
     tasks = clusters(shots=4)
-    plain, shuffled = (source.sample(30, generator()) for source in (tasks, ShuffledSupport(tasks)))
-    assert same(Episode(plain.query, plain.query), Episode(shuffled.query, shuffled.query))
-    assert torch.equal(plain.support.x, shuffled.support.x)
-    assert torch.equal(plain.support.y.sort(1)[0], shuffled.support.y.sort(1)[0])
+    plain, mixed = (source.sample(30, generator()) for source in (tasks, ChangedSupport(tasks, shuffled)))
+    assert same(Episode(plain.query, plain.query), Episode(mixed.query, mixed.query))
+    assert torch.equal(plain.support.x, mixed.support.x)
+    assert torch.equal(plain.support.y.sort(1)[0], mixed.support.y.sort(1)[0])
     n = plain.support.y.numel()
-    agreement = int((plain.support.y == shuffled.support.y).sum())
+    agreement = int((plain.support.y == mixed.support.y).sum())
     # Within a task the agreements are nearly independent, each with probability 1 / ways.
     assert agreement == pytest.approx(n / 3, abs=5 * math.sqrt(n * 2 / 9))
 

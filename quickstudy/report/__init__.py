@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quickstudy import files
+from quickstudy.comparing import LearnerComparison
 from quickstudy.errors import RunError
 from quickstudy.report.comparison import comparison_page
 from quickstudy.report.facts import read_run
+from quickstudy.report.learners import learners_page
 from quickstudy.report.page import run_page
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -33,6 +35,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
             f"the comparison would replace the report of one of its runs, {str(page)!r}. Choose another place."
         )
     return _write(page, comparison_page(read, reports, page))
+
+
+def write_comparison(found: LearnerComparison, folder: Path) -> Path:
+    """Write comparison.html, the page of a comparison of learners, into its folder; the path of the page."""
+    return _write(folder / "comparison.html", learners_page(found))
 
 
 def _distinct(runs: Sequence[Path]) -> list[Path]:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -36,7 +36,7 @@ FIGURES = ("png", "svg", "pdf")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # for readers who cannot tell the colours apart
 
 # The colours of the page in light mode, for figures that stand alone.
-PRINTED = {"ink": "#1b1d21", "muted": "#686d76", "line": "#e2e2de", "s1": "#2b59c3", "s2": "#b4500f"}
+PRINTED = {"ink": "#1b1d21", "page": "#ffffff", "muted": "#686d76", "line": "#e2e2de", "s1": "#2b59c3", "s2": "#b4500f"}
 PRINTED |= {"s3": "#17785a", "s4": "#8a3fa6", "s5": "#8a6d00", "s6": "#b3305d"}
 
 
@@ -179,6 +179,33 @@ def bars(names: Sequence[str], panels: Sequence[Bars]) -> Markup:
 def save_bars(path: str | os.PathLike, names: Sequence[str], panels: Sequence[Bars]) -> None:
     """The same as a picture file of its own."""
     save(path, lambda colours: _bars(names, panels, colours))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a scatter plot, with a short name in it."""
+
+    x: float
+    y: float
+    half: float  # half width of the 95 % interval of y
+    name: str
+    colour: str = "s1"
+
+
+def points(shown: Sequence[Point], x_label: str, y_label: str, colours: Mapping[str, str]) -> Figure:
+    """Points over a logarithmic axis, with whiskers."""
+    figure, axes = _panel(5.0, 3.0, x_label, y_label)
+    axes.set_xscale("log")
+    for one in shown:
+        half = one.half if math.isfinite(one.half) else 0.0
+        axes.errorbar(one.x, one.y, yerr=half, fmt="none", ecolor=colours[one.colour], elinewidth=1.5)
+        axes.plot([one.x], [one.y], "o", markersize=13, color=colours[one.colour])
+        axes.annotate(one.name, (one.x, one.y), ha="center", va="center", fontsize=8, color=colours["page"])
+    axes.margins(x=0.12, y=0.15)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    return figure
 
 
 def drawn(draw: Callable[[Mapping[str, str]], Figure]) -> Markup:

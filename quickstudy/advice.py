@@ -1,0 +1,137 @@
+"""What a comparison of learners says about which one to choose, by what matters to the person who asks.
+
+A learner is *as good* as the best if the paired difference is not decided, or costs at most a point of accuracy (for
+errors: a twentieth of the error). Among those the cheaper one is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from quickstudy.comparing import Entry, LearnerComparison
+from quickstudy.evaluation import Difference, in_words
+
+POINT, TWENTIETH = 0.01, 0.05  # what as good may cost: of accuracy, and as a share of an error
+
+
+class Advice(NamedTuple):
+    """An answer to one question."""
+
+    question: str
+    choice: str  # names of entries; empty where none will do
+    reason: str
+
+
+def advise(found: LearnerComparison) -> list[Advice]:
+    """For each question that people have, the entry to choose and why."""
+    asked = (_accurate, _pays, _fast, _small, _unlabelled)
+    return [ask(found) for ask in asked]
+
+
+def worse_by(found: LearnerComparison, entry: Entry) -> Difference:
+    """The best entry minus this one, positive where it is worse."""
+    best = found.entries[0]
+    if best.score.protocol.metric == "accuracy":
+        return found.difference(best, entry)
+    return found.difference(entry, best)
+
+
+def as_good(found: LearnerComparison) -> list[Entry]:
+    """The best entry, and those that are as good."""
+    best = found.entries[0]
+    allowed = POINT if best.score.protocol.metric == "accuracy" else TWENTIETH * best.score.mean
+    others = [entry for entry in found.entries[1:] if _close(worse_by(found, entry), allowed)]
+    return [best, *others]
+
+
+def _close(difference: Difference, allowed: float) -> bool:
+    return not difference.decided or difference.mean <= allowed
+
+
+def _accurate(found: LearnerComparison) -> Advice:
+    best, *others = found.entries
+    ties = [entry.name for entry in others if not worse_by(found, entry).decided]
+    told = f"; {_listed(ties)} {'are' if len(ties) > 1 else 'is'} not told apart from it" if ties else ""
+    return Advice("Which is most accurate?", best.name, f"{_measured(best)}{told}.")
+
+
+def _pays(found: LearnerComparison) -> Advice:
+    question = "Does meta-learning pay?"
+    learners, baselines = ([e for e in found.entries if e.meta == meta] for meta in (True, False))
+    if not learners or not baselines:
+        return Advice(question, "", f"There is no {'meta-learner' if baselines else 'baseline'} here.")
+    best, bar = learners[0], baselines[0]
+    difference = found.difference(best, bar)
+    ahead = (difference.mean > 0) == (best.score.protocol.metric == "accuracy")
+    against = f"{best.name} {_measured(best)}, the best baseline {bar.name} {_measured(bar)}: {difference}"
+    if not difference.decided:
+        return Advice(question, bar.name, f"Not shown: {against}. Take the simpler one.")
+    if ahead:
+        return Advice(question, best.name, f"Yes: {against}.")
+    return Advice(question, bar.name, f"No: {against}.")
+
+
+def _fast(found: LearnerComparison) -> Advice:
+    def told(entry: Entry) -> str:
+        return f"{1000 * entry.adapt_seconds:.3g} ms to learn a task"
+
+    return _cheapest(found, "Which learns a new task fastest?", as_good(found), lambda e: e.adapt_seconds, told)
+
+
+def _small(found: LearnerComparison) -> Advice:
+    good = [entry for entry in as_good(found) if entry.bytes is not None]
+    return _cheapest(
+        found, "Which is smallest?", good, lambda e: float(e.bytes or 0), lambda e: f"{size(e.bytes or 0)} as a file"
+    )
+
+
+def _cheapest(
+    found: LearnerComparison,
+    question: str,
+    good: Sequence[Entry],
+    cost: Callable[[Entry], float],
+    told: Callable[[Entry], str],
+) -> Advice:
+    """The cheapest of those that are as good as the best; and one that takes less than half of it, at a price."""
+    if not good:
+        return Advice(question, "", "Those that are as good as the best have no file.")
+    chosen = min(good, key=cost)
+    cheaper = [e for e in found.entries if e not in good and e.bytes is not None and 2 * cost(e) < cost(chosen)]
+    price = f" {_price(found, min(cheaper, key=cost), told)}" if cheaper else ""
+    return Advice(question, chosen.name, f"{told(chosen)}, as good as the best.{price}")
+
+
+def _price(found: LearnerComparison, entry: Entry, told: Callable[[Entry], str]) -> str:
+    lost = worse_by(found, entry)
+    return (
+        f"{entry.name} takes less, {told(entry)}, and is {in_words(lost.mean, lost.interval, lost.metric, True)} worse."
+    )
+
+
+def _unlabelled(found: LearnerComparison) -> Advice:
+    question = "Which answers before a new task has any label?"
+    able = [entry for entry in found.entries if entry.unlabelled is not None]
+    if not able:
+        ways = found.entries[0].score.protocol.ways
+        why = "The classes of a task are new: only examples can say what they are" if ways else "Each needs examples"
+        return Advice(question, "", f"{why}.")
+    rewards = found.entries[0].score.protocol.metric == "accuracy"
+    score = lambda entry: entry.unlabelled.mean if entry.unlabelled else 0.0  # noqa: E731
+    chosen = (max if rewards else min)(able, key=score)
+    assert chosen.unlabelled is not None
+    mean = in_words(chosen.unlabelled.mean, chosen.unlabelled.interval, chosen.unlabelled.protocol.metric)
+    return Advice(question, chosen.name, f"{mean} with no example, {_measured(chosen)} with all of them.")
+
+
+def size(count: int) -> str:
+    """'12 kB', '1.4 MB'."""
+    return f"{count / 1e3:.3g} kB" if count < 1e6 else f"{count / 1e6:.3g} MB"
+
+
+def _measured(entry: Entry) -> str:
+    return in_words(entry.score.mean, entry.score.interval, entry.score.protocol.metric)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,350 @@
+"""Which learner for these tasks? Each gets the same training time and meets the same test episodes.
+
+    iterations = minutes / seconds of one iteration, measured     so that a cheap learner may take more of them
+    test       one episode from (seed, i) for all, queries answered one by one (inductive): all scores are paired
+
+The best theta on validation tasks counts, so test tasks choose nothing. Baselines that need no training stand beside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from quickstudy import files
+from quickstudy.baselines import Pooled
+from quickstudy.controls import ChangedSupport, without_support
+from quickstudy.episodes import moved
+from quickstudy.errors import ConfigError, NonFiniteError, RunError
+from quickstudy.evaluation import Difference, Score, compare, evaluate, for_test, half_width
+from quickstudy.learner import Learner
+from quickstudy.machine import machine
+from quickstudy.progress import counting_bar
+from quickstudy.protocol import describe, is_transductive, networks
+from quickstudy.runs import adaptation_timing
+from quickstudy.seeds import derive, generator
+from quickstudy.trained import Trained, load
+from quickstudy.training import choose_engine, meta_steps, optimizer_of
+from quickstudy.training import train as train_learner
+
+VALIDATIONS, VALIDATED = 5, 50  # in a training, and episodes of each: little beside the training itself
+MEASURED = (3, 20, 5.0)  # at least and at most so many iterations, and seconds, to see what one takes
+FOUND = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One learner, trained once and tested."""
+
+    seed: int
+    score: Score
+    iterations: int
+    seconds: float  # of training, without validation
+    curve: tuple[tuple[float, float], ...] = ()  # (seconds of training, score on validation tasks)
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {name: getattr(self, name) for name in ("seed", "iterations", "seconds", "curve")}
+        return plain | {"score": self.score.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Trial:
+        """The trial that `to_dict` wrote."""
+        curve = tuple((float(x), float(y)) for x, y in plain["curve"])
+        return cls(plain["seed"], Score.from_dict(plain["score"]), plain["iterations"], float(plain["seconds"]), curve)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One learner or baseline of a comparison."""
+
+    name: str
+    learner: str  # its class
+    meta: bool  # whether it learned to learn: on episodes; else a baseline
+    trials: tuple[Trial, ...]  # one for each seed
+    adapt_seconds: float  # of one task, alone
+    predict_seconds: float  # of all its queries
+    bytes: int | None  # of its `.qs` file; None where it has none
+    unlabelled: Score | None = None  # its answers to the same queries without a support set, where it has some
+
+    @property
+    def score(self) -> Score:
+        """The values of each test episode, the mean over seeds."""
+        values = torch.stack([trial.score.values for trial in self.trials]).mean(0)
+        return dataclasses.replace(self.trials[0].score, values=values)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the score from seed to seed; None for one seed."""
+        means = [trial.score.mean for trial in self.trials]
+        return statistics.stdev(means) if len(means) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        words = ("name", "learner", "meta", "adapt_seconds", "predict_seconds", "bytes")
+        plain = {word: getattr(self, word) for word in words} | {"trials": [t.to_dict() for t in self.trials]}
+        return plain | {"unlabelled": self.unlabelled.to_dict() if self.unlabelled else None}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Entry:
+        """The entry that `to_dict` wrote."""
+        trials = tuple(map(Trial.from_dict, plain["trials"]))
+        unlabelled = Score.from_dict(plain["unlabelled"]) if plain["unlabelled"] else None
+        return cls(**{**plain, "trials": trials, "unlabelled": unlabelled})
+
+
+@dataclass(frozen=True)
+class LearnerComparison:
+    """Entries, best first, with the settings that they share."""
+
+    entries: tuple[Entry, ...]
+    settings: Mapping[str, Any]  # minutes, seeds, episodes, and what training was given
+    failed: Mapping[str, str] = field(default_factory=dict)  # learners that are left out, and why
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of that name. Raises KeyError."""
+        return {entry.name: entry for entry in self.entries}[name]
+
+    def difference(self, a: Entry, b: Entry) -> Difference:
+        """Score of a minus that of b, paired. With several seeds its interval holds their spread as well."""
+        found = compare(a.score, b.score)
+        most = max(len(a.trials), len(b.trials))
+        if most == 1:
+            return found
+        seeds = [one.trials[i % len(one.trials)].score.mean for one in (a, b) for i in range(most)]
+        apart = half_width(torch.tensor(seeds[:most]) - torch.tensor(seeds[most:]))
+        return dataclasses.replace(found, interval=math.hypot(found.interval, apart))
+
+    def to_dict(self) -> dict[str, Any]:
+        entries = [entry.to_dict() for entry in self.entries]
+        return {"settings": dict(self.settings), "failed": dict(self.failed), "entries": entries}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> LearnerComparison:
+        """The comparison that `to_dict` wrote."""
+        return cls(tuple(map(Entry.from_dict, plain["entries"])), plain["settings"], plain["failed"])
+
+
+class Given(NamedTuple):
+    """What all learners of a comparison share."""
+
+    train: Any
+    val: Any
+    test: Any
+    minutes: float
+    meta_batch: int
+    seeds: tuple[int, ...]
+    episodes: int
+    out: Path
+    resume: bool
+    device: torch.device
+    progress: bool
+    about: Mapping[str, Any]
+
+    def settings(self) -> dict[str, Any]:
+        words = ("minutes", "meta_batch", "seeds", "episodes")
+        return {word: getattr(self, word) for word in words} | {"tasks": describe(self.test), **self.about}
+
+
+def compare_learners(
+    learners: Mapping[str, Callable[[], Learner]],
+    train: Any,
+    test: Any,
+    *,
+    out: str | os.PathLike,
+    val: Any = None,
+    baselines: Mapping[str, Trained] | None = None,
+    minutes: float = 2.0,
+    meta_batch: int = 16,
+    seeds: Sequence[int] = (0,),
+    episodes: int = 600,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    about: Mapping[str, Any] | None = None,
+) -> LearnerComparison:
+    """Train every learner for the same time, once for each seed, and test all on the same episodes.
+
+    learners          name -> what makes the learner, with new weights at each call
+    train, val, test  task sources; the best theta on `val` is tested
+    out               folder: a run folder for each training, and comparison.json
+    baselines         name -> what needs no training, such as `qs.per_task(...)`
+    minutes           of training for each learner and seed, validation aside
+    resume            go on where the same comparison was cut
+    about             plain values to keep among the settings
+
+    A learner whose training diverges is left out, with the reason in `failed`. Raises ConfigError for settings that
+    make no comparison, RunError where `out` holds another one.
+
+    >>> import quickstudy as qs
+    >>> tasks = [qs.tasks.glyphs(split, queries=5) for split in ("train", "test")]
+    >>> learners = {"protonet": lambda: qs.ProtoNet(qs.nn.conv4(filters=8))}
+    >>> found = qs.compare_learners(learners, *tasks, out="runs/which", minutes=1)  # doctest: +SKIP
+    """
+    sizes = (minutes, meta_batch, tuple(seeds), episodes)
+    given = Given(train, val, test, *sizes, Path(out), resume, torch.device(device), progress, dict(about or {}))
+    _check(given, learners)
+    _open(given)
+    entries, failed = [_untrained(name, trained, given) for name, trained in (baselines or {}).items()], {}
+    for name, build in learners.items():
+        try:
+            entries.append(_entry(name, build, given))
+        except NonFiniteError as error:
+            failed[name] = str(error)
+    best_first = sorted(entries, key=lambda entry: entry.score.mean, reverse=_rewards(entries[0].score))
+    found = LearnerComparison(tuple(best_first), given.settings() | {"machine": machine()}, failed)
+    files.write_json(given.out / FOUND, found.to_dict())
+    return found
+
+
+def _rewards(score: Score) -> bool:
+    """Whether more is better."""
+    return score.protocol.metric == "accuracy"
+
+
+def _check(given: Given, learners: Mapping[str, Any]) -> None:
+    if not given.minutes > 0:
+        raise ConfigError(f"minutes of training must be more than 0, got {given.minutes}.")
+    if given.episodes < 2 or not given.seeds or not learners:
+        raise ConfigError("a comparison needs at least one learner, one seed, and two test episodes.")
+
+
+def _open(given: Given) -> None:
+    """Refuse a folder that holds something else, and one that holds this comparison unless it is to go on."""
+    path, now = given.out / "settings.json", json.loads(json.dumps(given.settings()))
+    if path.exists():
+        known = files.read_json(path)
+        if differing := [word for word in now if word != "command" and known.get(word) != now[word]]:
+            word = differing[0]
+            raise RunError(
+                f"the comparison in {str(given.out)!r} was made with {word} = {known.get(word)}, now it is {now[word]}."
+                " Go on with the same settings, or choose another --out."
+            )
+    if given.out.exists() and any(given.out.iterdir()) and not (path.exists() and given.resume):
+        raise RunError(
+            f"the folder {str(given.out)!r} is not empty. To go on with the comparison there pass --resume "
+            "(resume=True); for a new one choose another --out."
+        )
+    files.write_json(path, now)
+
+
+def _untrained(name: str, trained: Trained, given: Given) -> Entry:
+    score = _tested(name, trained, given)
+    return _told(name, trained, (Trial(0, score, 0, 0.0),), None, given)
+
+
+def _entry(name: str, build: Callable[[], Learner], given: Given) -> Entry:
+    trials = tuple(_trial(name, build, seed, given) for seed in given.seeds)
+    file = given.out / f"{name}-seed{given.seeds[0]}" / "learner.qs"
+    trained = load(file, **networks(build()))  # modules of the user's own are in no file
+    assert isinstance(trained, Trained)
+    return _told(name, trained, trials, file.stat().st_size, given)
+
+
+def _told(name: str, trained: Trained, trials: tuple[Trial, ...], size: int | None, given: Given) -> Entry:
+    timing = adaptation_timing(_inductive(trained), given.test)
+    kind = type(trained.learner)
+    meta = kind.episodic and bool(trained.theta)
+    seconds = (timing["adapt_seconds"], timing["predict_seconds"])
+    return Entry(name, kind.__name__, meta, trials, *seconds, size, _unlabelled(trained, given))
+
+
+def _trial(name: str, build: Callable[[], Learner], seed: int, given: Given) -> Trial:
+    """What stands in the run folder, or a training and a test."""
+    folder = given.out / f"{name}-seed{seed}"
+    if (folder / "trial.json").exists():
+        return Trial.from_dict(files.read_json(folder / "trial.json"))
+    torch.manual_seed(derive(seed, "weights"))
+    learner = build()
+    plan = _plan(learner, folder, seed, given)
+    trained = train_learner(
+        learner,
+        given.train,
+        out=folder,
+        seed=seed,
+        meta_batch=given.meta_batch,
+        val=given.val,
+        val_every=math.ceil(plan["iterations"] / VALIDATIONS),
+        val_episodes=VALIDATED,
+        resume=folder.exists(),
+        device=given.device,
+        progress=given.progress,
+        **plan,
+    )
+    timing, curve = files.read_json(folder / "timing.json"), _curve(folder, plan["iterations"])
+    seconds = timing["sampling"] + timing["computing"]
+    score = _tested(name, trained, given)
+    trial = Trial(seed, score, plan["iterations"], seconds, tuple((seconds * share, v) for share, v in curve))
+    files.write_json(folder / "trial.json", trial.to_dict())
+    return trial
+
+
+def _plan(learner: Learner, folder: Path, seed: int, given: Given) -> dict[str, Any]:
+    """Iterations and engine, for a training that was cut those it began with."""
+    path = given.out / f"{folder.name}.plan.json"
+    if not path.exists():
+        iterations, engine = iterations_within(60 * given.minutes, learner, given, seed)
+        files.write_json(path, {"iterations": iterations, "engine": engine})
+    plan = files.read_json(path)
+    if given.progress:
+        print(f"{folder.name}: {plan['iterations']:,} iterations", file=sys.stderr)
+    return plan
+
+
+def iterations_within(seconds: float, learner: Learner, given: Given, seed: int) -> tuple[int, str]:
+    """How many iterations of the outer loop take so long, and the engine for them."""
+    theta = {name: value.detach().clone().to(given.device) for name, value in learner.init().items()}
+    if not theta:
+        return 1, "loop"
+    tasks = given.train if learner.episodic or not hasattr(given.train, "pooled") else given.train.pooled()
+    first = moved(tasks.sample(given.meta_batch, generator(seed, "train", 0)), given.device)
+    engine = choose_engine(learner, theta, first, "auto", seed).engine
+    optimizer, (least, most, enough) = optimizer_of(learner.outer())(list(theta.values())), MEASURED
+    sizes = {"iterations": most, "meta_batch": given.meta_batch, "seed": seed, "engine": engine}
+    taken: list[float] = []
+    for step in meta_steps(learner, theta, tasks, optimizer, **sizes):
+        taken.append(step.sampling + step.computing)
+        if len(taken) > least and sum(taken) > enough:
+            break
+    return max(1, round(seconds / statistics.median(taken[1:]))), engine
+
+
+def _curve(folder: Path, iterations: int) -> list[tuple[float, float]]:
+    """(share of the training, score on validation tasks)."""
+    path = folder / "metrics.jsonl"
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
+    return [(line["iteration"] / iterations, line["val"]) for line in lines if "val" in line]
+
+
+def _inductive(trained: Trained) -> Trained:
+    learner = trained.learner
+    if not is_transductive(learner):
+        return trained
+    return dataclasses.replace(trained, learner=for_test(learner, None, transductive=False))
+
+
+def _tested(name: str, trained: Trained, given: Given) -> Score:
+    with counting_bar(f"testing {name}", given.episodes, given.progress) as count:
+        return evaluate(_inductive(trained), given.test, episodes=given.episodes, progress=count)
+
+
+def _unlabelled(trained: Trained, given: Given) -> Score | None:
+    """Of learners and tasks where a question has an answer before anything was shown: values, and lasting classes."""
+    learner = trained.learner
+    if getattr(given.test, "ways", None) and not hasattr(given.test, "names"):
+        return None  # what the classes of a task are, its support set alone tells
+    if hasattr(learner, "steps") and learner.episodic:
+        return evaluate(_inductive(trained), given.test, episodes=given.episodes, steps=0)
+    if learner.from_nothing:
+        return evaluate(trained, ChangedSupport(given.test, without_support), episodes=given.episodes)
+    if isinstance(learner, Pooled) and learner.ratio is None:
+        return evaluate(trained, given.test, episodes=given.episodes)
+    return None
