@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
 from quickstudy.advice import Advice, advise
+from quickstudy.answers import Answers, classification_calibration
 from quickstudy.baselines import per_task, pooled
 from quickstudy.calibration import Calibration, interval_coverage, recalibrated
 from quickstudy.checking import GradientCheck, check_meta_gradient
@@ -70,6 +71,7 @@ __all__ = [
     "R2D2",
     "SNAIL",
     "Advice",
+    "Answers",
     "AttentiveProtoNet",
     "BaselinePP",
     "Batch",
@@ -107,6 +109,7 @@ __all__ = [
     "advise",
     "as_module",
     "check_meta_gradient",
+    "classification_calibration",
     "compare",
     "compare_learners",
     "cross_entropy",

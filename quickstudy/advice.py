@@ -25,7 +25,7 @@ class Advice(NamedTuple):
 
 def advise(found: LearnerComparison) -> list[Advice]:
     """For each question that people have, the entry to choose and why."""
-    asked = (_accurate, _pays, _fast, _small, _unlabelled)
+    asked = (_accurate, _pays, _fast, _small, _honest, _unlabelled)
     return [ask(found) for ask in asked]
 
 
@@ -107,6 +107,26 @@ def _price(found: LearnerComparison, entry: Entry, told: Callable[[Entry], str])
     return (
         f"{entry.name} takes less, {told(entry)}, and is {in_words(lost.mean, lost.interval, lost.metric, True)} worse."
     )
+
+
+def _honest(found: LearnerComparison) -> Advice:
+    question = "Whose probabilities can be believed?"
+    accurate = found.entries[0].score.protocol.metric == "accuracy"
+    able = [entry for entry in found.entries if entry.dishonest is not None]
+    good = [entry for entry in able if entry in as_good(found)] or able
+    if not good:
+        return Advice(question, "", "None here tells how sure it is of a value; cnp and anp do.")
+    chosen = min(good, key=_dishonesty)
+    if not accurate:
+        return Advice(question, chosen.name, f"Its 90 % intervals miss 90 % by {100 * _dishonesty(chosen):.1f} points.")
+    others = f", of the best {100 * _dishonesty(found.entries[0]):.1f}" if chosen is not found.entries[0] else ""
+    off = f"off by {100 * _dishonesty(chosen):.1f} points on average{others}"
+    return Advice(question, chosen.name, f"How sure it is and how often it is right are {off}.")
+
+
+def _dishonesty(entry: Entry) -> float:
+    assert entry.dishonest is not None
+    return entry.dishonest
 
 
 def _unlabelled(found: LearnerComparison) -> Advice:

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import torch
 
 from quickstudy import files
+from quickstudy.answers import classification_calibration
 from quickstudy.baselines import Pooled
+from quickstudy.calibration import interval_coverage
 from quickstudy.controls import ChangedSupport, without_support
 from quickstudy.episodes import moved
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
@@ -39,6 +41,7 @@ from quickstudy.training import train as train_learner
 
 VALIDATIONS, VALIDATED = 5, 50  # in a training, and episodes of each: little beside the training itself
 MEASURED = (3, 20, 5.0)  # at least and at most so many iterations, and seconds, to see what one takes
+CALIBRATED = 100  # test episodes on which probabilities are held against what came true
 FOUND = "comparison.json"
 
 
@@ -75,6 +78,7 @@ class Entry:
     predict_seconds: float  # of all its queries
     bytes: int | None  # of its `.qs` file; None where it has none
     unlabelled: Score | None = None  # its answers to the same queries without a support set, where it has some
+    dishonest: float | None = None  # its expected calibration error; of values, how far 90 % intervals miss 90 %
 
     @property
     def score(self) -> Score:
@@ -89,7 +93,7 @@ class Entry:
         return statistics.stdev(means) if len(means) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        words = ("name", "learner", "meta", "adapt_seconds", "predict_seconds", "bytes")
+        words = ("name", "learner", "meta", "adapt_seconds", "predict_seconds", "bytes", "dishonest")
         plain = {word: getattr(self, word) for word in words} | {"trials": [t.to_dict() for t in self.trials]}
         return plain | {"unlabelled": self.unlabelled.to_dict() if self.unlabelled else None}
 
@@ -254,7 +258,9 @@ def _told(name: str, trained: Trained, trials: tuple[Trial, ...], size: int | No
     kind = type(trained.learner)
     meta = kind.episodic and bool(trained.theta)
     seconds = (timing["adapt_seconds"], timing["predict_seconds"])
-    return Entry(name, kind.__name__, meta, trials, *seconds, size, _unlabelled(trained, given))
+    return Entry(
+        name, kind.__name__, meta, trials, *seconds, size, _unlabelled(trained, given), _dishonest(trained, given)
+    )
 
 
 def _trial(name: str, build: Callable[[], Learner], seed: int, given: Given) -> Trial:
@@ -348,3 +354,14 @@ def _unlabelled(trained: Trained, given: Given) -> Score | None:
     if isinstance(learner, Pooled) and learner.ratio is None:
         return evaluate(trained, given.test, episodes=given.episodes)
     return None
+
+
+def _dishonest(trained: Trained, given: Given) -> float | None:
+    """None for values without a distribution."""
+    few = min(given.episodes, CALIBRATED)
+    if getattr(given.test, "ways", None):
+        return classification_calibration(_inductive(trained), given.test, episodes=few).ece
+    if not hasattr(trained.learner, "distribution"):
+        return None
+    measured = interval_coverage(trained, given.test, episodes=few, levels=(0.9,)).sizes[-1]
+    return abs(measured.coverage[0].mean - 0.9)

@@ -1,9 +1,9 @@
 """Run folders: evaluate what was trained there, and keep what a report needs.
 
 A run holds config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json, learner.qs; once it is
-evaluated also scores.json, examples.safetensors and, where the learner has what they show, movement.json (inner steps),
-embeddings.json (a vector for a task), calibration.json (a distribution of values) and instances.json (streams); and
-report.html.
+evaluated also scores.json, examples.safetensors and, where the learner has what they show, answers.json (classes),
+movement.json (inner steps), embeddings.json (a vector for a task), calibration.json (a distribution of values) and
+instances.json (streams); and report.html. Trained with `tensorboard` also events.out.tfevents.*.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from quickstudy import controls, files, seeds
+from quickstudy.answers import classification_calibration
 from quickstudy.calibration import interval_coverage
+from quickstudy.confusion import told_of
 from quickstudy.embeddings import FEWEST, task_embeddings
 from quickstudy.episodes import fitted, unstack
 from quickstudy.errors import DataError, RunError
@@ -77,9 +79,9 @@ def evaluate_run(
     The first score carries the controls (`names`, by default all that make sense). A transductive learner gets a
     second one with the support set's statistics at the query. Learners with inner steps get a curve over steps, and
     movement.json where the steps move the layers of a model; those with an `embed` embeddings.json, those with a
-    distribution of values calibration.json.
+    distribution of values calibration.json; answers to classes are in answers.json.
 
-    `ensemble` thetas answer together for the scores; all else is of the best theta alone.
+    `ensemble` thetas answer together for the scores and answers.json; all else is of the best theta alone.
     """
     learner = for_test(trained.learner, tasks, steps)
     names = controls.available(learner, tasks) if names is None else names
@@ -87,12 +89,17 @@ def evaluate_run(
     curve = _with_own(CURVE, learner) if learner.episodic else ()
     few = min(episodes, CURVE_EPISODES)
     moved = min(episodes, MOVEMENT_EPISODES) if moves_layers(trained, tasks, steps) else 0
-    with counting_bar("evaluating", episodes * (1 + len(names) + both) + few * len(curve) + moved, progress) as count:
+    classes = getattr(tasks, "ways", None) is not None
+    todo = episodes * (1 + len(names) + both + classes) + few * len(curve) + moved
+    with counting_bar("evaluating", todo, progress) as count:
         common = {"seed": seed, "engine": engine, "progress": count}
         full = {"episodes": episodes, "steps": steps, "ensemble": ensemble, **common}
         scores = [evaluate(trained, tasks, controls=names, **full)]
         if both:
             scores.append(evaluate(trained, tasks, transductive=False, **full))
+        if classes:
+            answers = classification_calibration(trained, tasks, **full)
+            files.write_json(Path(folder) / "answers.json", answers.to_dict())
         steps_curve = [(k, evaluate(trained, tasks, episodes=few, steps=k, **common)) for k in curve]
         if moved:
             movement = layer_movement(trained, tasks, episodes=moved, seed=seed, steps=steps, progress=count)
@@ -187,7 +194,7 @@ def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps:
     for i in range(min(episodes, PICTURED)):
         drawn = unstack(tasks.sample(1, seeds.generator(seed, "test", i)))[0]
         learner, episode = fitted(whole, drawn)
-        told.append(_told(tasks, drawn, seeds.generator(seed, "test", i), learner is not whole))
+        told.append(told_of(tasks, seeds.generator(seed, "test", i), whole, learner, drawn))
         with torch.no_grad():
             phi = learner.adapt(trained.theta, episode.support)
             output = learner.predict(trained.theta, phi, episode.query.x)
@@ -200,14 +207,6 @@ def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps:
             parts |= {name: in_units(trained.preprocess, parts[name]) for name in answers}
         tensors |= {f"{i}.{name}": value for name, value in parts.items()}
     files.write_tensors(folder / "examples.safetensors", "examples", tensors, {"episodes": len(told), "told": told})
-
-
-def _told(tasks: Any, episode: Episode, generator: torch.Generator, renumbered: bool) -> dict[str, Any]:
-    """What the source tells of a task; of its classes those it has, where they were renumbered."""
-    known = tasks.told(generator) if hasattr(tasks, "told") else {}
-    if renumbered and "classes" in known:
-        known["classes"] = [known["classes"][k] for k in episode.support.y.unique().tolist()]
-    return known
 
 
 def _curves(trained: Trained, tasks: Any, episode: Episode, counts: list[int]) -> dict[str, Tensor]:

@@ -108,6 +108,14 @@ def test_who_answers_without_labels() -> None:
     assert asked(comparison(silent, able), "before").choice == "bb"
 
 
+def test_whose_probabilities_can_be_believed() -> None:
+    best, near, far = entry("best", 0.9, dishonest=0.2), entry("near", 0.899, dishonest=0.05), entry("far", 0.5)
+    far = dataclasses.replace(far, dishonest=0.01)
+    told = asked(comparison(best, near, far), "believed")
+    assert told.choice == "near" and "5.0 points" in told.reason and "of the best 20.0" in told.reason
+    assert asked(comparison(entry("a", 1.0, metric="mean squared error")), "believed").choice == ""
+
+
 # --- whole comparisons -----------------------------------------------------------------------------------------------
 
 
@@ -134,6 +142,7 @@ def test_comparing_values(tmp_path: Path) -> None:
     assert found["maml"].trials[0].score.values.tolist() != found["maml"].trials[1].score.values.tolist()
     assert found["maml"].bytes == (tmp_path / "maml-seed0" / "learner.qs").stat().st_size
     assert {e.name for e in found.entries if e.unlabelled is not None} == {"maml", "cnp", "pooled"}
+    assert {e.name for e in found.entries if e.dishonest is not None} == {"cnp"}
     zero = qs.evaluate(qs.load(tmp_path / "maml-seed0" / "learner.qs"), tasks, episodes=4, steps=0)  # type: ignore
     assert found["maml"].unlabelled.values.tolist() == pytest.approx(zero.values.tolist())  # type: ignore[union-attr]
     again = LearnerComparison.from_dict(json.loads((tmp_path / "comparison.json").read_text()))

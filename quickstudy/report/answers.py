@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from quickstudy.report.facts import Example
-from quickstudy.report.plots import SHARP, fit, fit_series, is_drawing, is_image, thumbnail
+from quickstudy.report.plots import SHARP, drawn, fit, fit_series, is_drawing, is_image, thumbnail
 
 CLASSES = 10  # rows of one episode at most
 SHOWN = 5  # examples of one class at most, in support and in query
@@ -52,7 +52,8 @@ def _name(example: Example, label: int) -> str:
 def _drawn(example: Example, limits: tuple[float, float], tested: str) -> dict[str, Any]:
     real = example.query_y.is_floating_point()
     if real and example.grid is not None and example.curves:
-        return {"kind": "fit", "svg": fit(example, limits, tested), "legend": _fit_legend(example, tested)}
+        draw = fit(example, limits, tested)
+        return {"kind": "fit", "draw": draw, "svg": drawn(draw), "legend": _fit_legend(example, tested)}
     if not real and is_image(example.query_x):
         looks = {"drawing": is_drawing(example.support_x), "photos": max(example.query_x.shape[2:]) > SHARP}
         return {"kind": "pictures", "rows": _picture_rows(example)} | looks

@@ -185,10 +185,10 @@ def _curve(i: int, name: str, run: Run, accurate: bool) -> Series | None:
 
 def _overlay(series: list[Series], accurate: bool) -> Picture:
     metric, unit = ("accuracy", "accuracy (%)") if accurate else ("mean squared error", "mean squared error")
-    svg = lines(series, "iteration", unit, percent=accurate)
+    draw = lines(series, "iteration", unit, percent=accurate)
     ends = "; ".join(f"{s.name} ends at {s.y[-1]:.3g}{' %' if accurate else ''}" for s in series)
     costs = " An iteration takes each learner another time: see the single reports." if len(series) > 1 else ""
     caption = f"Bands are 95 % intervals. {ends}.{costs}"
     return Picture(
-        metric.capitalize(), svg, f"Line plot: {ends}.", [(s.name, s.colour, s.dash) for s in series], caption
+        metric.capitalize(), draw, f"Line plot: {ends}.", [(s.name, s.colour, s.dash) for s in series], caption
     )

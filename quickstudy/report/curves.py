@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from quickstudy.report import words
 from quickstudy.report.facts import Run
-from quickstudy.report.plots import Series, lines
+from quickstudy.report.plots import Draw, Series, drawn, lines
 from quickstudy.runs import CURVE_EPISODES
 from quickstudy.training import SHOWN_TASKS
 
@@ -17,10 +17,14 @@ class Picture(NamedTuple):
     """A plot with all that its reader needs."""
 
     heading: str
-    svg: Markup
+    draw: Draw
     alt: str
     legend: list[tuple[str, str, int]]  # name, colour, dash
     caption: str
+
+    @property
+    def svg(self) -> Markup:
+        return drawn(self.draw)
 
 
 def learning_curves(run: Run) -> list[Picture]:
@@ -33,8 +37,8 @@ def _loss(run: Run) -> Picture:
     x, y = run.column("loss")
     change = f"from {y[0]:.3g} to {y[-1]:.3g} over {words.plural(int(x[-1]), 'iteration')}"
     caption = f"Meta-loss on the query sets {change}. Each point is the mean since the last one."
-    svg = lines([Series(x, y, "training loss", "s2")], "iteration", "training loss", percent=False)
-    return Picture("Training loss", svg, f"Line plot: training loss {change}.", [], caption)
+    draw = lines([Series(x, y, "training loss", "s2")], "iteration", "training loss", percent=False)
+    return Picture("Training loss", draw, f"Line plot: training loss {change}.", [], caption)
 
 
 def _score_curve(run: Run) -> Picture:
@@ -47,10 +51,10 @@ def _score_curve(run: Run) -> Picture:
     level = 100 / ways if accurate and ways else None
     legend = [(s.name, s.colour, s.dash) for s in series] + ([("chance", "muted", 3)] if level else [])
     caption = _score_caption(run, accurate, bool(series and series[0].name.startswith("training")))
-    svg = lines(series, "iteration", label, percent=accurate, level=level)
+    draw = lines(series, "iteration", label, percent=accurate, level=level)
     alt = f"Line plot: {' and '.join(s.name for s in series)} over iterations. {caption}"
     heading = "Accuracy" if accurate else "Mean squared error"
-    return Picture(heading, svg, alt, legend, caption)
+    return Picture(heading, draw, alt, legend, caption)
 
 
 def _validation(run: Run, accurate: bool, unit: int) -> list[Series]:
@@ -100,9 +104,9 @@ def steps_curve(run: Run) -> Picture | None:
     label = "accuracy (%)" if accurate else p.metric
     caption = _steps_caption(run, min(p.episodes, CURVE_EPISODES))
     level = 100 / p.ways if accurate and p.ways else None
-    svg = lines([series], "inner steps at test", label, percent=accurate, level=level)
+    draw = lines([series], "inner steps at test", label, percent=accurate, level=level)
     legend = [(series.name, "s1", 0)] + ([("chance", "muted", 3)] if level else [])
-    return Picture(f"{p.metric.capitalize()} against inner steps", svg, f"Line plot: {caption}", legend, caption)
+    return Picture(f"{p.metric.capitalize()} against inner steps", draw, f"Line plot: {caption}", legend, caption)
 
 
 def _steps_caption(run: Run, episodes: int) -> str:

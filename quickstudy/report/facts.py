@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quickstudy import files
+from quickstudy.answers import Answers
 from quickstudy.calibration import Calibration
 from quickstudy.checkpoint import read_metrics
 from quickstudy.embeddings import TaskEmbeddings
@@ -30,6 +31,7 @@ EVALUATED = (  # the files that `evaluate` writes
     "embeddings.json",
     "calibration.json",
     "instances.json",
+    "answers.json",
 )
 PARTS = ("support.x", "support.y", "query.x", "query.y", "output")  # of an episode in examples.safetensors
 
@@ -101,6 +103,7 @@ class Run:
     instances: InstanceAccuracy | None = None  # None for learners that read no streams
     embeddings: TaskEmbeddings | None = None  # None for learners that make no vector of a task
     calibration: Calibration | None = None  # None for learners without a distribution of values
+    answers: Answers | None = None  # None for values
 
     @property
     def name(self) -> str:
@@ -144,6 +147,7 @@ def read_run(folder: Path) -> Run:
         _checked(folder / "instances.json", files.read_json, InstanceAccuracy.from_dict),
         _checked(folder / "embeddings.json", files.read_json, TaskEmbeddings.from_dict),
         _checked(folder / "calibration.json", files.read_json, Calibration.from_dict),
+        _checked(folder / "answers.json", files.read_json, Answers.from_dict),
     )
 
 

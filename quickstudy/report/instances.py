@@ -7,7 +7,7 @@ import os
 from quickstudy.instances import InstanceAccuracy, in_words
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
-from quickstudy.report.plots import Bars, bars, save_bars
+from quickstudy.report.plots import Bars, bars, save
 
 
 def picture(found: InstanceAccuracy) -> Picture:
@@ -18,7 +18,7 @@ def picture(found: InstanceAccuracy) -> Picture:
 
 def write_figure(found: InstanceAccuracy, path: str | os.PathLike) -> None:
     """The figure as a file of its own: .png, .svg or .pdf."""
-    save_bars(path, *_figure(found))
+    save(path, bars(*_figure(found)))
 
 
 def _figure(found: InstanceAccuracy) -> tuple[list[str], list[Bars]]:

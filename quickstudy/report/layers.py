@@ -9,7 +9,7 @@ from quickstudy.amount import Amount
 from quickstudy.movement import KINDS, LayerMovement, Movement, in_words
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
-from quickstudy.report.plots import Bars, bars, save_bars
+from quickstudy.report.plots import Bars, bars, save
 
 CHANGE = "1\xa0−\xa0CKA"
 STILL = 0.01  # change of representation below which a layer counts as unmoved
@@ -33,14 +33,14 @@ def section(movement: Movement) -> Section:
         "queries are before and after adaptation, 0 the same up to rotation and scale, 1 nothing alike. "
         "Weights: the way they move, relative to their length."
     )
-    drawn = Picture("Movement of each layer", bars(*_figure(movement)), f"Bar plot. {said}", [], caption)
+    picture = Picture("Movement of each layer", bars(*_figure(movement)), f"Bar plot. {said}", [], caption)
     rows = [(one.name, *(in_words(getattr(one, kind)) for kind in KINDS)) for one in movement.layers]
-    return Section(said, drawn, rows)
+    return Section(said, picture, rows)
 
 
 def write_figure(movement: Movement, path: str | os.PathLike) -> None:
     """The figure as a file of its own: .png, .svg or .pdf."""
-    save_bars(path, *_figure(movement))
+    save(path, bars(*_figure(movement)))
 
 
 def _figure(movement: Movement) -> tuple[list[str], list[Bars]]:

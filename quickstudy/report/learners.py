@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from quickstudy.advice import advise, size
 from quickstudy.comparing import Entry, LearnerComparison
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
 from quickstudy.report.page import render
-from quickstudy.report.plots import DASHES, SERIES, Point, Series, drawn, lines, points
+from quickstudy.report.plots import DASHES, SERIES, Point, Series, lines, points
 from quickstudy.report.scale import Scale
 
 
@@ -73,6 +71,7 @@ def _row(found: LearnerComparison, entry: Entry, scale: Scale) -> dict[str, Any]
         "trained": f"{trial.iterations:,} iterations, {words.duration(trial.seconds)}" if trained else "none",
         "adapt": words.duration(entry.adapt_seconds),
         "answer": words.duration(entry.predict_seconds),
+        "honest": "" if entry.dishonest is None else f"{100 * entry.dishonest:.1f} points",
         "size": "" if entry.bytes is None else size(entry.bytes),
     }
 
@@ -104,10 +103,10 @@ def _curves(found: LearnerComparison) -> Picture | None:
         colour, dash = SERIES[i % len(SERIES)], (i + turn) % len(DASHES)
         series.append(Series(x, [unit * v for v in y], entry.name, colour, dash, marks=True))
     ends = "; ".join(f"{s.name} {s.y[-1]:.3g}" for s in series)
-    svg = lines(series, "seconds of training", f"validation {label}", percent=percent)
+    draw = lines(series, "seconds of training", f"validation {label}", percent=percent)
     legend = [(s.name, s.colour, s.dash) for s in series]
     caption = f"At the end: {ends}. What still rises would gain from more time."
-    return Picture("What training time buys", svg, f"Line plot: {caption}", legend, caption)
+    return Picture("What training time buys", draw, f"Line plot: {caption}", legend, caption)
 
 
 def _costs(found: LearnerComparison) -> list[Picture]:
@@ -131,10 +130,7 @@ def _cost(found: LearnerComparison, heading: str, label: str, costs: Mapping[str
         if e.name in costs
     ]
 
-    def draw(colours: Mapping[str, str]) -> Figure:
-        return points(shown, label, y_label, colours)
-
     better = "up" if words.higher_is_better(found.entries[0].score.protocol.metric) else "down"
     numbers = ", ".join(f"{i + 1} {e.name}" for i, e in enumerate(found.entries) if e.name in costs)
     caption = f"Better is {better} and to the left, where the scale is logarithmic. {numbers}; baselines are grey."
-    return Picture(heading, drawn(draw), f"Scatter plot: {numbers}.", [], caption)
+    return Picture(heading, points(shown, label, y_label), f"Scatter plot: {numbers}.", [], caption)

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from quickstudy import __version__
 from quickstudy.errors import ProtocolError
 from quickstudy.evaluation import Score, compare
-from quickstudy.report import answers, instances, layers, reliability, served, tasks, words
+from quickstudy.report import answers, confidence, confused, instances, layers, reliability, served, tasks, words
 from quickstudy.report.curves import learning_curves, steps_curve
 from quickstudy.report.facts import Run
 from quickstudy.report.scale import Scale
@@ -39,6 +39,8 @@ def run_page(run: Run) -> str:
         instances=instances.picture(run.instances) if run.instances else None,
         moved=layers.section(run.movement) if run.movement else None,
         honest=reliability.section(run.calibration) if run.calibration else None,
+        confident=confidence.section(run.answers) if run.answers else None,
+        confused=confused.section(run.answers.confusion) if run.answers and run.answers.confusion else None,
         seen=tasks.section(run.embeddings) if run.embeddings else None,
         served=served.section(run.score) if run.score else None,
         episodes=answers.episodes(run.examples, run.score.protocol.steps if run.score else None),

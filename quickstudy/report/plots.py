@@ -21,6 +21,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -33,10 +34,11 @@ SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")  # CSS variables of the lines, in 
 NAMES = ("ink", "muted", "line", "page", *SERIES)
 STAND_INS = {name: f"#0101{i + 1:02x}" for i, name in enumerate(NAMES)}
 FIGURES = ("png", "svg", "pdf")
+Draw = Callable[[Mapping[str, str]], Figure]  # a plot: drawn in the colours that it is given
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # for readers who cannot tell the colours apart
 
 # The colours of the page in light mode, for figures that stand alone.
-PRINTED = {"ink": "#1b1d21", "page": "#ffffff", "muted": "#686d76", "line": "#e2e2de", "s1": "#2b59c3", "s2": "#b4500f"}
+PRINTED = {"page": "#ffffff", "ink": "#1b1d21", "muted": "#686d76", "line": "#e2e2de", "s1": "#2b59c3", "s2": "#b4500f"}
 PRINTED |= {"s3": "#17785a", "s4": "#8a3fa6", "s5": "#8a6d00", "s6": "#b3305d"}
 
 
@@ -80,17 +82,20 @@ class Series:
     ring: float | None = None  # x of the point to be pointed out
 
 
-def lines(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool, level: float | None = None) -> Markup:
+def lines(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool, level: float | None = None) -> Draw:
     """Lines with interval bands; `percent` fixes the axis to 0-100, `level` is a dotted line across."""
-    with rc_context(STYLE):
+
+    def draw(colours: Mapping[str, str]) -> Figure:
         figure, axes = _panel(5.0, 3.0, x_label, y_label)
         for one in series:
-            _line(axes, one)
+            _line(axes, one, colours)
         if level is not None:
-            axes.axhline(level, color=STAND_INS["muted"], linestyle=":", linewidth=1.2)
+            axes.axhline(level, color=colours["muted"], linestyle=":", linewidth=1.2)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _limit(axes, series, percent)
-        return _svg(figure)
+        return figure
+
+    return draw
 
 
 def _limit(axes: Axes, series: Sequence[Series], percent: bool) -> None:
@@ -104,8 +109,8 @@ def _limit(axes: Axes, series: Sequence[Series], percent: bool) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _line(axes: Axes, one: Series) -> None:
-    colour = STAND_INS[one.colour]
+def _line(axes: Axes, one: Series, colours: Mapping[str, str]) -> None:
+    colour = colours[one.colour]
     marker = "o" if one.marks or len(one.x) < 3 else ""  # a line of one point would not be seen
     axes.plot(one.x, one.y, color=colour, linestyle=DASHES[one.dash], linewidth=one.width, marker=marker, markersize=4)
     if one.half is not None:
@@ -117,19 +122,22 @@ def _line(axes: Axes, one: Series) -> None:
         axes.plot([one.ring], [one.y[at]], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
 
 
-def fit(example: Example, limits: tuple[float, float], tested: str) -> Markup:
+def fit(example: Example, limits: tuple[float, float], tested: str) -> Draw:
     """Regression of one number: the adapted function by inner steps, support points and query points."""
-    with rc_context(STYLE):
+
+    def draw(colours: Mapping[str, str]) -> Figure:
         figure, axes = _panel(3.6, 2.7, "x", "y")
         for one in fit_series(example, tested):
-            _line(axes, one)
-        ink = STAND_INS["ink"]
+            _line(axes, one, colours)
+        ink = colours["ink"]
         x, truth = _column(example.query_x), _column(example.query_y)
-        axes.vlines(x, truth, _column(example.output), color=STAND_INS["muted"], linewidth=0.8)
-        axes.plot(x, truth, "o", markersize=5, markerfacecolor=STAND_INS["page"], markeredgecolor=ink)
+        axes.vlines(x, truth, _column(example.output), color=colours["muted"], linewidth=0.8)
+        axes.plot(x, truth, "o", markersize=5, markerfacecolor=colours["page"], markeredgecolor=ink)
         axes.plot(_column(example.support_x), _column(example.support_y), "o", markersize=5.5, color=ink)
         axes.set_ylim(*limits)
-        return _svg(figure)
+        return figure
+
+    return draw
 
 
 def fit_series(example: Example, tested: str) -> list[Series]:
@@ -170,15 +178,26 @@ class Bars:
     whole: float | None = None  # the end of the scale, where it has one
 
 
-def bars(names: Sequence[str], panels: Sequence[Bars]) -> Markup:
+def bars(names: Sequence[str], panels: Sequence[Bars]) -> Draw:
     """Bars for the same names in panels side by side, from the top."""
-    with rc_context(STYLE):
-        return _svg(_bars(names, panels, STAND_INS))
+    return lambda colours: _bars(names, panels, colours)
 
 
-def save_bars(path: str | os.PathLike, names: Sequence[str], panels: Sequence[Bars]) -> None:
-    """The same as a picture file of its own."""
-    save(path, lambda colours: _bars(names, panels, colours))
+def with_legend(draw: Draw, legend: Sequence[tuple[str, str, int]]) -> Draw:
+    """The plot with its legend (name, colour, dash) drawn below, for where there is no page to hold it."""
+
+    def both(colours: Mapping[str, str]) -> Figure:
+        figure = draw(colours)
+        looks = [Line2D([], [], color=colours[colour], linestyle=DASHES[dash]) for _, colour, dash in legend]
+        if looks:
+            key = figure.legend(
+                looks, [name for name, *_ in legend], loc="outside lower center", frameon=False, ncols=2
+            )
+            for text in key.get_texts():
+                text.set_parse_math(False)
+        return figure
+
+    return both
 
 
 @dataclass(frozen=True)
@@ -192,29 +211,33 @@ class Point:
     colour: str = "s1"
 
 
-def points(shown: Sequence[Point], x_label: str, y_label: str, colours: Mapping[str, str]) -> Figure:
+def points(shown: Sequence[Point], x_label: str, y_label: str) -> Draw:
     """Points over a logarithmic axis, with whiskers."""
-    figure, axes = _panel(5.0, 3.0, x_label, y_label)
-    axes.set_xscale("log")
-    for one in shown:
-        half = one.half if math.isfinite(one.half) else 0.0
-        axes.errorbar(one.x, one.y, yerr=half, fmt="none", ecolor=colours[one.colour], elinewidth=1.5)
-        axes.plot([one.x], [one.y], "o", markersize=13, color=colours[one.colour])
-        axes.annotate(one.name, (one.x, one.y), ha="center", va="center", fontsize=8, color=colours["page"])
-    axes.margins(x=0.12, y=0.15)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.minorticks_off()
-    return figure
+
+    def draw(colours: Mapping[str, str]) -> Figure:
+        figure, axes = _panel(5.0, 3.0, x_label, y_label)
+        axes.set_xscale("log")
+        for one in shown:
+            half = one.half if math.isfinite(one.half) else 0.0
+            axes.errorbar(one.x, one.y, yerr=half, fmt="none", ecolor=colours[one.colour], elinewidth=1.5)
+            axes.plot([one.x], [one.y], "o", markersize=13, color=colours[one.colour])
+            axes.annotate(one.name, (one.x, one.y), ha="center", va="center", fontsize=8, color=colours["page"])
+        axes.margins(x=0.12, y=0.15)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.minorticks_off()
+        return figure
+
+    return draw
 
 
-def drawn(draw: Callable[[Mapping[str, str]], Figure]) -> Markup:
-    """A figure, drawn in the colours that it is given, for the page."""
+def drawn(draw: Draw) -> Markup:
+    """A plot for the page."""
     with rc_context(STYLE):
         return _svg(draw(STAND_INS))
 
 
-def save(path: str | os.PathLike, draw: Callable[[Mapping[str, str]], Figure]) -> None:
+def save(path: str | os.PathLike, draw: Draw) -> None:
     """The same as a picture file of its own, by the ending of `path`: .png, .svg or .pdf."""
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in FIGURES:

@@ -12,7 +12,7 @@ from quickstudy.amount import Amount
 from quickstudy.calibration import AtSize, Calibration
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
-from quickstudy.report.plots import DASHES, SERIES, drawn, save
+from quickstudy.report.plots import DASHES, SERIES, save
 
 SHOWN = (0.5, 0.8, 0.9, 0.95)  # levels in the table, of those measured
 CLOSE = 0.02  # distance from the promised share that counts as kept
@@ -35,7 +35,7 @@ def section(found: Calibration) -> Section:
         f"Over {tasks}; the band is the 95 % interval of the last line. On the diagonal an interval holds what it "
         "promises, below it too few values lie inside (too sure of itself), above it too many."
     )
-    picture = Picture("Coverage", drawn(lambda c: _figure(found, c)), f"Line plot. {said}", [], caption)
+    picture = Picture("Coverage", lambda c: _figure(found, c), f"Line plot. {said}", [], caption)
     head = ["support points", *(f"{100 * level:g} % interval" for level in levels), "−log p", "mean std"]
     return Section(said, picture, head, [_row(one, found, levels) for one in found.sizes])
 

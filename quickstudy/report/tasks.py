@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from quickstudy.embeddings import NEIGHBOURS, Fact, TaskEmbeddings, Told, in_words
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
-from quickstudy.report.plots import SERIES, drawn, save
+from quickstudy.report.plots import SERIES, save
 
 STEPS = 8  # colours of a scale: enough to see a gradient, few enough to draw its key
 MARKS = ("o", "^", "s")  # with the six colours, so many groups can be told apart
@@ -39,7 +39,7 @@ def section(embeddings: TaskEmbeddings) -> Section:
     place += "; that of t-SNE keeps neighbours, not distances." if "t-SNE" in e.planes else "."
     what = f"{words.plural(e.protocol.episodes, 'test task')}, one point each. {place}"
     heading = f"Embeddings of {words.plural(e.protocol.episodes, 'test task')}"
-    return Section(said, Picture(heading, drawn(lambda c: _figure(e, c)), f"Scatter plot. {said}", [], what))
+    return Section(said, Picture(heading, lambda c: _figure(e, c), f"Scatter plot. {said}", [], what))
 
 
 def write_figure(embeddings: TaskEmbeddings, path: str | os.PathLike) -> None:
