@@ -39,6 +39,7 @@ def table(result: dict[str, Any]) -> str:
     lines += over_seeds(result["rows"])
     lines += controls(result["rows"])
     lines += instances(result["rows"])
+    lines += courses(result["rows"]) if result["name"].startswith("omniglot-memory") else []
     lines += layers(result["rows"])
     if result["paired"]:
         lines += [
@@ -69,11 +70,15 @@ def over_steps(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def behind(result: dict[str, Any]) -> list[str]:
-    """Why a learner of the family falls below MAML by more than the interval, where it does."""
+    """Why a learner of the family falls below its bar by more than the interval, where it does."""
     learner = {row["name"]: row["settings"]["learner"] for row in result["rows"]}
     lower = [learner[d["row"]] for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
     told = [f"- **{name}**: {BEHIND[name]}" for name in dict.fromkeys(lower) if name in BEHIND]
-    heading = "Behind MAML by more than the interval, and why (what stands in no row above was measured once, by hand):"
+    bar = next((d["baseline"].rsplit("-", 1)[0] for d in result["paired"] if d["decided"]), "")
+    bar = {"maml": "MAML", "protonet": "ProtoNet"}.get(bar, bar)
+    heading = (
+        f"Behind {bar} by more than the interval, and why (what stands in no row above was measured once, by hand):"
+    )
     return ["", heading, "", *told] if told else []
 
 
@@ -101,6 +106,19 @@ def instances(rows: list[dict[str, Any]]) -> list[str]:
     lines += ["| row | first of the stream | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for name, one in found.items():
         cells = [in_words(a.mean, a.interval, "accuracy") for a in (one.first, *one.amounts)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def courses(rows: list[dict[str, Any]]) -> list[str]:
+    """Loss and accuracy on training tasks after each quarter of the iterations."""
+    found = {row["name"]: row["course"] for row in rows if row.get("course")}
+    if not found:
+        return []
+    lines = ["", "Was training still getting on when its time was over? Loss and accuracy on training tasks:", ""]
+    lines += ["| row | a quarter of the iterations | half | three quarters | all |", "|---|---|---|---|---|"]
+    for name, quarters in found.items():
+        cells = [f"{q['loss']:.3f}, {100 * q['accuracy']:.0f} % ({q['iteration']:,})" for q in quarters]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

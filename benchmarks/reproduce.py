@@ -154,6 +154,8 @@ def measure(
         if done is None:
             done = {"name": row.name, "settings": settings, **train_and_test(row, tasks, data, folder, device)}
             files.write_json(path, done)
+        if "course" not in done:
+            done |= {"course": course(folder / row.name / "metrics.jsonl")}
         print(f"{row.name}: {done['scores'][0][0]['text'] if done['scores'] else done['diverged'][0]}", flush=True)
         yield done | {"published": row.published, "differs": row.differs}
 
@@ -182,6 +184,20 @@ def train_and_test(row: Row, tasks: str, data: str | None, folder: Path, device:
     if row.movement:
         facts["movement"] = movement(made["trained"], source(row.tests[0]), row.tests[0].steps)
     return {"scores": scores, "diverged": diverged, **facts}
+
+
+def course(path: Path) -> list[dict[str, float]]:
+    """Mean loss and accuracy on training tasks in each quarter's last fifth: whether training was still getting on."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = [line for line in map(json.loads, text.splitlines()) if "accuracy" in line]
+    found = []
+    for quarter in (1, 2, 3, 4):
+        end = quarter * len(lines) // 4
+        last = lines[max(0, end - len(lines) // 20 - 1) : end]
+        if last:
+            means = {key: sum(line[key] for line in last) / len(last) for key in ("loss", "accuracy")}
+            found.append({"iteration": last[-1]["iteration"]} | means)
+    return found
 
 
 def movement(trained: qs.Trained, source: Any, steps: int | None) -> dict[str, Any] | None:

@@ -13,9 +13,14 @@ from quickstudy import recipes
 
 
 @pytest.fixture
-def tables(monkeypatch):
+def reproduce(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    return importlib.import_module("benchmarks.reproduce").TABLES
+    return importlib.import_module("benchmarks.reproduce")
+
+
+@pytest.fixture
+def tables(reproduce):
+    return reproduce.TABLES
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -52,3 +57,14 @@ def test_results_that_stand_are_those_of_the_rows(tables):
                 assert json.loads(json.dumps(row.settings())) == known[row.name], row.name
                 seen += 1
     assert seen > 40
+
+
+def test_the_course_of_a_training_is_its_end_of_each_quarter(reproduce, tmp_path):
+    lines = [{"iteration": 20 * i, "loss": 100.0 - i, "accuracy": i / 100} for i in range(1, 101)]
+    lines.insert(3, {"iteration": 61, "loss": 1.0})  # without a training accuracy
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = reproduce.course(tmp_path / "metrics.jsonl")
+    assert [q["iteration"] for q in found] == [500, 1000, 1500, 2000]
+    assert [q["loss"] for q in found] == pytest.approx([100 - i + 2.5 for i in (25, 50, 75, 100)])
+    assert [q["accuracy"] for q in found] == pytest.approx([(i - 2.5) / 100 for i in (25, 50, 75, 100)])
+    assert reproduce.course(tmp_path / "nothing.jsonl") == []
