@@ -98,6 +98,7 @@ def train(argv: list[str]) -> None:
         clip=options.clip,
         resume=options.resume,
         device=_device(options.device),
+        tensorboard=options.tensorboard,
         about={"request": request._asdict()},
     )
     parameters = sum(value.numel() for value in trained.theta.values())

@@ -77,6 +77,7 @@ class TrainOptions(TaskOptions):
     patience: Annotated[int | None, number("never")] = None  # stop after so many validations without a better one
     keep: int = 1  # how many of the best checkpoints on validation are kept, for 'evaluate --ensemble'
     clip: Annotated[float | None, number("none")] = None  # bound on the norm of the meta-gradient
+    tensorboard: Annotated[bool, FlagCreatePairsOff] = False  # also write the curve for TensorBoard, in the run folder
 
 
 @dataclass

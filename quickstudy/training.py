@@ -27,6 +27,7 @@ from quickstudy.learner import Learner, Outer, Theta
 from quickstudy.machine import machine
 from quickstudy.progress import training_bar
 from quickstudy.protocol import describe
+from quickstudy.tensorboard import check_tensorboard, events
 from quickstudy.trained import Trained, describe_learner
 
 LOG_EVERY = 20  # iterations per line of metrics.jsonl
@@ -122,6 +123,7 @@ def train(
     resume: bool = False,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    tensorboard: bool = False,
     about: dict[str, Any] | None = None,
 ) -> Trained:
     """Meta-train a learner on a task source.
@@ -138,6 +140,7 @@ def train(
                      once per iteration; None: as the learner's `outer()` says, for most Adam with learning rate 1e-3.
                      `clip` bounds the gradient norm
     resume           go on from the run folder's checkpoint; the result is bit-identical to never having stopped
+    tensorboard      also write the learning curve into the run folder as TensorBoard's event files (needs its package)
     about            plain values to keep in config.json
 
     Raises ConfigError, DataError, RunError or NonFiniteError. Ctrl-C saves a checkpoint before it passes on.
@@ -146,6 +149,8 @@ def train(
     if keep > 1 and val is None:
         raise ConfigError(f"keep={keep} keeps the best thetas on validation, but there are no validation tasks (val).")
     folder = None if out is None else Path(out)
+    if tensorboard:
+        check_tensorboard(folder)
     preprocess, extractor = dict(getattr(tasks, "preprocess", {})), getattr(tasks, "extractor", None)
     if not learner.episodic and hasattr(tasks, "pooled"):
         tasks = tasks.pooled()
@@ -172,7 +177,8 @@ def train(
     if not resumed:
         state.engine, state.reason = choose_engine(learner, theta, first, engine, seed)
         save_checkpoint(folder, state)
-    settings = _Settings(folder, val, val_every or max(1, iterations // 10), val_episodes, patience, seed)
+    every = val_every or max(1, iterations // 10)
+    settings = _Settings(folder, val, every, val_episodes, patience, seed, tensorboard)
     steps = meta_steps(
         learner,
         theta,
@@ -196,6 +202,7 @@ class _Settings(NamedTuple):
     val_episodes: int
     patience: int | None
     seed: int
+    tensorboard: bool
 
 
 def _run(
@@ -207,7 +214,9 @@ def _run(
     busy = time.process_time()
     before = dict(state.timing)
     engine = f"{state.engine} ({state.reason})"
-    with training_bar(iterations, state.iteration, engine, progress) as bar, _interruptible() as interrupted:
+    board = events(settings.folder if settings.tensorboard else None, before["total"])
+    bars = training_bar(iterations, state.iteration, engine, progress)
+    with bars as bar, board as show, _interruptible() as interrupted:
         for step in steps:
             _account(state, step)
             state.timing["total"] = before["total"] + time.monotonic() - began
@@ -215,6 +224,7 @@ def _run(
             line = _line(trained, state, step, settings, last=step.iteration == iterations)
             bar(step, line)
             append_metrics(settings.folder, line)
+            show(line)
             if interrupted() or time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 save_checkpoint(settings.folder, state)
                 saved = time.monotonic()
