@@ -222,7 +222,7 @@ def compare(argv: list[str]) -> None:
     from quickstudy.report import write_comparison  # matplotlib takes a second to import
 
     _show(found)
-    print(f"report: {write_comparison(found, out).resolve().as_uri()}")
+    print(f"report: {write_comparison(found, out, png=options.png, csv=options.csv).resolve().as_uri()}")
 
 
 def _builders(
@@ -341,10 +341,13 @@ def report(argv: list[str]) -> None:
     options = _parse(ReportOptions, argv, "report")
     if not options.runs:
         raise ConfigError("report needs at least one run folder: quickstudy report runs/NAME")
-    from quickstudy.report import write_report  # matplotlib takes a second to import: only this command needs it
+    from quickstudy.report import folder_of, write_report  # matplotlib takes a second to import: only needed here
 
-    path = write_report([Path(run) for run in options.runs], Path(options.out) if options.out else None)
+    out = Path(options.out) if options.out else None
+    path = write_report([Path(run) for run in options.runs], out, png=options.png, csv=options.csv)
     print(f"report: {path.resolve().as_uri()}")
+    if options.png or options.csv:
+        print(f"its plots and tables: {folder_of(path)}")
 
 
 def check(argv: list[str]) -> int:

@@ -93,6 +93,8 @@ class CompareOptions(TaskOptions):
     episodes: int = 600  # test episodes
     out: Annotated[str | None, word("runs/TASKS-compared")] = None  # folder
     resume: Annotated[bool, FlagCreatePairsOff] = False  # go on with a comparison that was cut
+    png: Annotated[bool, FlagCreatePairsOff] = False  # also write the plots as pictures, into comparison-files
+    csv: Annotated[bool, FlagCreatePairsOff] = False  # also write the numbers as CSV tables, likewise
 
 
 @dataclass
@@ -138,6 +140,8 @@ class ReportOptions:
 
     runs: Positional[tuple[str, ...]]  # run folders
     out: Annotated[str | None, word("report.html in the run folder")] = None  # file to write
+    png: Annotated[bool, FlagCreatePairsOff] = False  # also write the plots as pictures, into report-files beside it
+    csv: Annotated[bool, FlagCreatePairsOff] = False  # also write the numbers as CSV tables, likewise
 
 
 @dataclass

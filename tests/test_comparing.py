@@ -192,12 +192,16 @@ def test_settings_that_make_no_comparison(tmp_path: Path, changes: dict[str, obj
 def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "glyphs", "protonet", "--ways", "3", "--queries", "2", "--filters", "4"]
     sizes = ["--minutes", "0.001", "--episodes", "4", "--meta-batch", "2", "--out", str(tmp_path / "which")]
-    assert cli.run([*words, *sizes]) == 0
+    assert cli.run([*words, *sizes, "--csv", "--png"]) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in ("protonet", "finetune", "linear-probe", "Does meta-learning pay?"))
     page = (tmp_path / "which" / "comparison.html").read_text()
     assert "Which learner for glyphs, 3-way 1-shot?" in page
     assert "quickstudy compare glyphs protonet --ways" in page
+    beside = tmp_path / "which" / "comparison-files"
+    rows = (beside / "learners.csv").read_text().splitlines()
+    assert len(rows) == 5 and sum(row.startswith(("protonet,True", "finetune,False")) for row in rows) == 2
+    assert {path.suffix for path in beside.iterdir()} == {".csv", ".png"}
 
 
 def test_compare_refuses_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

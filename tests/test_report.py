@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 
 import quickstudy as qs
-from quickstudy import files, seeds
+from quickstudy import cli, files, seeds
 from quickstudy.controls import CONTROLS
 from quickstudy.errors import FileFormatError, QuickstudyError, RunError
 from quickstudy.evaluation import Score, in_words
-from quickstudy.report import served, words, write_report
+from quickstudy.report import folder_of, served, words, write_report
 from quickstudy.report.answers import LETTERS, SHOWN, letter
 from quickstudy.report.facts import read_run
-from quickstudy.report.plots import thumbnail
+from quickstudy.report.plots import Series, lines, save, thumbnail, with_legend
 from quickstudy.runs import evaluate_run
 
 ODD = "<b>$x^{2"  # a folder's name, which is neither HTML nor mathematics
@@ -413,6 +413,73 @@ def test_runs_of_the_same_name_are_told_apart(runs):
     page = report(runs / "sine", runs / "other" / "sine")
     assert "runs/sine" in page.text and "other/sine" in page.text
     assert "+0 ± 0, not decided" in page.text
+
+
+# --- pictures and tables to paste elsewhere --------------------------------------------------------------------------
+
+
+def table(page: Path, name: str) -> pandas.DataFrame:
+    return pandas.read_csv(folder_of(page) / f"{name}.csv")
+
+
+def test_the_plots_of_a_page_are_written_as_pictures(runs):
+    for name, wanted in (
+        ("images", {"training-loss", "accuracy", "accuracy-against-confidence"}),
+        ("sine", {"training-loss", "mean-squared-error", "mean-squared-error-against-inner-steps", "test-task-3"}),
+    ):
+        folder = folder_of(write_report([runs / name], png=True))
+        found = {path.stem: np.asarray(Image.open(path).convert("L")) for path in folder.iterdir()}
+        assert wanted <= found.keys() and all(picture.std() > 5 for picture in found.values())
+    shown = Page(runs / "sine" / "report.html")
+    assert len(found) == shown.source.count('class="plot"')
+
+
+def test_a_legend_is_drawn_where_no_page_holds_it(tmp_path):
+    draw = lines([Series([0, 1], [1, 2], "$x^{2")], "x", "y", percent=False)
+    for name, legend in (("with", [("$x^{2", "s1", 1)]), ("without", [])):
+        save(tmp_path / f"{name}.svg", with_legend(draw, legend))
+    assert "$x^{2" in (tmp_path / "with.svg").read_text() and "$x^{2" not in (tmp_path / "without.svg").read_text()
+
+
+def test_the_numbers_of_a_page_are_written_as_tables(runs):
+    page, run = write_report([runs / "images"], csv=True), read_run(runs / "images")
+    score = run.score
+    scores = table(page, "scores")
+    assert len(scores) == len(run.evaluation.scores) + len(score.controls) and set(scores.run) == {"images"}
+    assert scores["mean"][0] == pytest.approx(score.mean) and scores.interval[0] == pytest.approx(score.interval)
+    for name, control in score.controls.items():
+        row = scores[scores.control == name].iloc[0]
+        difference = qs.compare(score, control, allow=("transductive",))
+        found = (row["mean"], row.score_minus_control, row.difference_interval)
+        assert found == pytest.approx((control.mean, difference.mean, difference.interval))
+        assert row.decided == difference.decided and row.shots == 1
+    values = table(page, "scores-per-task")
+    main = values[values.control.isna() & values.transductive].sort_values("episode")
+    assert main.value.tolist() == pytest.approx(score.values.tolist()) and len(values) == EPISODES * len(scores)
+    curve = table(page, "learning-curve")
+    assert curve.iteration.tolist() == run.column("iteration")[1] and curve.loss.tolist() == run.column("loss")[1]
+    bins = table(page, "reliability")
+    ece = (bins.queries * (bins.accuracy - bins.confidence).abs()).sum() / bins.queries.sum()
+    assert table(page, "calibration")["mean"][0] == pytest.approx(ece) and bins.queries.sum() == EPISODES * 12
+    assert not list(folder_of(page).glob("*.png")) and not (folder_of(page) / "confusion.csv").exists()
+
+
+def test_a_comparison_has_its_pictures_and_tables_too(runs):
+    (runs / "report-files").mkdir()  # of the last time: `runs/*` gives it too
+    page = write_report(sorted(runs.iterdir()), png=True, csv=True)
+    assert page == runs / "report.html" and (folder_of(page) / "accuracy.png").exists()
+    assert set(table(page, "scores").run) == {"images", ODD, "sine"}
+    ranking, (a, b) = table(page, "ranking"), (read_run(runs / name).score for name in ("images", ODD))
+    assert abs(ranking.minus_best[ranking.group == 1]).max() == pytest.approx(abs(qs.compare(a, b).mean))
+    assert len(ranking) == table(page, "scores").control.isna().sum()
+    assert table(runs / "sine" / "report.html", "inner-steps").steps.tolist() == [0, 1, 2, 3, 5, 10]
+
+
+def test_the_command_says_where_they_are(runs, capsys):
+    assert cli.run(["report", str(runs / "sine"), "--csv"]) == 0
+    assert f"its plots and tables: {runs / 'sine' / 'report-files'}" in capsys.readouterr().out
+    assert cli.run(["report", str(runs / "sine")]) == 0
+    assert "tables" not in capsys.readouterr().out
 
 
 # --- tasks that are somebody, and texts -------------------------------------------------------------------------------

@@ -5,51 +5,68 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from quickstudy import files
 from quickstudy.comparing import LearnerComparison
 from quickstudy.errors import RunError
-from quickstudy.report.comparison import comparison_page
-from quickstudy.report.facts import read_run
-from quickstudy.report.learners import learners_page
-from quickstudy.report.page import run_page
+from quickstudy.report.comparison import comparison_values, distinct_names
+from quickstudy.report.extras import folder_of, write_pictures, write_tables
+from quickstudy.report.facts import Run, read_run
+from quickstudy.report.learners import learners_values
+from quickstudy.report.page import render, run_values
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["folder_of", "write_comparison", "write_report"]
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(runs: Sequence[Path], out: Path | None = None, *, png: bool = False, csv: bool = False) -> Path:
     """Write the report of a run, or of several and their comparison; the path of the page.
 
     One run is reported in RUN/report.html, several are compared in report.html beside the first of them, each with a
-    report of its own; `out` is another place for the page that is returned.
+    report of its own; `out` is another place for the page that is returned. `png` also writes the plots of each page as
+    pictures and `csv` its numbers as tables, into a folder beside it (`folder_of`).
 
     Raises RunError for what is not a run folder, FileFormatError for a broken file in one.
     """
-    read = [read_run(folder) for folder in _distinct(runs)]
+    read, extras = [read_run(folder) for folder in _distinct(runs)], (png, csv)
     if len(read) == 1:
-        return _write(out or read[0].folder / "report.html", run_page(read[0]))
-    reports = [_write(run.folder / "report.html", run_page(run)) for run in read]
+        return _write_run(out or read[0].folder / "report.html", read[0], *extras)
+    reports = [run.folder / "report.html" for run in read]
     page = out or Path(os.path.normpath(read[0].folder / "..")) / "report.html"
     if page.resolve() in [report.resolve() for report in reports]:
         raise RunError(
             f"the comparison would replace the report of one of its runs, {str(page)!r}. Choose another place."
         )
-    return _write(page, comparison_page(read, reports, page))
+    for path, run in zip(reports, read, strict=True):
+        _write_run(path, run, *extras)
+    return _write(page, "comparison", comparison_values(read, reports, page), read, *extras)
 
 
-def write_comparison(found: LearnerComparison, folder: Path) -> Path:
-    """Write comparison.html, the page of a comparison of learners, into its folder; the path of the page."""
-    return _write(folder / "comparison.html", learners_page(found))
+def write_comparison(found: LearnerComparison, folder: Path, *, png: bool = False, csv: bool = False) -> Path:
+    """Write comparison.html, the page of a comparison of learners, into its folder; the path of the page.
+
+    `png` and `csv` as in `write_report`.
+    """
+    return _write(folder / "comparison.html", "learners", learners_values(found), [], png, csv)
 
 
 def _distinct(runs: Sequence[Path]) -> list[Path]:
     """The folders, each once. `runs/*` also gives the comparison that was written there before: it is passed over."""
-    found = {Path(run).resolve(): Path(run) for run in runs if Path(run).name != "report.html"}
+    before = ("report.html", folder_of(Path("report.html")).name)
+    found = {Path(run).resolve(): Path(run) for run in runs if Path(run).name not in before}
     if not found:
         raise RunError("no run was given. Name at least one run folder.")
     return list(found.values())
 
 
-def _write(path: Path, page: str) -> Path:
-    files.write_atomically(path, page.encode())
+def _write_run(path: Path, run: Run, png: bool, csv: bool) -> Path:
+    return _write(path, "run", run_values(run), [run], png, csv)
+
+
+def _write(path: Path, kind: str, values: dict[str, Any], runs: Sequence[Run], png: bool, csv: bool) -> Path:
+    files.write_atomically(path, render(kind, **values).encode())
+    if png:
+        write_pictures(values, runs, folder_of(path))
+    if csv:
+        write_tables(values, dict(zip(distinct_names(runs), runs, strict=True)), folder_of(path))
     return path

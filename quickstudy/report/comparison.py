@@ -14,7 +14,6 @@ from quickstudy.protocol import Protocol, differences
 from quickstudy.report import words
 from quickstudy.report.curves import Picture, is_accuracy
 from quickstudy.report.facts import Run
-from quickstudy.report.page import render
 from quickstudy.report.plots import DASHES, SERIES, Series, lines
 from quickstudy.report.scale import Scale
 
@@ -30,8 +29,8 @@ class Entry(NamedTuple):
     link: str
 
 
-def comparison_page(runs: Sequence[Run], reports: Sequence[Path], out: Path) -> str:
-    """The comparison of several runs, as HTML for the file `out`; `reports` are their own pages."""
+def comparison_values(runs: Sequence[Run], reports: Sequence[Path], out: Path) -> dict[str, Any]:
+    """What the comparison of several runs shows, in the file `out`; `reports` are their own pages."""
     names = distinct_names(runs)
     links = [quote(Path(os.path.relpath(report, out.parent)).as_posix()) for report in reports]
     known = list(zip(names, runs, links, strict=True))
@@ -39,8 +38,7 @@ def comparison_page(runs: Sequence[Run], reports: Sequence[Path], out: Path) -> 
         Entry(n, run, score, link) for n, run, link in known if run.evaluation for score in run.evaluation.scores
     ]
     groups = grouped(entries)
-    return render(
-        "comparison",
+    return dict(
         title=f"{len(runs)} runs compared",
         headline=[_headline(group) for group in groups if len(group) > 1] or [NO_PAIR],
         groups=[_group(group, groups[0]) for group in groups],

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from quickstudy.confusion import READABLE, Confusion, Pair
 from quickstudy.report import words
-from quickstudy.report.plots import Draw, save
+from quickstudy.report.plots import save
 
 SHOWN = 10  # pairs in the table
+FEW = 5  # test tasks below which little follows for a pair
 
 
 class Cell(NamedTuple):
@@ -57,15 +58,11 @@ def conclusion(confusion: Confusion) -> str:
         return f"Of {classes} none was taken for another."
     worst = confusion.confused[0]
     met = words.plural(worst.episodes, "test task")
-    return (
+    text = (
         f"Of {classes}, {worst.truth} is taken for {worst.answer} most clearly: in {words.percent(worst.rate)} of "
-        f"{worst.asked:,} queries, over the {met} that had both."
+        f"{worst.asked:,} queries, from {met} with both."
     )
-
-
-def picture(confusion: Confusion) -> Draw | None:
-    """The matrix as a plot; None where there are too many classes to read it."""
-    return (lambda colours: _figure(confusion, colours)) if len(confusion.names) <= READABLE else None
+    return f"{text} Such pairs meet too seldom for more: --episodes gives more tasks." if worst.episodes < FEW else text
 
 
 def write_figure(confusion: Confusion, path: str | os.PathLike) -> None:

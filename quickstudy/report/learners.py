@@ -9,31 +9,30 @@ from quickstudy.advice import advise, size
 from quickstudy.comparing import Entry, LearnerComparison
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
-from quickstudy.report.page import render
 from quickstudy.report.plots import DASHES, SERIES, Point, Series, lines, points
 from quickstudy.report.scale import Scale
 
 
-def learners_page(found: LearnerComparison) -> str:
-    """The comparison of learners as HTML."""
+def learners_values(found: LearnerComparison) -> dict[str, Any]:
+    """What the template needs to show a comparison of learners."""
     best = found.entries[0]
     p = best.score.protocol
     asked = advise(found)
     scale = Scale([entry.score for entry in found.entries])
     sizes = f"{p.ways}-way {p.shots}-shot" if p.ways else f"{p.shots}-shot"
-    return render(
-        "learners",
-        title=f"Which learner for {p.tasks}, {sizes}?",
-        score=best.score,
-        advice=asked,
-        under=_under(found),
-        rows=[_row(found, entry, scale) for entry in found.entries],
-        seeds=len(best.trials) > 1 or any(len(entry.trials) > 1 for entry in found.entries),
-        failed=found.failed,
-        pictures=[picture for picture in (_curves(found), *_costs(found)) if picture],
-        settings=found.settings,
-        machine=machine_in_words(found.settings.get("machine", {})),
-    )
+    return {
+        "title": f"Which learner for {p.tasks}, {sizes}?",
+        "score": best.score,
+        "advice": asked,
+        "under": _under(found),
+        "rows": [_row(found, entry, scale) for entry in found.entries],
+        "seeds": len(best.trials) > 1 or any(len(entry.trials) > 1 for entry in found.entries),
+        "failed": found.failed,
+        "pictures": [picture for picture in (_curves(found), *_costs(found)) if picture],
+        "settings": found.settings,
+        "entries": found.entries,
+        "machine": machine_in_words(found.settings.get("machine", {})),
+    }
 
 
 def machine_in_words(machine: Mapping[str, Any]) -> str:

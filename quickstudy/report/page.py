@@ -23,10 +23,9 @@ def render(kind: str, **values: Any) -> str:
     return environment.from_string(source).render(kind=kind, version=__version__, words=words, **values)
 
 
-def run_page(run: Run) -> str:
-    """The report of one run, as HTML."""
-    return render(
-        "run",
+def run_values(run: Run) -> dict[str, Any]:
+    """What the page of one run shows."""
+    return dict(
         title=f"{run.config.learner} on {run.config.tasks.get('name', 'tasks')}",
         run=run,
         score=run.score,
