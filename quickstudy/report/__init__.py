@@ -68,5 +68,5 @@ def _write(path: Path, kind: str, values: dict[str, Any], runs: Sequence[Run], p
     if png:
         write_pictures(values, runs, folder_of(path))
     if csv:
-        write_tables(values, dict(zip(distinct_names(runs), runs, strict=True)), folder_of(path))
+        write_tables(values, dict(zip(distinct_names(runs) if runs else (), runs, strict=True)), folder_of(path))
     return path
