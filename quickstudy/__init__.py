@@ -54,6 +54,7 @@ from quickstudy.learners.transfer.finetune import FineTune
 from quickstudy.learners.transfer.simple_shot import SimpleShot
 from quickstudy.movement import Movement, layer_movement
 from quickstudy.protocol import Protocol
+from quickstudy.scope import OutOfScope, out_of_scope, scoped
 from quickstudy.trained import Predictor, Trained, load
 from quickstudy.training import meta_steps, train
 
@@ -95,6 +96,7 @@ __all__ = [
     "MetaSGD",
     "Movement",
     "NearestCentroid",
+    "OutOfScope",
     "Outer",
     "Predictor",
     "ProtoNet",
@@ -124,9 +126,11 @@ __all__ = [
     "meta_steps",
     "mse_loss",
     "nn",
+    "out_of_scope",
     "per_task",
     "pooled",
     "recalibrated",
+    "scoped",
     "task_embeddings",
     "tasks",
     "train",

@@ -10,6 +10,7 @@ import math
 import re
 import sys
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, arg
 
-from quickstudy import __version__, factory, files, inputs, recipes, runs, seeds
+from quickstudy import __version__, factory, files, inputs, recipes, runs, scope, seeds
 from quickstudy.advice import advise, size
 from quickstudy.checking import check_meta_gradient
 from quickstudy.comparing import LearnerComparison, compare_learners
@@ -44,7 +45,7 @@ from quickstudy.options import (
     TaskOptions,
     TrainOptions,
 )
-from quickstudy.trained import Predictor, load
+from quickstudy.trained import Predictor, Trained, load
 from quickstudy.training import optimizer_of, schedule_of
 from quickstudy.training import train as train_learner
 
@@ -269,11 +270,8 @@ def evaluate(argv: list[str]) -> None:
     if options.episodes < 2:
         raise ConfigError(f"an interval needs at least 2 test episodes, got {options.episodes}.")
     trained = runs.load_run(options.run)
-    config = files.read_json(Path(options.run) / "config.json")
-    if "request" not in config:
-        raise ConfigError(f"the run {options.run!r} was not made by 'quickstudy train'; evaluate it with qs.evaluate.")
     given = {name: getattr(options, name) for name in ("ways", "shots", "queries", "data")}
-    request = recipes.Request(**{**config["request"], **{k: v for k, v in given.items() if v is not None}})
+    request = _request_of(options.run)._replace(**{k: v for k, v in given.items() if v is not None})
     tasks = recipes.open_tasks(request, options.split, trained.preprocess)
     scores = runs.evaluate_run(
         options.run,
@@ -296,16 +294,39 @@ def evaluate(argv: list[str]) -> None:
     print(f"next: quickstudy report {options.run}")
 
 
+def _request_of(run: str) -> recipes.Request:
+    """What the run was trained on."""
+    path = Path(run) / "config.json"
+    config = files.read_json(path) if path.is_file() else {}
+    if "request" not in config:
+        raise ConfigError(f"{run!r} is not a run of 'quickstudy train': which tasks it was trained on is not known.")
+    return recipes.Request(**config["request"])
+
+
 def adapt(argv: list[str]) -> None:
     options = _parse(AdaptOptions, argv, "adapt")
     trained = runs.load_run(options.run)
-    predictor = trained.adapt(
-        *inputs.support_of(trained.preprocess, Path(options.support), trained.tasks.get("ways") is not None)
-    )
+    x, y = inputs.support_of(trained.preprocess, Path(options.support), trained.tasks.get("ways") is not None)
+    if options.reject:
+        trained = _scoped(options.run, trained, y)
+    predictor = trained.adapt(x, y)
     predictor.save(options.out)
     learned = f"classes {', '.join(map(str, predictor.classes))}" if predictor.classes else "one regression task"
     print(f"learned {learned}: {options.out}")
     print(f"next: quickstudy predict {options.out} INPUT...")
+
+
+def _scoped(run: str, trained: Trained, y: Any) -> Trained:
+    """With the distance beyond which an input is of no class, from validation tasks of the support set's sizes."""
+    tasks = recipes.open_tasks(_request_of(run), "val", trained.preprocess)
+    if getattr(tasks, "ways", None) is None:
+        raise ConfigError("--reject is for classes; this run answers with values.")
+    sizes = Counter(y)
+    tasks = scope.sized(tasks, len(sizes), min(sizes.values()))
+    trained = scope.scoped(trained, tasks)
+    kind = f"{tasks.ways}-way {tasks.shots}-shot validation tasks"
+    print(f"none of the classes: beyond a distance of {trained.scope:.3g}, within which are 95 % of queries of {kind}")
+    return trained
 
 
 def predict(argv: list[str]) -> None:
@@ -315,26 +336,26 @@ def predict(argv: list[str]) -> None:
         raise ConfigError(
             f"{options.predictor!r} is not adapted to a task yet. First: quickstudy adapt RUN SUPPORT --out F"
         )
-    answers = [answer for name in options.inputs for answer in _answers(predictor, Path(name))]
+    answers = [answer for name in options.inputs for answer in _answers(predictor, Path(name), options.reject)]
     if options.json:
         print(json.dumps(answers, indent=1))
         return
     table = Table("input", "label", "probability")
     for answer in answers:
         sure = "" if answer["probability"] is None else f"{answer['probability']:.3f}"
-        label = answer["label"]
+        label = "none of these" if answer["label"] is None else answer["label"]
         table.add_row(answer["input"], f"{label:.5g}" if isinstance(label, float) else str(label), sure)
     Console().print(table)
 
 
-def _answers(predictor: Predictor, path: Path) -> list[dict[str, Any]]:
+def _answers(predictor: Predictor, path: Path, reject: bool) -> list[dict[str, Any]]:
     x, names = inputs.inputs_of(predictor.preprocess, path)
+    labels = predictor.predict(x, reject=reject)
     if predictor.classes is None:
-        values = [value if len(value) > 1 else value[0] for value in torch.as_tensor(predictor.predict(x)).tolist()]
+        values = [value if len(value) > 1 else value[0] for value in torch.as_tensor(labels).tolist()]
         return [{"input": n, "label": v, "probability": None} for n, v in zip(names, values, strict=True)]
-    sure, best = predictor.predict_proba(x).max(1)
-    pairs = zip(names, best.tolist(), sure.tolist(), strict=True)
-    return [{"input": n, "label": predictor.classes[i], "probability": round(p, 6)} for n, i, p in pairs]
+    rows = zip(names, labels, predictor.predict_proba(x).amax(1).tolist(), strict=True)
+    return [{"input": n, "label": k, "probability": None if k is None else round(p, 6)} for n, k, p in rows]
 
 
 def report(argv: list[str]) -> None:

@@ -128,4 +128,4 @@ def _texts(preprocess: Preprocess, path: Path) -> list[str]:
 
 
 def _reading(preprocess: Preprocess) -> dict[str, Any]:
-    return {key: value for key, value in preprocess.items() if key != "kind"}
+    return {key: preprocess[key] for key in ("size", "channels", "invert")}

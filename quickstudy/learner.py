@@ -5,10 +5,11 @@
     predict(theta, phi, x)    -> output     the adapted model's output
     meta_loss(theta, episode) -> scalar     one episode's loss; its gradient in theta is the meta-gradient
 
-Three more are optional. What needs one asks whether the learner has it:
+Four more are optional. What needs one asks whether the learner has it:
 
     embed(theta, support)        -> [d]          the task as one vector: tasks that are alike are near
     distribution(theta, phi, x)  -> (mean, std)  regression: two tensors [m, d], of which `predict` gives the first
+    distance(theta, phi, x)      -> [m]          classification: how far each input is from the nearest class
     stream(theta, batch)         -> [n, ...]     row t is predict(theta, adapt(theta, batch[:t]), x_t), in one pass
 
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
@@ -111,6 +112,22 @@ def embed_of(learner: Learner) -> Callable[[Theta, Batch], Tensor]:
         raise ConfigError(
             f"{type(learner).__name__} makes no vector of a task: it has no method `embed`. ProtoNet and other "
             "learners that compare, remember or condition have one."
+        )
+    return found
+
+
+def distance_of(learner: Learner) -> Callable[[Theta, Any, Tensor], Tensor]:
+    """The learner's `distance`: how far each input [m, ...] is from the nearest class of the task, 0 or more: [m].
+
+    It is measured where the learner compares, so that numbers of different learners are not alike. Raises ConfigError
+    where the learner has none.
+    """
+    found = getattr(learner, "distance", None)
+    if found is None:
+        raise ConfigError(
+            f"{type(learner).__name__} knows boundaries between classes and not how far an input is from all of them: "
+            "it has no method `distance`. Learners that compare with the examples shown have one: protonet, "
+            "matchingnet, attentiveprotonet, simpleshot, nearestcentroid."
         )
     return found
 

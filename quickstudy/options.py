@@ -123,6 +123,7 @@ class AdaptOptions:
     run: Positional[str]  # run folder or .qs file
     support: Positional[str]  # folder with a subfolder per class, or a table as in training (numbers: answer last)
     out: str = "predictor.qs"  # file to write
+    reject: Annotated[bool, FlagCreatePairsOff] = False  # learn from validation tasks what is none of the classes, too
 
 
 @dataclass
@@ -132,6 +133,7 @@ class PredictOptions:
     predictor: Positional[str]  # file that 'quickstudy adapt' wrote
     inputs: Positional[tuple[str, ...]]  # images or folders of them; tables; texts, a line each; CSV files of numbers
     json: Annotated[bool, FlagCreatePairsOff] = False  # print a list of objects with input, label, probability
+    reject: Annotated[bool, FlagCreatePairsOff] = False  # mark what is none of the classes (takes 'adapt --reject')
 
 
 @dataclass

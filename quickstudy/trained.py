@@ -21,7 +21,7 @@ from quickstudy.errors import ConfigError, DataError, FileFormatError, suggest
 from quickstudy.evaluation import check_episodes, device_of, for_test, with_ways
 from quickstudy.inner import first_non_finite
 from quickstudy.inputs import answers, encoded, in_units
-from quickstudy.learner import Batch, Episode, Learner, Theta, embed_of
+from quickstudy.learner import Batch, Episode, Learner, Theta, distance_of, embed_of
 from quickstudy.model import constants, part, prepare
 from quickstudy.nn import NETWORKS
 from quickstudy.protocol import is_transductive, networks
@@ -29,6 +29,7 @@ from quickstudy.tasks.classes import scaled
 from quickstudy.tasks.features import extract
 
 Answer = TypeVar("Answer")
+SCOPE = "scope"  # in preprocess: the distance beyond which an input is of no class, see `quickstudy.scoped`
 LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss)}
 
 
@@ -51,6 +52,11 @@ class Trained:
     def __post_init__(self) -> None:
         if self.best and self.best[0] is not self.theta:
             raise ConfigError("the first of `best` must be `theta` itself: Trained(learner, best[0], best=best).")
+
+    @property
+    def scope(self) -> float | None:
+        """The distance beyond which an input is of no class, as `quickstudy.scoped` chose it; None where it did not."""
+        return self.preprocess.get(SCOPE)
 
     def adapt(self, x: Any, y: Any, *, transductive: bool = False) -> Predictor:
         """Learn one task from its support set.
@@ -210,12 +216,41 @@ class Predictor(nn.Module):
         return output if self.classes is None else output[:, : len(self.classes)]
 
     @torch.no_grad()
-    def predict(self, x: Any) -> list[Any] | Tensor:
-        """Class labels as they were given to `adapt` (a list), or values [m, d] for regression, in the unit of y."""
+    def predict(self, x: Any, *, reject: float | bool = False) -> list[Any] | Tensor:
+        """Class labels as they were given to `adapt` (a list), or values [m, d] for regression, in the unit of y.
+
+        With `reject`, a distance, None for an input that is farther from every class; True: the distance that
+        `quickstudy.scoped` chose on validation tasks. Raises ConfigError where none was chosen, and as `distance`.
+        """
+        near = None if reject is False else (self.distance(x) <= self._reach(reject)).tolist()
         output = self._answer(x)
         if self.classes is None:
             return in_units(self.preprocess, output)
-        return [self.classes[i] for i in output.argmax(1).tolist()]
+        labels = [self.classes[i] for i in output.argmax(1).tolist()]
+        return labels if near is None else [name if n else None for name, n in zip(labels, near, strict=True)]
+
+    @torch.no_grad()
+    def distance(self, x: Any) -> Tensor:
+        """How far each input is from the nearest class [m], 0 or more, as the learner measures it: see its `distance`.
+
+        It tells what an input has in common with all that was shown, where probabilities only compare the classes:
+        they sum to 1 for an input of no class, too. Raises ConfigError for learners that measure no distance.
+        """
+        distance = distance_of(self.learner)
+        x = as_inputs(encoded(self.preprocess, x), self._values()[0])
+        return self._asked(lambda: distance(*self._values(), as_features(x, self.extractor)), x)
+
+    def _reach(self, reject: float) -> float:
+        if reject is True:
+            if SCOPE not in self.preprocess:
+                raise ConfigError(
+                    "no distance was chosen beyond which an input is of no class. Give one, predict(x, reject=0.5), or "
+                    "choose it on validation tasks before adapting: trained = qs.scoped(trained, tasks)."
+                )
+            return self.preprocess[SCOPE]
+        if not reject >= 0:
+            raise ConfigError(f"reject is a distance, 0 or more, or True; got {reject}.")
+        return reject
 
     @torch.no_grad()
     def predict_interval(self, x: Any, level: float = 0.9) -> tuple[Tensor, Tensor]:

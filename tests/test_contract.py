@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import quickstudy as qs
 from quickstudy import engine, protocol, seeds
 from quickstudy.errors import QuickstudyError
-from quickstudy.learner import Batch, Episode, Learner, Theta, embed_of
+from quickstudy.learner import Batch, Episode, Learner, Theta, distance_of, embed_of
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -672,6 +672,43 @@ def test_a_learner_without_a_task_embedding_says_so(case):
     learner = case.build()
     with pytest.raises(QuickstudyError, match="no vector of a task"):
         embed_of(learner)
+
+
+MEASURING = [case for case in CASES if hasattr(qs.LEARNERS[case.learner], "distance")]
+
+
+@rows(MEASURING)
+def test_a_distance_is_of_one_input_and_of_examples_in_any_order(case):
+    learner, (support, query) = case.build(), case.episode(queries=4)
+    theta, order, p = learner.init(), torch.randperm(len(support.x)), torch.tensor([2, 0, 1])
+    found = learner.distance(theta, learner.adapt(theta, support), query.x)
+    assert found.shape == (len(query.x),) and (found >= 0).all() and float(found.std()) > 1e-6
+    shuffled = learner.adapt(theta, Batch(support.x[order], p[support.y[order]]))  # nor do names of classes matter
+    if learner.ordered:
+        assert float((learner.distance(theta, shuffled, query.x) - found).abs().max()) > 1e-6
+    else:
+        assert_close(learner.distance(theta, shuffled, query.x), found, 1e-9)
+    predictor = adapted(case)
+    alone = torch.cat([predictor.distance(one[None]) for one in query.x])
+    assert_close(alone, predictor.distance(query.x), 1e-9)
+
+
+@rows(MEASURING)
+@pytest.mark.parametrize("name", ["threads", "vmap"])
+def test_engines_agree_on_distances(case, name):
+    learner, episodes = case.build(), case.episodes()
+    theta = learner.init()
+
+    def distance(episode: Episode) -> Tensor:
+        return learner.distance(theta, learner.adapt(theta, episode.support), episode.query.x)
+
+    assert_close(map_tasks(distance, episodes, name), map_tasks(distance, episodes, "loop"), 1e-9)
+
+
+@rows(case for case in CASES if case not in MEASURING)
+def test_a_learner_without_a_distance_says_so(case):
+    with pytest.raises(QuickstudyError, match="no method `distance`"):
+        distance_of(case.build())
 
 
 def with_classes_renamed(case: Case, theta: Theta, p: Tensor) -> Theta:

@@ -17,6 +17,7 @@ SHARED = Path(os.environ.get("QUICKSTUDY_SHARED_DATA") or ROOT.parent / "shared/
 needs_omniglot = pytest.mark.skipif(
     not (SHARED / "omniglot").is_dir(), reason="the folder shared/data/omniglot is absent"
 )
+needs_clinc = pytest.mark.skipif(not (SHARED / "clinc150").is_dir(), reason="the folder shared/data/clinc150 is absent")
 
 
 @pytest.fixture
@@ -80,10 +81,19 @@ def score_after(label: str, printed: str) -> float:
     return float(re.search(rf"{re.escape(label)}\s+([\d.]+) %", printed)[1])  # type: ignore[index]
 
 
-@pytest.mark.skipif(not (SHARED / "clinc150").is_dir(), reason="the folder shared/data/clinc150 is absent")
+@needs_clinc
 def test_intents_are_compared_with_tf_idf(run):
     printed = run("intents.py", "--data", SHARED, "--iterations", 2, "--episodes", 10)
     rows = [line.split(" | ") for line in printed.splitlines() if re.match(r"\| [15] \|", line)]
     assert [row[0].strip("| ") for row in rows] == ["1"] * 4 + ["5"] * 4
     assert rows[0][1] == "**MatchingNet**" and rows[3][1] == "TF-IDF, logistic regression"
     assert all(20 < float(row[2].split(" %")[0]) <= 100 for row in rows)
+
+
+@needs_clinc
+def test_requests_of_no_intent_are_told(run):
+    printed = run("out_of_scope.py", "--data", SHARED, "--iterations", 2, "--episodes", 4)
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if re.match(r"\| \d+-way", line)]
+    assert [row[0] for row in rows] == ["5-way 5-shot"] * 4 + ["10-way 5-shot"] * 4
+    assert [row[1] for row in rows[:2]] == ["of no intent", "other intents"]
+    assert all(len(row) == 10 and 70 < float(row[3].split(" %")[0]) <= 100 for row in rows)

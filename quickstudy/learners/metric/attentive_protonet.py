@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from quickstudy import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means, embedding, known_statistics, squared_distances
+from quickstudy.learners.metric.distance import (
+    class_means,
+    embedding,
+    known_statistics,
+    squared_distances,
+    to_nearest,
+)
 from quickstudy.learners.metric.protonet import Prototypes
 from quickstudy.model import beside, parameters, part
 
@@ -84,6 +90,10 @@ class AttentiveProtoNet(Learner):
 
     def predict(self, theta: Theta, phi: Prototypes, x: Tensor) -> Tensor:
         return self._logits(self._embedding(theta, x, phi.statistics), phi.means)
+
+    def distance(self, theta: Theta, phi: Prototypes, x: Tensor) -> Tensor:
+        """min_k |f(x) - c'_k|^2 [m]."""
+        return to_nearest(squared_distances(self._embedding(theta, x, phi.statistics), phi.means))
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
         """The mean of the adapted prototypes [d]."""

@@ -44,3 +44,8 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     centre = b.mean(0).detach()
     a, b = a - centre, b - centre
     return (a * a).sum(1)[:, None] - 2 * a @ b.T + (b * b).sum(1)[None]
+
+
+def to_nearest(distances: Tensor) -> Tensor:
+    """The smallest of each row of [m, n], 0 or more: [m]. The product form may fall below 0 by rounding."""
+    return distances.amin(1).clamp(min=0)

@@ -14,7 +14,14 @@ from quickstudy import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.metric.context import in_context, init_context, reading
-from quickstudy.learners.metric.distance import class_means, cosines, embedding, known_statistics, one_hot
+from quickstudy.learners.metric.distance import (
+    class_means,
+    cosines,
+    embedding,
+    known_statistics,
+    one_hot,
+    to_nearest,
+)
 from quickstudy.model import beside, parameters, part
 
 PREFIX = "matchingnet."  # in theta: of everything but the encoder's parameters
@@ -81,12 +88,19 @@ class MatchingNet(Learner):
         z = in_context(part(theta, PREFIX), z) if self.context else z
         return Memory(z, support.y, known_statistics(self.encoder, theta, support.x))
 
-    def predict(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
-        learned = part(theta, PREFIX)
+    def _cosines(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
+        """Those of f(x) and the support examples: [m, n]."""
         z = embedding(self.encoder, theta, x, phi.statistics)
-        z = reading(learned, z, phi.embeddings, self.readings) if self.context else z
-        scale = learned["log_scale"].exp() if self.learn_scale else self.scale
-        return log_attention(scale * cosines(z, phi.embeddings), phi.labels, self.ways)
+        z = reading(part(theta, PREFIX), z, phi.embeddings, self.readings) if self.context else z
+        return cosines(z, phi.embeddings)
+
+    def predict(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
+        scale = part(theta, PREFIX)["log_scale"].exp() if self.learn_scale else self.scale
+        return log_attention(scale * self._cosines(theta, phi, x), phi.labels, self.ways)
+
+    def distance(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
+        """min_i 1 - cos(f(x), g(x_i)) [m], from 0 to 2: attention itself always sums to 1, however far x is."""
+        return to_nearest(1 - self._cosines(theta, phi, x))
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
         """The mean of the class means of g [d]; with context it depends on the order of the support set."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means, squared_distances
+from quickstudy.learners.metric.distance import class_means, squared_distances, to_nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,10 @@ class NearestCentroid(Learner):
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         return -squared_distances(x.flatten(1), phi)
+
+    def distance(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+        """min_k |x - c_k|^2 [m]."""
+        return to_nearest(-self.predict(theta, phi, x))
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
         """The mean of the class means [d]."""

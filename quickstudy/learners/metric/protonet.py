@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means, squared_distances
+from quickstudy.learners.metric.distance import class_means, squared_distances, to_nearest
 from quickstudy.model import call, parameters, statistics
 
 
@@ -50,6 +50,10 @@ class ProtoNet(Learner):
 
     def predict(self, theta: Theta, phi: Prototypes, x: Tensor) -> Tensor:
         return -squared_distances(call(self.encoder, {**theta, **phi.statistics}, x), phi.means)
+
+    def distance(self, theta: Theta, phi: Prototypes, x: Tensor) -> Tensor:
+        """min_k |f(x) - c_k|^2 [m]."""
+        return to_nearest(-self.predict(theta, phi, x))
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
         """The mean of the class means [d]."""

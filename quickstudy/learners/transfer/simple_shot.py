@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta, with_gradient
-from quickstudy.learners.metric.distance import class_means, squared_distances
+from quickstudy.learners.metric.distance import class_means, squared_distances, to_nearest
 from quickstudy.learners.transfer.pretrained import features, pooled
 from quickstudy.model import beside, last_linear, parameters, statistics
 
@@ -80,6 +80,10 @@ class SimpleShot(Learner):
     def predict(self, theta: Theta, phi: Means, x: Tensor) -> Tensor:
         z = features(self.model, self._own(theta) | phi.statistics, x)
         return -squared_distances(self._transformed(theta, z), phi.means)
+
+    def distance(self, theta: Theta, phi: Means, x: Tensor) -> Tensor:
+        """min_k |features of x - c_k|^2 [m]."""
+        return to_nearest(-self.predict(theta, phi, x))
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
         """The mean of the class means of the transformed features [d]."""

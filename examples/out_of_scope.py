@@ -1,0 +1,88 @@
+"""Does a chat bot notice that nobody told it of this? Requests of no intent that it was shown, told by their distance.
+
+    python examples/out_of_scope.py --data FOLDER       about 5 minutes on one core
+
+FOLDER holds clinc150/clinc150.csv.gz (Larson 2019). Trains on 60 % of its intents, chooses among checkpoints and finds
+the distance beyond which a request is of no intent on 20 %, and tests on the rest: a task is five or ten intents. Its
+queries meet as many requests that belong to no intent at all (the data set's own), and as many of the other test
+intents, which are harder. Untrained, the network compares texts by TF-IDF.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas
+import torch
+import tyro
+
+import quickstudy as qs
+from quickstudy import seeds
+from quickstudy.amount import Amount
+
+HEADINGS = ("task", "foreign", "method", "AUROC: distance", "probability", "distance minus it")
+HEADINGS += ("FPR95: distance", "probability", "own answered", "foreign answered")
+
+
+def learned(learner: type, intents: pandas.DataFrame, iterations: int, seed: int) -> qs.Trained:
+    """Trained as in intents.py."""
+    torch.manual_seed(seeds.derive(seed, "weights"))
+    train = qs.tasks.from_text(intents, "train", 50, 5, 3, label="intent")
+    encoder = qs.nn.text()
+    encoder.encoder.set_idf(train.examples)
+    return qs.train(
+        learner(encoder, ways=50),
+        train,
+        iterations=iterations,
+        meta_batch=1,
+        seed=seed,
+        val=qs.tasks.from_text(intents, "val", 5, 5, 10, label="intent"),
+        engine="loop",
+    )
+
+
+def row(name: str, trained: qs.Trained, tasks: qs.tasks.ClassTasks, foreign: list[str] | None, episodes: int) -> str:
+    """What the distance tells, what the largest probability does, and what is within the chosen distance."""
+    found = qs.out_of_scope(trained, tasks, foreign, episodes=episodes)
+    distance, softmax, gain = found.distance, found.softmax, found.gain
+    decided = "" if gain.decided else " (not decided)"
+    cells = [f"{tasks.ways}-way {tasks.shots}-shot", "of no intent" if foreign else "other intents", name]
+    cells += [in_percent(distance.auroc), in_percent(softmax.auroc)]
+    cells += [f"{100 * gain.mean:+.1f} ± {100 * gain.interval:.1f}{decided}"]
+    cells += [in_percent(one) for one in (distance.fpr95, softmax.fpr95, found.answered, found.passed) if one]
+    return "| " + " | ".join(cells) + " |"
+
+
+def in_percent(amount: Amount) -> str:
+    """'75.6 % ± 0.8'."""
+    return f"{100 * amount.mean:.1f} % ± {100 * amount.interval:.1f}"
+
+
+def main(data: Path, protonet: bool = False, iterations: int = 300, episodes: int = 1000, seed: int = 0) -> None:
+    """Train on intents and print what is told of requests that belong to none of a task's.
+
+    Args:
+        data: folder of the data sets.
+        protonet: train a prototypical network, else a matching network.
+        iterations: of meta-training, one task of 50 intents and 5 texts of each.
+        episodes: test tasks.
+        seed: of the training.
+    """
+    table = pandas.read_csv(data / "clinc150" / "clinc150.csv.gz")
+    intents = table[table.intent != "oos"]
+    foreign = table[table.split == "oos_test"].text.tolist()
+    learner = qs.ProtoNet if protonet else qs.MatchingNet
+    trained = learned(learner, intents, iterations, seed)
+    untrained = qs.Trained(trained.learner, trained.learner.init(), preprocess=trained.preprocess)
+    print(f"{episodes} test tasks, 95 % intervals; the distance of 'answered' is that of 95 % of validation queries\n")
+    print("| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|")
+    for ways in (5, 10):
+        val, test = (qs.tasks.from_text(intents, split, ways, 5, 10, label="intent") for split in ("val", "test"))
+        for name, one in ((learner.__name__, trained), ("untrained", untrained)):
+            scoped = qs.scoped(one, val)
+            for others in (foreign, None):
+                print(row(name, scoped, test, others, episodes), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
