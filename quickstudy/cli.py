@@ -159,7 +159,7 @@ def _request(tasks: str, options: TaskOptions) -> recipes.Request:
     named = tasks in recipes.NAMED or not Path(tasks).exists()
     columns = {
         name: getattr(options, name)
-        for name in ("task", "target", "time", "kind", "ignore", "categories", "text", "label")
+        for name in ("task", "target", "time", "kind", "ignore", "categories", "text", "label", "encoder")
     }
     place = tasks if named else str(Path(tasks).resolve())
     return recipes.Request(place, **sizes, **columns, data=data, size=options.size)

@@ -43,7 +43,7 @@ def available(learner: Learner, tasks: Any) -> list[str]:
     """The controls that make sense for this learner and these tasks."""
     classification = getattr(tasks, "ways", None) is not None
     names = ["shuffled_labels"]
-    if getattr(tasks, "preprocess", {}).get("kind") == "text":  # numbers of subwords have no means and no scale
+    if "buckets" in getattr(tasks, "preprocess", {}):  # numbers of subwords have no means and no scale
         return names + (["zero_steps"] if hasattr(learner, "steps") else [])
     names += ["linear_probe"]
     names += ["zero_steps"] if hasattr(learner, "steps") else []

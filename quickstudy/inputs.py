@@ -17,17 +17,24 @@ from quickstudy import rows
 from quickstudy.errors import DataError, suggest
 from quickstudy.tasks import columns, tables, text
 from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
+from quickstudy.tasks.sentences import Encoder, as_vectors
 
 Preprocess = Mapping[str, Any]
 
 
-def encoded(preprocess: Preprocess, x: Any) -> Any:
-    """Rows of a table as numbers [n, d], texts as numbers of subwords; tensors and arrays of numbers as they are."""
-    if preprocess.get("kind") == "text" and not isinstance(x, Tensor):
+def encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None) -> Any:
+    """Rows of a table as numbers [n, d], texts as numbers of subwords or vectors; tensors and arrays as they are."""
+    if preprocess.get("kind") == "text" and not _is_numbers(x):
+        if "encoder" in preprocess:
+            return as_vectors(preprocess, text.as_texts(x), text_encoder)
         return text.hashed(text.as_texts(x), preprocess["buckets"], preprocess["words"])
     if preprocess.get("kind") == "table" and not isinstance(x, (Tensor, np.ndarray)):
         return columns.encode(preprocess["columns"], columns.as_frame(x))
     return x
+
+
+def _is_numbers(x: Any) -> bool:
+    return isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind in "fiu")
 
 
 def answers(preprocess: Preprocess, y: Any) -> Any:

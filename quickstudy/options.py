@@ -43,6 +43,7 @@ class TaskOptions:
     categories: Annotated[tuple[str, ...], columns] = ()  # of a table: columns of numbers that are names
     text: Annotated[str | None, word("none")] = None  # of a table of texts: the column that holds them
     label: Annotated[str | None, word("none")] = None  # of a table of texts: the column of their classes
+    encoder: Annotated[str | None, word("hashed subwords")] = None  # of texts: a model of sentence_transformers
     data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
     size: int = 28  # images from a folder are scaled to size x size
     meta_batch: int = 16  # tasks per update

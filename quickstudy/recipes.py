@@ -36,7 +36,7 @@ NAMED = ("glyphs", "sinusoid", *PUBLIC)
 # sinusoids as MAML (Finn 2017, section 5.1); tables as MAML liked on validation schools, students and chickens.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
-    "text": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 4, "iterations": 500},
+    "text": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 4, "iterations": 500, "hidden": (256,)},
     "table": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 16, "iterations": 2000},
     "sinusoid": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 25, "iterations": 10000},
 }
@@ -89,6 +89,7 @@ class Request(NamedTuple):
     categories: Sequence[str] = ()  # columns of numbers that are names
     text: str | None = None  # of labelled texts: the column of texts
     label: str | None = None  # of labelled texts: the column of classes
+    encoder: str | None = None  # of labelled texts: the model of sentence_transformers that makes vectors of them
 
 
 def kind_of(tasks: str, labelled: bool = False) -> str:
@@ -119,8 +120,12 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
     """
     name = request.tasks
     if kind_of(name, bool(request.text or request.label)) == "text":
-        named = {word: value for word in ("text", "label") if (value := getattr(request, word))}
-        return sources.from_text(name, split, request.ways or 5, request.shots, request.queries, **named)
+        named = {word: value for word in ("text", "label", "encoder") if (value := getattr(request, word))}
+        return sources.from_text(name, split, request.ways or 5, request.shots, request.queries, **named, progress=True)
+    if request.encoder:
+        raise ConfigError(
+            f"--encoder is for texts, and {name!r} holds none: leave it out, or name their column (--text)."
+        )
     if is_table(name):
         return _open_table(request, split, preprocess)
     if name == "sinusoid":
@@ -231,7 +236,7 @@ def positions(tasks: Any, objective: str) -> int:
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:
     """conv4 or another `network` for images, mlp for rows of numbers; an encoder where `outputs` is None."""
     preprocess = getattr(tasks, "preprocess", {})
-    if preprocess.get("kind") == "text":
+    if "buckets" in preprocess:  # hashed texts
         model = networks.text(outputs, buckets=preprocess["buckets"], words=preprocess["words"])
         model.encoder.set_idf(tasks.examples)  # type: ignore[operator, union-attr]
         return model

@@ -185,7 +185,8 @@ def _as_predictor(learner: Learner, tasks: Any) -> Learner:
 
 
 def _read(trained: Trained, foreign: Any) -> Tensor:
-    return as_features(as_inputs(encoded(trained.preprocess, foreign), trained.theta), trained.extractor)
+    x = as_inputs(encoded(trained.preprocess, foreign, trained.text_encoder), trained.theta)
+    return as_features(x, trained.extractor)
 
 
 def _foreign(tasks: Any, given: Tensor | None, n: int, seed: int, episode: int) -> Tensor:

@@ -27,6 +27,7 @@ from quickstudy.nn import NETWORKS
 from quickstudy.protocol import is_transductive, networks
 from quickstudy.tasks.classes import scaled
 from quickstudy.tasks.features import extract
+from quickstudy.tasks.sentences import Encoder, opened
 
 Answer = TypeVar("Answer")
 SCOPE = "scope"  # in preprocess: the distance beyond which an input is of no class, see `quickstudy.scoped`
@@ -39,7 +40,8 @@ class Trained:
 
     `tasks` describes what it was trained on; `preprocess` is how raw input became the model's input. `best` holds the
     thetas of the best validations where training kept several (`keep`), best first; `theta` is the first of them.
-    `extractor` is the frozen network of `qs.tasks.features`, which makes the learner's inputs of raw ones.
+    `extractor` is the frozen network of `qs.tasks.features`, which makes the learner's inputs of raw ones, and
+    `text_encoder` the model that made vectors of texts (`qs.tasks.from_text`), which no file holds.
     """
 
     learner: Learner
@@ -48,6 +50,7 @@ class Trained:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     best: tuple[Theta, ...] = ()
     extractor: nn.Module | None = None
+    text_encoder: Encoder | None = None
 
     def __post_init__(self) -> None:
         if self.best and self.best[0] is not self.theta:
@@ -76,7 +79,8 @@ class Trained:
         with torch.no_grad():
             phi = learner.adapt(self.theta, support)
         self._check_finite(phi)
-        return Predictor(learner, self.theta, phi, names, self.preprocess, self.extractor, shown)
+        parts = (self.preprocess, self.extractor, shown, self.text_encoder)
+        return Predictor(learner, self.theta, phi, names, *parts)
 
     def embed(self, x: Any, y: Any) -> Tensor:
         """What kind of task this is, a vector [d], from its support set as `adapt` takes it.
@@ -88,7 +92,8 @@ class Trained:
             return embed_of(learner)(self.theta, support)
 
     def _shown(self, x: Any, y: Any, transductive: bool) -> SupportSet:
-        x = as_inputs(encoded(self.preprocess, x), self.theta, least=0 if self.learner.from_nothing else 1)
+        x = encoded(self.preprocess, x, self.text_encoder)
+        x = as_inputs(x, self.theta, least=0 if self.learner.from_nothing else 1)
         return SupportSet(x, y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y), transductive)
 
     def _task(self, shown: SupportSet, known: bool = False) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
@@ -180,6 +185,7 @@ class Predictor(nn.Module):
 
     extractor: nn.Module | None  # as in `Trained`
     support: SupportSet | None
+    text_encoder: Encoder | None  # as in `Trained`
 
     def __init__(
         self,
@@ -190,11 +196,13 @@ class Predictor(nn.Module):
         preprocess: Mapping[str, Any] | None = None,
         extractor: nn.Module | None = None,
         shown: SupportSet | None = None,
+        text_encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
         self.support = shown
         self.learner, self.classes, self.preprocess = learner, classes, dict(preprocess or {})
-        self.__dict__["extractor"] = extractor  # not a submodule: train() must not reach it
+        # Not submodules: train() must not reach them.
+        self.__dict__ |= {"extractor": extractor, "text_encoder": text_encoder}
         self.names = tuple(theta)
         leaves, self.structure = pytree.tree_flatten(phi)
         self.sizes = (len(theta), len(leaves))
@@ -237,7 +245,7 @@ class Predictor(nn.Module):
         they sum to 1 for an input of no class, too. Raises ConfigError for learners that measure no distance.
         """
         distance = distance_of(self.learner)
-        x = as_inputs(encoded(self.preprocess, x), self._values()[0])
+        x = self._inputs(x)
         return self._asked(lambda: distance(*self._values(), as_features(x, self.extractor)), x)
 
     def _reach(self, reject: float) -> float:
@@ -262,8 +270,8 @@ class Predictor(nn.Module):
         if not 0 < level < 1:
             raise ConfigError(f"level is a probability between 0 and 1, got {level}. For 90 % give 0.9.")
         distribution = distribution_of(self.learner)
-        x = as_inputs(encoded(self.preprocess, x), self._values()[0])
-        mean, std = self._asked(lambda: distribution(*self._values(), x), x)
+        x = self._inputs(x)
+        mean, std = self._asked(lambda: distribution(*self._values(), as_features(x, self.extractor)), x)
         reach = float(ndtri(0.5 + level / 2)) * std
         return in_units(self.preprocess, mean - reach), in_units(self.preprocess, mean + reach)
 
@@ -281,7 +289,7 @@ class Predictor(nn.Module):
         those of `adapt` with all of them at once, whatever the learner.
         """
         shown = self._kept()
-        more = as_inputs(encoded(self.preprocess, x), self._values()[0])
+        more = self._inputs(x)
         y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
         if more.shape[1:] != shown.x.shape[1:] or y.shape[1:] != shown.y.shape[1:]:
             raise DataError(
@@ -316,12 +324,16 @@ class Predictor(nn.Module):
         return self.support
 
     def _again(self, x: Tensor, y: np.ndarray) -> Predictor:
-        trained = Trained(self.learner, self._values()[0], {}, self.preprocess, extractor=self.extractor)
+        parts = {"extractor": self.extractor, "text_encoder": self.text_encoder}
+        trained = Trained(self.learner, self._values()[0], {}, self.preprocess, **parts)
         self.__dict__.update(trained._adapted(SupportSet(x, y, self._kept().transductive), known=True).__dict__)
         return self
 
+    def _inputs(self, x: Any) -> Tensor:
+        return as_inputs(encoded(self.preprocess, x, self.text_encoder), self._values()[0])
+
     def _answer(self, x: Any) -> Tensor:
-        x = as_inputs(encoded(self.preprocess, x), self._values()[0])
+        x = self._inputs(x)
         return self._asked(lambda: self(x), x)
 
     def _asked(self, question: Callable[[], Answer], x: Tensor) -> Answer:
@@ -356,11 +368,13 @@ class Predictor(nn.Module):
         files.write_tensors(path, "predictor", tensors, header)
 
 
-def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
+def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) -> Trained | Predictor:
     """Read a `.qs` file (of `Trained.save` or `Predictor.save`), or the learner of a run folder.
 
     `fields` are the learner's fields that a file cannot hold, such as a model of your own: load(path, model=MyNet());
     and `extractor`, where it was trained on features (`qs.tasks.features`). Weights come from the file.
+    `text_encoder` is what made vectors of texts (`qs.tasks.from_text`), where that was a function of your own; without
+    it only vectors can be asked.
     Raises FileFormatError for a file that is not what it claims to be; nothing is ever unpickled.
     """
     if os.path.isdir(path):
@@ -373,14 +387,15 @@ def load(path: str | os.PathLike, **fields: Any) -> Trained | Predictor:
     theta = {name: theta[name] for name in header.get("names", theta)}
     _check_theta(path, learner, theta)
     extractor = _build_extractor(path, header, tensors, fields)
+    asked = None if text_encoder is None else opened(text_encoder)
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])
         told = header.get("support")
         shown = SupportSet(tensors["support.x"], np.array(told["y"]), told["transductive"]) if told else None
-        return Predictor(learner, theta, phi, classes, header["preprocess"], extractor, shown)
+        return Predictor(learner, theta, phi, classes, header["preprocess"], extractor, shown, asked)
     best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()
-    return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor)
+    return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor, asked)
 
 
 def distribution_of(learner: Learner) -> Callable[[Theta, Any, Tensor], tuple[Tensor, Tensor]]:

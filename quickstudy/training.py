@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -151,11 +152,12 @@ def train(
     folder = None if out is None else Path(out)
     if tensorboard:
         check_tensorboard(folder)
-    preprocess, extractor = dict(getattr(tasks, "preprocess", {})), getattr(tasks, "extractor", None)
+    preprocess = dict(getattr(tasks, "preprocess", {}))
+    extractor, text_encoder = (getattr(tasks, name, None) for name in ("extractor", "text_encoder"))
     if not learner.episodic and hasattr(tasks, "pooled"):
         tasks = tasks.pooled()
     theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
-    trained = Trained(learner, theta, describe(tasks), preprocess, extractor=extractor)
+    trained = Trained(learner, theta, describe(tasks), preprocess, extractor=extractor, text_encoder=text_encoder)
     state = _prepare(trained, optimizer, scheduler or schedule_of(learner.outer().schedule, iterations))
     config = {
         "learner": describe_learner(learner),
@@ -353,7 +355,7 @@ def _described(part: Any, settings: dict[str, Any] | None) -> dict[str, Any] | N
 def _finish(trained: Trained, state: TrainingState, folder: Path | None) -> Trained:
     thetas = [theta for _, theta in state.best]
     theta, several = (thetas or [trained.theta])[0], tuple(thetas) if len(thetas) > 1 else ()
-    final = Trained(trained.learner, theta, trained.tasks, trained.preprocess, several, trained.extractor)
+    final = dataclasses.replace(trained, theta=theta, best=several)
     if folder is not None:
         save_checkpoint(folder, state)
         final.save(folder / "learner.qs")

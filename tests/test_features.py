@@ -189,6 +189,16 @@ def test_tasks_from_arrays():
     assert torch.equal(ours.support.y, theirs.support.y)
 
 
+def test_intervals_are_those_of_the_features():
+    extractor, learner = nn.Linear(4, 3), qs.CNP(nn.Flatten(), 3, representation=8)
+    (x, y), query = engine.unstack(random_episodes(1, ways=None))[0]
+    theta = learner.init()
+    ours = qs.Trained(learner, theta, extractor=extractor).adapt(x, y).predict_interval(query.x)
+    plain = qs.Trained(learner, theta).adapt(extractor(x).detach(), y).predict_interval(extractor(query.x).detach())
+    for one, other in zip(ours, plain, strict=True):
+        assert_close(one, other, 1e-5)
+
+
 def test_features_may_be_maps():
     extractor = qs.nn.conv4(filters=4, norm="layer", maps=True)
     tasks = qs.tasks.features(glyphs(), extractor)

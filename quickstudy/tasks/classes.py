@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class ClassTasks:
     split: str = "train"
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # how raw input became `examples`
     extractor: nn.Module | None = None  # frozen: made features of them after that, see `qs.tasks.features`
+    text_encoder: Callable[[list[str]], Any] | None = None  # made vectors of texts, see `qs.tasks.from_text`
     grouped: bool = False  # a task stays within one group of classes, such as an alphabet
     raw: Sequence[str] = ()  # the examples as people read them, where they were texts
     notes: tuple[str, ...] = ()  # what was left out on the way here, for people

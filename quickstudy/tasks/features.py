@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +39,16 @@ def features(source: Source, extractor: nn.Module, *, batch: int = 256, progress
     """
     if batch < 1:
         raise ConfigError(f"batch must be at least 1, got {batch}.")
-    frozen = _frozen(extractor)
+    copied = frozen(extractor)
     if isinstance(source, ClassTasks):
-        examples = _extracted(frozen, source.examples, batch, progress)
-        return dataclasses.replace(source, examples=examples, extractor=frozen)
+        examples = _extracted(copied, source.examples, batch, progress)
+        return dataclasses.replace(source, examples=examples, extractor=copied)
     if isinstance(source, ArrayTasks):
         parts = (
-            _extracted(frozen, b.x.flatten(0, 1), batch, progress).unflatten(0, b.y.shape[:2]) for b in source.episodes
+            _extracted(copied, b.x.flatten(0, 1), batch, progress).unflatten(0, b.y.shape[:2]) for b in source.episodes
         )
         episodes = source.episodes._make(b._replace(x=x) for b, x in zip(source.episodes, parts, strict=True))
-        return dataclasses.replace(source, episodes=episodes, extractor=frozen)
+        return dataclasses.replace(source, episodes=episodes, extractor=copied)
     raise ConfigError(
         f"features are computed for a pool of classes (glyphs, omniglot, from_folder) or for from_arrays; a "
         f"{type(source).__name__} draws inputs anew. Put the frozen module into the learner's network instead."
@@ -63,25 +64,30 @@ def extract(extractor: nn.Module, x: Tensor) -> Tensor:
     return call(extractor, {}, x)
 
 
-def _frozen(extractor: nn.Module) -> nn.Module:
-    frozen = copy.deepcopy(extractor).eval().requires_grad_(False)
-    if normalisation(frozen) in ("batch", "support"):
+def frozen(module: nn.Module) -> nn.Module:
+    """A copy in eval mode without gradients. Raises ConfigError for one whose answers depend on the batch."""
+    copied = copy.deepcopy(module).eval().requires_grad_(False)
+    if normalisation(copied) in ("batch", "support"):
         raise ConfigError(
-            "the extractor normalises by whatever batch it is given, so its features are not those of an example "
+            "the module normalises by whatever batch it is given, so its features are not those of an example "
             'alone. Use norm="layer" or "none", or torch\'s BatchNorm with the averages of its training.'
         )
-    return frozen
+    return copied
 
 
 def _extracted(extractor: nn.Module, examples: Tensor, batch: int, progress: bool) -> Tensor:
-    """Features of all examples [N, ...], on the CPU, as the learner's network wants its numbers."""
+    return in_batches(lambda x: extract(extractor, scaled(x)), examples.split(batch), "the extractor", progress)
+
+
+def in_batches(function: Callable[[Any], Any], parts: Sequence[Any], who: str, progress: bool) -> Tensor:
+    """What `function` makes of all examples [N, ...], on the CPU, as the learner's network wants its numbers."""
     found = []
-    with torch.no_grad(), counting_bar("features", len(examples), progress) as count:
-        for part in examples.split(batch):
-            z = extract(extractor, scaled(part))
+    with torch.no_grad(), counting_bar("features", sum(map(len, parts)), progress) as count:
+        for part in parts:
+            z = function(part)
             if not isinstance(z, Tensor) or z.dim() < 2 or len(z) != len(part):
                 got = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
-                raise ConfigError(f"the extractor must give features [n, ...]; for n = {len(part)} it gave {got}.")
+                raise ConfigError(f"{who} must give features [n, ...]; for n = {len(part)} it gave {got}.")
             found.append(z.to("cpu", torch.get_default_dtype()))
             count(len(part))
     return torch.cat(found)

@@ -15,6 +15,7 @@ from torch import Tensor
 from quickstudy.errors import DataError
 from quickstudy.tasks.classes import ClassTasks, stack_classes
 from quickstudy.tasks.columns import as_frame, need_pandas
+from quickstudy.tasks.sentences import embedded, facts, opened
 from quickstudy.tasks.splits import by_name, check_disjoint, check_split
 from quickstudy.tasks.tables import check_columns, counted, read_table, split_files
 
@@ -36,14 +37,19 @@ def from_text(
     label: str = "label",
     buckets: int = 16384,
     words: int = LONGEST,
+    encoder: Any = None,
+    progress: bool = False,
 ) -> ClassTasks:
-    """Episodes from labelled texts; examples int32 [N, words, subwords], for `qs.nn.text`.
+    """Episodes from labelled texts; examples int32 [N, words, subwords], for `qs.nn.text`, or vectors [N, d].
 
     texts    a CSV, TSV or Parquet file or DataFrame with a column of texts and one of labels; a folder of such files
              train, val and test, or a dict of DataFrames, which may share no class; or a folder with a folder
              of .txt files for each class
     text     the column of texts; label: that of their classes
     buckets  numbers that subwords are hashed to; words: how many of a text are read
+    encoder  a frozen model of sentences in place of that, which makes vectors [N, d] of texts: a function from a list
+             of n texts to [n, d], such as `SentenceTransformer(...).encode`, or a module that does so, or the name of
+             a model of sentence_transformers. It sees each text once, now; `progress` shows a bar meanwhile
 
     Without splits of your own the classes are split 60/20/20 by a hash of their names. Case is ignored. Texts that are
     empty, have no label or are exact copies of another in their class are left out; `notes` tells how many.
@@ -55,7 +61,7 @@ def from_text(
     >>> tasks.sample(3).support.x.shape
     torch.Size([3, 2, 24, 16])
 
-    Raises DataError that names column, row and class.
+    Raises DataError that names column, row and class, ConfigError for an encoder that gives no vectors.
     """
     check_split(split)
     splits, name, notes = _splits(texts, text, label)
@@ -66,12 +72,14 @@ def from_text(
         raise DataError(
             f"{name} has too few classes for a {split!r} part. It takes at least five, or parts of your own."
         )
-    examples, starts = stack_classes([hashed(of_class, buckets, words) for of_class in classes.values()])
-    preprocess = {"kind": "text", "buckets": buckets, "words": words, "text": text, "label": label}
     raw = [one for of_class in classes.values() for one in of_class]
-    return ClassTasks(
-        examples, starts, list(classes), ways, shots, queries, name, split, preprocess, raw=raw, notes=tuple(notes)
-    )
+    asked = None if encoder is None else opened(encoder)
+    numbers = hashed(raw, buckets, words) if asked is None else embedded(raw, asked, progress=progress)
+    examples, starts = stack_classes(numbers.split([len(of_class) for of_class in classes.values()]))
+    reading = {"buckets": buckets, "words": words} if asked is None else facts(encoder, numbers.shape[1])
+    preprocess = {"kind": "text", "text": text, "label": label} | reading
+    about = {"raw": raw, "notes": tuple(notes), "text_encoder": asked}
+    return ClassTasks(examples, starts, list(classes), ways, shots, queries, name, split, preprocess, **about)
 
 
 def hashed(texts: Sequence[str], buckets: int = 16384, words: int = LONGEST) -> Tensor:
