@@ -252,15 +252,15 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
 
 def baselines(train: Any, test: Any) -> dict[str, Trained]:
     """What needs no meta-training on such tasks; of scikit-learn's models those that suit, where it is installed."""
-    ways, kind = getattr(test, "ways", None), getattr(train, "preprocess", {}).get("kind")
-    numbers = {} if kind == "text" else {"linear-probe": Trained(LinearProbe(ways), {})}
-    if ways and kind != "text":
+    ways, hashed = getattr(test, "ways", None), "buckets" in getattr(train, "preprocess", {})  # texts, as subwords
+    numbers = {} if hashed else {"linear-probe": Trained(LinearProbe(ways), {})}
+    if ways and not hashed:
         numbers["nearest-centroid"] = Trained(NearestCentroid(ways), {})
     try:
         from sklearn import ensemble, linear_model
     except ImportError:
         return numbers
-    if kind == "text":
+    if hashed:
         words = _tf_idf(train)
         linear = per_task(linear_model.LogisticRegression(C=10.0, max_iter=500), test, encoder=words)
         centroid = ProtoNet(words, ways=ways or 5)
