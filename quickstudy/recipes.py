@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,40 +252,46 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
 
 
 def baselines(train: Any, test: Any) -> dict[str, Trained]:
-    """What needs no meta-training on such tasks; of scikit-learn's models those that suit, where it is installed."""
-    ways, hashed = getattr(test, "ways", None), "buckets" in getattr(train, "preprocess", {})  # texts, as subwords
-    numbers = {} if hashed else {"linear-probe": Trained(LinearProbe(ways), {})}
-    if ways and not hashed:
-        numbers["nearest-centroid"] = Trained(NearestCentroid(ways), {})
+    """What needs no meta-training on such tasks; scikit-learn's models where it is installed."""
+    if "buckets" in getattr(train, "preprocess", {}):  # texts, as numbers of subwords
+        return _on_texts(train, test)
+    ways = getattr(test, "ways", None)
+    found: dict[str, Trained] = {"linear-probe": Trained(LinearProbe(ways), {})}
+    if ways:
+        found["nearest-centroid"] = Trained(NearestCentroid(ways), {})
+    return found | (_on_tables(train, test) if isinstance(train, sources.GroupTasks) else {})
+
+
+def _on_texts(train: Any, test: Any) -> dict[str, Trained]:
+    """Class means and logistic regression on TF-IDF: the text encoder as it is before training, its sketch alone."""
+    tf_idf = build_network(train, None, {})
+    with torch.no_grad():
+        tf_idf.encoder.angle.zero_()  # type: ignore[operator, union-attr]
+    means = ProtoNet(tf_idf, ways=test.ways)
+    found = {"tf-idf-centroid": Trained(means, means.init())}
+    with suppress(ImportError):
+        from sklearn.linear_model import LogisticRegression
+
+        linear = LogisticRegression(C=10.0, max_iter=500)
+        found["tf-idf-logistic-regression"] = per_task(linear, test, encoder=tf_idf)
+    return found
+
+
+def _on_tables(train: sources.GroupTasks, test: Any) -> dict[str, Trained]:
+    """Linear models and gradient boosting on each task alone; boosting on all training rows, for values with levels."""
     try:
         from sklearn import ensemble, linear_model
     except ImportError:
-        return numbers
-    if hashed:
-        words = _tf_idf(train)
-        linear = per_task(linear_model.LogisticRegression(C=10.0, max_iter=500), test, encoder=words)
-        centroid = ProtoNet(words, ways=ways or 5)
-        return {"tf-idf-centroid": Trained(centroid, centroid.init()), "tf-idf-logistic-regression": linear}
-    if not isinstance(train, sources.GroupTasks):
-        return numbers
-    if ways:
-        boosting = ensemble.GradientBoostingClassifier(n_estimators=50, random_state=0)
-        linear = linear_model.LogisticRegression(max_iter=1000)
-        everything = ensemble.HistGradientBoostingClassifier(random_state=0)
-        own = {"logistic-regression": linear, "gradient-boosting": boosting}
-        together = {"pooled-boosting": pooled(everything, train)}
+        return {}
+    few: dict[str, Any] = {"n_estimators": 50, "random_state": 0}
+    if test.ways:
+        line: Any = linear_model.LogisticRegression(max_iter=1000)
+        trees: Any = ensemble.GradientBoostingClassifier(**few)
+        forest: Any = ensemble.HistGradientBoostingClassifier(random_state=0)
     else:
-        boosting = ensemble.GradientBoostingRegressor(n_estimators=50, random_state=0)
-        everything = ensemble.HistGradientBoostingRegressor(random_state=0)
-        own = {"ridge": linear_model.RidgeCV(alphas=(0.01, 0.1, 1.0, 10.0, 100.0)), "gradient-boosting": boosting}
-        together = {"pooled-boosting": pooled(everything, train)}
-        together["pooled-boosting-and-level"] = pooled(everything, train, offset=True)
-    return numbers | {name: per_task(model, test) for name, model in own.items()} | together
-
-
-def _tf_idf(train: Any) -> nn.Module:
-    """The text encoder as it is before training, without its learned half."""
-    model = build_network(train, None, {})
-    with torch.no_grad():
-        model.encoder.angle.zero_()  # type: ignore[operator, union-attr]
-    return model
+        line = linear_model.RidgeCV(alphas=(0.01, 0.1, 1.0, 10.0, 100.0))
+        trees = ensemble.GradientBoostingRegressor(**few)
+        forest = ensemble.HistGradientBoostingRegressor(random_state=0)
+    found = {"logistic-regression" if test.ways else "ridge": per_task(line, test)}
+    found |= {"gradient-boosting": per_task(trees, test), "pooled-boosting": pooled(forest, train)}
+    return found if test.ways else found | {"pooled-boosting-and-level": pooled(forest, train, offset=True)}

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from test_baselines import kinds, levels
@@ -17,6 +18,7 @@ from quickstudy.advice import Advice, advise, as_good
 from quickstudy.comparing import Entry, LearnerComparison, Trial, compare_learners
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.evaluation import Score, half_width
+from quickstudy.recipes import baselines
 from quickstudy.report import write_comparison
 
 PROTOCOL = qs.Protocol("ProtoNet", "glyphs", "test", 5, 1, 15, "accuracy", 400, 1, False, "support")
@@ -213,3 +215,32 @@ def test_compare_refuses_before_it_trains(tmp_path: Path, capsys: pytest.Capture
     assert cli.run(["compare", "glyphs", "protonett", *out]) == 2
     assert "protonet" in capsys.readouterr().err
     assert not (tmp_path / "which").exists()
+
+
+# --- what stands beside ----------------------------------------------------------------------------------------------
+
+
+def test_baselines_suit_the_tasks() -> None:
+    classes, values, pictures = kinds(), levels(), qs.tasks.glyphs("val", ways=3)
+    both = {"linear-probe", "gradient-boosting", "pooled-boosting"}
+    named = {
+        "classes": (classes, both | {"nearest-centroid", "logistic-regression"}),
+        "values": (values, both | {"ridge", "pooled-boosting-and-level"}),
+        "pictures": (pictures, {"linear-probe", "nearest-centroid"}),
+    }
+    for tasks, names in named.values():
+        found = baselines(tasks, tasks)
+        assert set(found) == names
+        for name, trained in found.items():
+            assert math.isfinite(qs.evaluate(trained, tasks, episodes=2).mean), name
+
+
+def test_baselines_of_texts_are_tf_idf() -> None:
+    rows = [(f"{word} number {i}", word) for word in ("pay", "card", "rate", "lost", "home", "visa") for i in range(8)]
+    frame = pandas.DataFrame(rows, columns=["text", "label"])
+    splits = {split: frame.assign(label=frame.label + split) for split in ("train", "val", "test")}
+    train, test = (qs.tasks.from_text(splits, split, 5, 2, 3) for split in ("train", "test"))
+    found = baselines(train, test)
+    assert set(found) == {"tf-idf-centroid", "tf-idf-logistic-regression"}
+    for trained in found.values():
+        assert qs.evaluate(trained, test, episodes=4).mean > 0.9  # one word tells the class
