@@ -139,7 +139,7 @@ class PredictOptions:
 
 @dataclass
 class ReportOptions:
-    """Write one self-contained HTML page about a run, or a comparison of several."""
+    """Write one self-contained HTML page about a run or a comparison of several, and its plots and numbers as files."""
 
     runs: Positional[tuple[str, ...]]  # run folders
     out: Annotated[str | None, word("report.html in the run folder")] = None  # file to write
