@@ -52,7 +52,8 @@ from quickstudy.training import train as train_learner
 OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then learn a new task from a few examples.
 
   quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, cifar_fs, ..., a folder of class folders, a table
-                                        (--task, --target) or a table of texts (--text, --label)
+                                        (--task, --target), a table of ratings (--user, --item,
+                                        --rating) or a table of texts (--text, --label)
   quickstudy evaluate RUN               score on unseen tasks, with interval and controls
   quickstudy adapt RUN SUPPORT --out F  learn one new task: a folder with a subfolder per class, or a table
   quickstudy predict F INPUT...         answer for new images, rows or texts (--json for programs)
@@ -156,13 +157,15 @@ def _request(tasks: str, options: TaskOptions) -> recipes.Request:
     sizes = {"ways": options.ways, "shots": options.shots, "queries": options.queries}
     # Absolute, so that the run can be evaluated from any folder.
     data = str(Path(options.data).resolve()) if options.data else None
+    items = str(Path(options.items).resolve()) if options.items else None
     named = tasks in recipes.NAMED or not Path(tasks).exists()
     columns = {
         name: getattr(options, name)
         for name in ("task", "target", "time", "kind", "ignore", "categories", "text", "label", "encoder")
     }
+    columns |= {name: getattr(options, name) for name in ("user", "item", "rating", "item_id", "factors")}
     place = tasks if named else str(Path(tasks).resolve())
-    return recipes.Request(place, **sizes, **columns, data=data, size=options.size)
+    return recipes.Request(place, **sizes, **columns, items=items, data=data, size=options.size)
 
 
 def _network_options(options: TaskOptions) -> dict[str, Any]:

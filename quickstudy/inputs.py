@@ -1,6 +1,6 @@
 """What people give, as a learner reads it: by the kind of input that it was trained on.
 
-`preprocess` of a trained learner says the kind: "image", "table", "text", or none for rows of numbers.
+`preprocess` of a trained learner says the kind: "image", "table", "ratings", "text", or none for rows of numbers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from quickstudy import rows
 from quickstudy.errors import DataError, suggest
-from quickstudy.tasks import columns, tables, text
+from quickstudy.tasks import columns, ratings, tables, text
 from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
 from quickstudy.tasks.sentences import Encoder, as_vectors
 
 Preprocess = Mapping[str, Any]
+TABLES = ("table", "ratings")  # kinds whose rows have columns
 
 
 def encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None) -> Any:
@@ -30,6 +31,8 @@ def encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None)
         return text.hashed(text.as_texts(x), preprocess["buckets"], preprocess["words"])
     if preprocess.get("kind") == "table" and not isinstance(x, (Tensor, np.ndarray)):
         return columns.encode(preprocess["columns"], columns.as_frame(x))
+    if preprocess.get("kind") == "ratings" and not isinstance(x, (Tensor, np.ndarray)):
+        return ratings.encode(preprocess, columns.as_frame(x))
     return x
 
 
@@ -39,7 +42,7 @@ def _is_numbers(x: Any) -> bool:
 
 def answers(preprocess: Preprocess, y: Any) -> Any:
     """Answers as the learner reads them: values [n, d] scaled; names and numbers of classes as they are."""
-    if preprocess.get("kind") != "table" or "classes" in preprocess:
+    if preprocess.get("kind") not in TABLES or "classes" in preprocess:
         return y
     values = torch.from_numpy(np.array(y, dtype=np.float64)).reshape(len(y), -1)
     return (values - preprocess["mean"]) / preprocess["std"]
@@ -58,9 +61,9 @@ def support_of(preprocess: Preprocess, path: Path, classification: bool) -> tupl
     if kind == "text":
         return _labelled_texts(preprocess, path)
     if not path.is_file():
-        what = "a table with the target's column" if kind == "table" else "a CSV file (inputs..., answer last)"
+        what = "a table with the target's column" if kind in TABLES else "a CSV file (inputs..., answer last)"
         raise DataError(f"{str(path)!r} is not a file: this run was not trained on images, give SUPPORT as {what}.")
-    return _table_support(preprocess, path) if kind == "table" else rows.read_support(path, classification)
+    return _table_support(preprocess, path) if kind in TABLES else rows.read_support(path, classification)
 
 
 def _class_folders(preprocess: Preprocess, path: Path) -> tuple[Tensor, list[str]]:
@@ -94,6 +97,8 @@ def _table_support(preprocess: Preprocess, path: Path) -> tuple[Any, Any]:
     frame = frame[~frame[target].isna()]
     if len(frame) == 0:
         raise DataError(f"no row of {str(path)!r} has a target ({target!r}): there is nothing to learn from.")
+    if preprocess["kind"] == "ratings":
+        ratings.check_known(preprocess, frame)
     if "classes" in preprocess:
         tables.answers_of(preprocess, frame[target])  # refuses classes that training did not know
         return frame, columns.as_words(frame[target]).tolist()
@@ -103,7 +108,7 @@ def _table_support(preprocess: Preprocess, path: Path) -> tuple[Any, Any]:
 def inputs_of(preprocess: Preprocess, path: Path) -> tuple[Any, list[str]]:
     """Inputs to answer for, from a file or a folder, and a name for each."""
     kind = preprocess.get("kind")
-    if kind == "table":
+    if kind in TABLES:
         frame = tables.read_table(path)
         return frame, [f"{path}:{i + 1}" for i in range(len(frame))]
     if kind == "text":

@@ -41,6 +41,12 @@ class TaskOptions:
     kind: Annotated[Literal["number", "class"] | None, kinds] = None  # of a table: what the target is
     ignore: Annotated[tuple[str, ...], columns] = ()  # of a table: columns to leave out
     categories: Annotated[tuple[str, ...], columns] = ()  # of a table: columns of numbers that are names
+    user: Annotated[str | None, word("none")] = None  # of a table of ratings: the column of who rated
+    item: Annotated[str | None, word("item")] = None  # of a table of ratings: the column of what was rated
+    rating: Annotated[str | None, word("rating")] = None  # of a table of ratings: the column of the number given
+    items: Annotated[str | None, word("none")] = None  # of a table of ratings: a table of the items' features
+    item_id: Annotated[str | None, word("as in the ratings")] = None  # of that one: the column of items
+    factors: int = 0  # of a table of ratings: length of the items' vectors learned from training users
     text: Annotated[str | None, word("none")] = None  # of a table of texts: the column that holds them
     label: Annotated[str | None, word("none")] = None  # of a table of texts: the column of their classes
     encoder: Annotated[str | None, word("hashed subwords")] = None  # of texts: a model of sentence_transformers
@@ -61,8 +67,8 @@ class TrainOptions(TaskOptions):
     """Meta-train a learner on many small tasks and keep the run in a folder.
 
     TASKS is a name that 'quickstudy list' shows, such as glyphs or cifar_fs, a folder of class folders, a table (then
-    --task and --target name its columns) or a table of texts (then --text and --label do); LEARNER is a name from
-    there, too.
+    --task and --target name its columns), a table of ratings (--user, --item, --rating) or one of texts (--text,
+    --label); LEARNER is a name from there, too.
     Further options are the learner's own: see them with 'quickstudy train TASKS LEARNER --help'.
     """
 

@@ -88,6 +88,12 @@ class Request(NamedTuple):
     kind: str | None = None  # what the target is: number or class
     ignore: Sequence[str] = ()  # columns to leave out
     categories: Sequence[str] = ()  # columns of numbers that are names
+    user: str | None = None  # of a table of ratings: the column of who rated, as the next ones
+    item: str | None = None
+    rating: str | None = None
+    items: str | None = None  # a table of the items' features
+    item_id: str | None = None  # its column of items
+    factors: int = 0  # length of the items' vectors learned from training users
     text: str | None = None  # of labelled texts: the column of texts
     label: str | None = None  # of labelled texts: the column of classes
     encoder: str | None = None  # of labelled texts: the model of sentence_transformers that makes vectors of them
@@ -127,6 +133,8 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
         raise ConfigError(
             f"--encoder is for texts, and {name!r} holds none: leave it out, or name their column (--text)."
         )
+    if is_table(name) and (request.user or request.item or request.rating or request.items):
+        return _open_ratings(request, split, preprocess)
     if is_table(name):
         return _open_table(request, split, preprocess)
     if name == "sinusoid":
@@ -155,6 +163,18 @@ def _open_table(request: Request, split: str, preprocess: Mapping[str, Any] | No
     words = ("task", "target", "time", "kind", "ignore", "categories", "shots", "queries")
     given = {word: getattr(request, word) for word in words}
     return sources.from_table(request.tasks, split, **given, preprocess=preprocess)
+
+
+def _open_ratings(request: Request, split: str, preprocess: Mapping[str, Any] | None) -> Any:
+    if request.task or request.target or request.kind:
+        raise ConfigError(
+            "in a table of ratings --user names the task and --rating the target, a number: leave --task, --target and "
+            "--kind out."
+        )
+    named = {word: value for word in ("user", "item", "rating") if (value := getattr(request, word))}
+    words = ("time", "items", "item_id", "ignore", "categories", "shots", "queries", "factors")
+    given = named | {word: getattr(request, word) for word in words}
+    return sources.from_ratings(request.tasks, split, **given, preprocess=preprocess)
 
 
 def find_learner(name: str) -> tuple[str, type[Learner]]:

@@ -13,6 +13,7 @@ from quickstudy.tasks.glyphs import glyphs
 from quickstudy.tasks.groups import GroupTasks
 from quickstudy.tasks.images import from_folder
 from quickstudy.tasks.omniglot import omniglot
+from quickstudy.tasks.ratings import from_ratings
 from quickstudy.tasks.sinusoid import Sinusoids, sinusoid
 from quickstudy.tasks.tables import from_table
 from quickstudy.tasks.text import from_text
@@ -28,6 +29,7 @@ __all__ = [
     "features",
     "from_arrays",
     "from_folder",
+    "from_ratings",
     "from_table",
     "from_text",
     "glyphs",

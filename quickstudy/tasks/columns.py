@@ -2,6 +2,7 @@
 
     number     (value - mean) / std of training tasks, cut at 10 deviations; missing: 0, and 1 in a column of its own
     category   1 in the column of its level, of the 20 most frequent ones; missing: 1 in a column of its own
+    list       several levels in one cell, "Action|Drama": 1 in the column of each, of the 20 most frequent ones
     date       a number, in days
 
 A level that training did not see is 0 in all columns, and stops no prediction.
@@ -19,18 +20,24 @@ from quickstudy.errors import DataError, suggest
 
 LEVELS = 20  # of a category that get a column of their own
 FARTHEST = 10.0  # deviations from the mean; what is farther is put there
+MARK = "|"  # between the levels of a list
 ABSURD = 1e6  # times its usual distance from the median, a number is taken for a mistake
 
 Column = dict[str, Any]  # name, kind, and mean, std, missing or levels, missing
 
 
-def learn_columns(frame: Any, names: Sequence[str], categories: Sequence[str] = ()) -> list[Column]:
+def learn_columns(
+    frame: Any, names: Sequence[str], categories: Sequence[str] = (), lists: Sequence[str] = ()
+) -> list[Column]:
     """What `encode` needs to know of the named columns of a DataFrame. Raises DataError for mixed or absurd values."""
-    return [_learn(frame[name], str(name), name in categories) for name in names]
+    return [_learn(frame[name], str(name), name in categories, name in lists) for name in names]
 
 
-def _learn(values: Any, name: str, category: bool) -> Column:
+def _learn(values: Any, name: str, category: bool, several: bool) -> Column:
     missing = bool(values.isna().any())
+    if several:
+        levels = as_words(values.dropna()).str.split(MARK).explode().value_counts().index[:LEVELS]
+        return {"name": name, "kind": "list", "levels": sorted(levels), "missing": missing}
     if category or not is_numeric(values, name):
         levels = as_words(values.dropna()).value_counts().index[:LEVELS]
         return {"name": name, "kind": "category", "levels": sorted(levels), "missing": missing}
@@ -57,6 +64,11 @@ def _encoded(column: Column, values: Any) -> np.ndarray:
     if column["kind"] == "number":
         numbers = (as_numbers(values, column["name"]) - column["mean"]) / column["std"]
         made = [np.clip(np.nan_to_num(numbers, nan=0.0), -FARTHEST, FARTHEST)[:, None]]
+    elif column["kind"] == "list":
+        words = [set() if gone else set(word.split(MARK)) for word, gone in zip(as_words(values), absent, strict=True)]
+        made = [
+            np.array([[level in of_row for level in column["levels"]] for of_row in words]).reshape(len(values), -1)
+        ]
     else:
         words = as_words(values).to_numpy()
         made = [np.stack([words == level for level in column["levels"]], axis=1)] if column["levels"] else []
@@ -68,7 +80,7 @@ def _encoded(column: Column, values: Any) -> np.ndarray:
 def as_words(values: Any) -> Any:
     """Levels as text; 3.0, as a column of whole numbers with gaps is read, is '3'."""
     if values.dtype.kind == "f":
-        return values.map(lambda v: v if math.isnan(v) else f"{v:g}").astype(object)
+        return values.map(lambda v: v if math.isnan(v) else f"{v:.15g}").astype(object)
     return values.astype(str).where(~values.isna(), None).astype(object)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -84,13 +85,16 @@ def from_table(
     Raises DataError that names column, row and task.
     """
     check_split(split)
-    frame, assigned, name = _read(table)
+    frame, assigned, name = read_splits(table)
     roles = _roles(frame, task, target, time, ignore, categories)
-    frame, notes = _clean(frame, roles)
+    frame, notes = clean(frame, {"task": task, "target": target, "time": time})
     roles = roles._replace(features=_useful(frame, roles, categories, notes))
     splits = assigned if assigned is not None else by_name(dict.fromkeys(as_words(frame[roles.task])))
     learned = dict(preprocess or _learn(frame, roles, splits, kind, categories))
-    return _tasks(frame, roles, splits, split, learned, shots, queries, name, notes)
+    mine = rows_of(frame, task, splits, split, name)
+    return group_tasks(
+        mine, roles, learned, functools.partial(encode, learned["columns"]), split, shots, queries, name, notes
+    )
 
 
 def read_table(path: str | os.PathLike) -> Any:
@@ -127,7 +131,7 @@ def check_columns(frame: Any, given: Mapping[str, Sequence[str]], name: str) -> 
     for role, columns in given.items():
         if lacking := next((column for column in columns if column not in names), None):
             raise DataError(
-                f"{name} has no column {lacking!r} ({role}); it has {_listed(names, 30)}.{suggest(lacking, names)}"
+                f"{name} has no column {lacking!r} ({role}); it has {listed(names, 30)}.{suggest(lacking, names)}"
             )
 
 
@@ -157,7 +161,7 @@ def _separator(path: Path) -> str:
     return max((",", ";", "\t"), key=lambda mark: header.count(mark.encode()))
 
 
-def _read(table: Any) -> tuple[Any, dict[str, Mapping[str, Any]] | None, str]:
+def read_splits(table: Any) -> tuple[Any, dict[str, Mapping[str, Any]] | None, str]:
     """The rows, the tasks of each split where the user made the splits, and a name."""
     pandas = need_pandas()
     if isinstance(table, pandas.DataFrame):
@@ -199,15 +203,16 @@ def _roles(
     return Roles(task, target, time, [n for n in names if n not in (task, target, *ignore)])
 
 
-def _clean(frame: Any, roles: Roles) -> tuple[Any, list[str]]:
-    """Without rows that have no task, no target or no time, and without exact copies."""
+def clean(frame: Any, needed: Mapping[str, str | None]) -> tuple[Any, list[str]]:
+    """Without rows that lack a value in a column needed, which each has a role, and without exact copies; and notes."""
     notes: list[str] = []
-    for role, column in (("task", roles.task), ("target", roles.target), ("time", roles.time)):
+    for role, column in needed.items():
         if column is not None and (lacking := frame[column].isna()).any():
             notes.append(f"{counted(int(lacking.sum()), 'row')} without {role} ({column!r}) left out")
             frame = frame[~lacking]
     if len(frame) == 0:
-        raise DataError(f"no row of the table has both {roles.task!r} and {roles.target!r}.")
+        all_of = " and ".join(repr(column) for column in needed.values() if column is not None)
+        raise DataError(f"no row of the table has both {all_of}.")
     if (copies := frame.duplicated()).any():
         notes.append(
             f"{counted(int(copies.sum()), 'row')} that copy another one left out: one of a pair could be asked for "
@@ -224,7 +229,7 @@ def _useful(frame: Any, roles: Roles, categories: Sequence[str], notes: list[str
         if name not in categories and name != roles.time and counts_rows(frame[name], name)
     ]
     if idle:
-        notes.append(f"column{'s' * (len(idle) > 1)} {_listed(idle)} left out: a number or name for each row")
+        notes.append(f"column{'s' * (len(idle) > 1)} {listed(idle)} left out: a number or name for each row")
     features = [name for name in roles.features if name not in idle]
     if not features:
         raise DataError(f"the table has no feature: all its columns are {roles.task!r}, {roles.target!r} or left out.")
@@ -235,7 +240,7 @@ def _learn(
     frame: Any, roles: Roles, splits: Mapping[str, Mapping[str, Any]], kind: str | None, categories: Sequence[str]
 ) -> dict[str, Any]:
     """What is learned on training tasks: features, and the target's classes or scale."""
-    train = frame[_rows_of(frame, roles, splits, "train")]
+    train = frame[_in_split(frame, roles.task, splits, "train")]
     if len(train) == 0:
         raise DataError("the table has no training tasks: columns are scaled by what they hold.")
     columns = learn_columns(train, roles.features, categories)
@@ -249,16 +254,21 @@ def _learn(
         answers = np.searchsorted(learned["classes"], as_words(train[roles.target]).to_numpy().astype(str))
     else:
         answers = as_numbers(train[roles.target], roles.target)
-        check_sane(answers, roles.target)
-        if answers.std() == 0:
-            raise DataError(f"the target {roles.target!r} is {answers[0]:g} in every training row: nothing to learn.")
-        learned |= {"mean": float(answers.mean()), "std": float(answers.std())}
+        learned |= learn_scale(answers, roles.target)
     if leak := tells(columns, train, answers):
         raise DataError(
             f"column {leak!r} gives the target {roles.target!r} away: where one is known, so is the other. Leave it "
             f"out (ignore {leak!r}) if it is not there yet when a prediction is wanted."
         )
     return learned
+
+
+def learn_scale(answers: np.ndarray, target: str) -> dict[str, float]:
+    """Mean and deviation of training tasks' answers. Raises DataError for absurd ones, and if all are the same."""
+    check_sane(answers, target)
+    if answers.std() == 0:
+        raise DataError(f"the target {target!r} is {answers[0]:g} in every training row: nothing to learn.")
+    return {"mean": float(answers.mean()), "std": float(answers.std())}
 
 
 def _is_class(values: Any, name: str, kind: str | None) -> bool:
@@ -271,34 +281,39 @@ def _is_class(values: Any, name: str, kind: str | None) -> bool:
     return kind == "class"
 
 
-def _rows_of(frame: Any, roles: Roles, splits: Mapping[str, Mapping[str, Any]], split: str) -> Any:
-    """Which rows belong to a split."""
+def rows_of(frame: Any, task: str, splits: Mapping[str, Mapping[str, Any]], split: str, name: str) -> Any:
+    """The rows of a split. Raises DataError where there are none, and for a task in two splits of the user's own."""
+    if not splits:
+        _check_disjoint(frame, task)
+    mine = frame[_in_split(frame, task, splits, split)]
+    if len(mine) == 0:
+        raise DataError(f"{name} has no {split!r} tasks. It takes at least five tasks, or tables of your own splits.")
+    return mine
+
+
+def _in_split(frame: Any, task: str, splits: Mapping[str, Mapping[str, Any]], split: str) -> np.ndarray:
     if not splits:
         return (frame[SPLIT] == split).to_numpy()
-    return as_words(frame[roles.task]).isin(splits[split]).to_numpy()
+    return as_words(frame[task]).isin(splits[split]).to_numpy()
 
 
-def _tasks(
-    frame: Any,
+def group_tasks(
+    mine: Any,
     roles: Roles,
-    splits: Mapping[str, Mapping[str, Any]],
-    split: str,
     learned: dict[str, Any],
+    encoded: Callable[[Any], np.ndarray],
+    split: str,
     shots: int,
     queries: int,
     name: str,
-    notes: list[str],
+    notes: Sequence[str],
 ) -> GroupTasks:
-    if not splits:
-        _check_disjoint(frame, roles)
-    mine = frame[_rows_of(frame, roles, splits, split)]
-    if len(mine) == 0:
-        raise DataError(f"{name} has no {split!r} tasks. It takes at least five tasks, or tables of your own splits.")
-    moments = [_moment(mine[roles.time], roles.time)] if roles.time else []
+    """The tasks whose rows these are; `encoded` makes numbers [n, d] of them."""
+    moments = [moment(mine[roles.time], roles.time)] if roles.time else []
     mine = mine.iloc[np.lexsort([*moments, as_words(mine[roles.task])])]  # by task, then by time
     names, counts = np.unique(as_words(mine[roles.task]).to_numpy().astype(str), return_counts=True)
     made = GroupTasks(
-        x=torch.from_numpy(encode(learned["columns"], mine)),
+        x=torch.from_numpy(encoded(mine)),
         y=torch.from_numpy(answers_of(learned, mine[roles.target])),
         starts=torch.from_numpy(np.concatenate([[0], counts.cumsum()])),
         names=names.tolist(),
@@ -314,7 +329,7 @@ def _tasks(
     return made.replace(notes=(*notes, *_small(made)))
 
 
-def _moment(values: Any, name: str) -> np.ndarray:
+def moment(values: Any, name: str) -> np.ndarray:
     if not is_numeric(values, name):
         raise DataError(
             f"the time column {name!r} holds neither numbers nor dates like 2024-05-31: {values.iloc[0]!r}."
@@ -332,7 +347,7 @@ def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
     if (unknown := known[places] != words).any():
         raise DataError(
             f"the target {learned['target']!r} holds {words[unknown][0]!r}; the classes of training are "
-            f"{_listed(known.tolist())}.{suggest(words[unknown][0], known.tolist())}"
+            f"{listed(known.tolist())}.{suggest(words[unknown][0], known.tolist())}"
         )
     return places.astype(np.int64)
 
@@ -340,22 +355,23 @@ def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
 def _small(tasks: GroupTasks) -> list[str]:
     """What became of tasks with few rows, in words."""
     sizes = tasks.starts.diff()
-    idle = [name for g, name in enumerate(tasks.names) if g not in set(tasks.usable)]
+    usable = set(tasks.usable)
+    idle = [name for g, name in enumerate(tasks.names) if g not in usable]
     few = [tasks.names[g] for g in tasks.usable if int(sizes[g]) < (tasks.ways or 1) * (tasks.shots + tasks.queries)]
     said = []
     if idle:
         why = "a single row" if tasks.classes is None else "a single class or too few rows"
-        said.append(f"{counted(len(idle), f'{tasks.split} task')} left out, with {why}: {_listed(idle)}")
+        said.append(f"{counted(len(idle), f'{tasks.split} task')} left out, with {why}: {listed(idle)}")
     if few:
         said.append(
             f"{counted(len(few), f'{tasks.split} task')} with fewer rows than shots and queries ask for: used with "
-            f"what they have: {_listed(few)}"
+            f"what they have: {listed(few)}"
         )
     return said
 
 
-def _check_disjoint(frame: Any, roles: Roles) -> None:
-    splits = {split: sorted(set(as_words(part[roles.task]))) for split, part in frame.groupby(SPLIT, sort=False)}
+def _check_disjoint(frame: Any, task: str) -> None:
+    splits = {split: sorted(set(as_words(part[task]))) for split, part in frame.groupby(SPLIT, sort=False)}
     advice = "Put all rows of a task into one file, or give one table and it is split by task."
     check_disjoint("task", "tasks", splits, advice)
 
@@ -365,6 +381,6 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 
-def _listed(names: Sequence[Any], most: int = LISTED) -> str:
+def listed(names: Sequence[Any], most: int = LISTED) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(repr(str(name)) for name in names[:most]) + more
