@@ -154,18 +154,11 @@ def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
 
 
 def _request(tasks: str, options: TaskOptions) -> recipes.Request:
-    sizes = {"ways": options.ways, "shots": options.shots, "queries": options.queries}
-    # Absolute, so that the run can be evaluated from any folder.
-    data = str(Path(options.data).resolve()) if options.data else None
-    items = str(Path(options.items).resolve()) if options.items else None
+    """The tasks, with whole paths, so that the run can be evaluated from any folder."""
+    given = {name: getattr(options, name) for name in recipes.Request._fields if hasattr(options, name)}
     named = tasks in recipes.NAMED or not Path(tasks).exists()
-    columns = {
-        name: getattr(options, name)
-        for name in ("task", "target", "time", "kind", "ignore", "categories", "text", "label", "encoder")
-    }
-    columns |= {name: getattr(options, name) for name in ("user", "item", "rating", "item_id", "factors")}
-    place = tasks if named else str(Path(tasks).resolve())
-    return recipes.Request(place, **sizes, **columns, items=items, data=data, size=options.size)
+    given |= {name: str(Path(given[name]).resolve()) for name in ("data", "items") if given[name]}
+    return recipes.Request(tasks if named else str(Path(tasks).resolve()), **given)
 
 
 def _network_options(options: TaskOptions) -> dict[str, Any]:
