@@ -18,7 +18,8 @@ from quickstudy.answers import Answers, classification_calibration
 from quickstudy.baselines import per_task, pooled
 from quickstudy.calibration import Calibration, interval_coverage, recalibrated
 from quickstudy.checking import GradientCheck, check_meta_gradient
-from quickstudy.comparing import LearnerComparison, compare_learners
+from quickstudy.comparing import compare_learners
+from quickstudy.comparison import LearnerComparison
 from quickstudy.embeddings import TaskEmbeddings, task_embeddings
 from quickstudy.engine import map_tasks, meta_gradient
 from quickstudy.evaluation import Difference, Score, compare, evaluate

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from quickstudy.comparing import Entry, LearnerComparison
+from quickstudy.comparison import Entry, LearnerComparison, size
 from quickstudy.evaluation import Difference, in_words
 
 POINT, TWENTIETH = 0.01, 0.05  # what as good may cost: of accuracy, and as a share of an error
@@ -19,8 +19,11 @@ class Advice(NamedTuple):
     """An answer to one question."""
 
     question: str
-    choice: str  # names of entries; empty where none will do
+    choice: str  # the name of an entry; empty where none will do
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.question} {self.choice or 'None'}. {self.reason}"
 
 
 def advise(found: LearnerComparison) -> list[Advice]:
@@ -142,11 +145,6 @@ def _unlabelled(found: LearnerComparison) -> Advice:
     assert chosen.unlabelled is not None
     mean = in_words(chosen.unlabelled.mean, chosen.unlabelled.interval, chosen.unlabelled.protocol.metric)
     return Advice(question, chosen.name, f"{mean} with no example, {_measured(chosen)} with all of them.")
-
-
-def size(count: int) -> str:
-    """'12 kB', '1.4 MB'."""
-    return f"{count / 1e3:.3g} kB" if count < 1e6 else f"{count / 1e6:.3g} MB"
 
 
 def _measured(entry: Entry) -> str:

@@ -11,8 +11,7 @@ import re
 import sys
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +23,9 @@ from rich.table import Table
 from tyro.conf import OmitArgPrefixes, arg
 
 from quickstudy import __version__, factory, files, inputs, recipes, runs, scope, seeds
-from quickstudy.advice import advise, size
+from quickstudy.advice import advise
 from quickstudy.checking import check_meta_gradient
-from quickstudy.comparing import LearnerComparison, compare_learners
+from quickstudy.comparing import compare_learners
 from quickstudy.controls import CONTROLS
 from quickstudy.engine import ENGINES
 from quickstudy.errors import ConfigError, DataError, QuickstudyError, suggest
@@ -203,7 +202,7 @@ def compare(argv: list[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     val, test = (recipes.open_tasks(request, split, getattr(train, "preprocess", None)) for split in ("val", "test"))
     found = compare_learners(
-        _builders(learners, kind, train, options),
+        recipes.builders(learners, kind, train, _network_options(options)),
         train,
         test,
         val=val,
@@ -218,44 +217,9 @@ def compare(argv: list[str]) -> None:
     )
     from quickstudy.report import write_comparison  # matplotlib takes a second to import
 
-    _show(found)
+    print(found)
+    print(*advise(found), sep="\n")
     print(f"report: {write_comparison(found, out, png=options.png, csv=options.csv).resolve().as_uri()}")
-
-
-def _builders(
-    learners: Mapping[str, type[Learner]], kind: str, tasks: Any, options: CompareOptions
-) -> dict[str, Callable[[], Learner]]:
-    """What makes each learner with new weights; fine-tuning among them, unless these tasks have none."""
-
-    def builder(name: str, cls: type[Learner]) -> Callable[[], Learner]:
-        fields = recipes.FIELDS.get((kind, name), {})
-        return lambda: recipes.build_learner(cls, tasks, dict(fields), _network_options(options))
-
-    found = {name: builder(name, cls) for name, cls in learners.items()}
-    for build in found.values():
-        build()  # what these tasks cannot have is refused before anything is trained
-    with suppress(QuickstudyError, AttributeError):
-        extra = builder("finetune", LEARNERS["finetune"])
-        extra()
-        found.setdefault("finetune", extra)
-    return found
-
-
-def _show(found: LearnerComparison) -> None:
-    best, metric = found.entries[0], found.entries[0].score.protocol.metric
-    table = Table("learner", metric, "minus the best", "iterations", "adapts in", "file")
-    for entry in found.entries:
-        against = "" if entry is best else str(found.difference(entry, best)).split(" (")[0]
-        short = in_words(entry.score.mean, entry.score.interval, metric), against.replace(" points", "")
-        measured = [text.removesuffix(f" {metric}") for text in short]
-        iterations = f"{entry.trials[0].iterations:,}" if entry.trials[0].iterations else ""
-        kept = size(entry.bytes) if entry.bytes is not None else ""
-        table.add_row(entry.name, *measured, iterations, f"{1e3 * entry.adapt_seconds:.3g} ms", kept)
-    Console().print(table)
-    for name, reason in found.failed.items():
-        print(f"{name} is left out: {reason}")
-    for one in advise(found):
-        print(f"{one.question} {one.choice + ': ' if one.choice else ''}{one.reason}")
 
 
 # --- evaluate, adapt, predict, report, list --------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +24,11 @@ from quickstudy import files
 from quickstudy.answers import classification_calibration
 from quickstudy.baselines import Pooled
 from quickstudy.calibration import interval_coverage
+from quickstudy.comparison import Entry, LearnerComparison, Trial
 from quickstudy.controls import ChangedSupport, without_support
 from quickstudy.episodes import moved
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
-from quickstudy.evaluation import Difference, Score, compare, evaluate, for_test, half_width
+from quickstudy.evaluation import Score, evaluate, for_test
 from quickstudy.learner import Learner
 from quickstudy.machine import machine
 from quickstudy.progress import counting_bar
@@ -43,98 +43,6 @@ VALIDATIONS, VALIDATED = 5, 50  # in a training, and episodes of each: little be
 MEASURED = (3, 20, 5.0)  # at least and at most so many iterations, and seconds, to see what one takes
 CALIBRATED = 100  # test episodes on which probabilities are held against what came true
 FOUND = "comparison.json"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One learner, trained once and tested."""
-
-    seed: int
-    score: Score
-    iterations: int
-    seconds: float  # of training, without validation
-    curve: tuple[tuple[float, float], ...] = ()  # (seconds of training, score on validation tasks)
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("seed", "iterations", "seconds", "curve")}
-        return plain | {"score": self.score.to_dict()}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Trial:
-        """The trial that `to_dict` wrote."""
-        curve = tuple((float(x), float(y)) for x, y in plain["curve"])
-        return cls(plain["seed"], Score.from_dict(plain["score"]), plain["iterations"], float(plain["seconds"]), curve)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One learner or baseline of a comparison."""
-
-    name: str
-    learner: str  # its class
-    meta: bool  # whether it learned to learn: on episodes; else a baseline
-    trials: tuple[Trial, ...]  # one for each seed
-    adapt_seconds: float  # of one task, alone
-    predict_seconds: float  # of all its queries
-    bytes: int | None  # of its `.qs` file; None where it has none
-    unlabelled: Score | None = None  # its answers to the same queries without a support set, where it has some
-    dishonest: float | None = None  # its expected calibration error; of values, how far 90 % intervals miss 90 %
-
-    @property
-    def score(self) -> Score:
-        """The values of each test episode, the mean over seeds."""
-        values = torch.stack([trial.score.values for trial in self.trials]).mean(0)
-        return dataclasses.replace(self.trials[0].score, values=values)
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the score from seed to seed; None for one seed."""
-        means = [trial.score.mean for trial in self.trials]
-        return statistics.stdev(means) if len(means) > 1 else None
-
-    def to_dict(self) -> dict[str, Any]:
-        words = ("name", "learner", "meta", "adapt_seconds", "predict_seconds", "bytes", "dishonest")
-        plain = {word: getattr(self, word) for word in words} | {"trials": [t.to_dict() for t in self.trials]}
-        return plain | {"unlabelled": self.unlabelled.to_dict() if self.unlabelled else None}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Entry:
-        """The entry that `to_dict` wrote."""
-        trials = tuple(map(Trial.from_dict, plain["trials"]))
-        unlabelled = Score.from_dict(plain["unlabelled"]) if plain["unlabelled"] else None
-        return cls(**{**plain, "trials": trials, "unlabelled": unlabelled})
-
-
-@dataclass(frozen=True)
-class LearnerComparison:
-    """Entries, best first, with the settings that they share."""
-
-    entries: tuple[Entry, ...]
-    settings: Mapping[str, Any]  # minutes, seeds, episodes, and what training was given
-    failed: Mapping[str, str] = field(default_factory=dict)  # learners that are left out, and why
-
-    def __getitem__(self, name: str) -> Entry:
-        """The entry of that name. Raises KeyError."""
-        return {entry.name: entry for entry in self.entries}[name]
-
-    def difference(self, a: Entry, b: Entry) -> Difference:
-        """Score of a minus that of b, paired. With several seeds its interval holds their spread as well."""
-        found = compare(a.score, b.score)
-        most = max(len(a.trials), len(b.trials))
-        if most == 1:
-            return found
-        seeds = [one.trials[i % len(one.trials)].score.mean for one in (a, b) for i in range(most)]
-        apart = half_width(torch.tensor(seeds[:most]) - torch.tensor(seeds[most:]))
-        return dataclasses.replace(found, interval=math.hypot(found.interval, apart))
-
-    def to_dict(self) -> dict[str, Any]:
-        entries = [entry.to_dict() for entry in self.entries]
-        return {"settings": dict(self.settings), "failed": dict(self.failed), "entries": entries}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> LearnerComparison:
-        """The comparison that `to_dict` wrote."""
-        return cls(tuple(map(Entry.from_dict, plain["entries"])), plain["settings"], plain["failed"])
 
 
 class Given(NamedTuple):

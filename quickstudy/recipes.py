@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from quickstudy import tasks as sources
 from quickstudy.baselines import per_task, pooled
 from quickstudy.controls import LinearProbe
 from quickstudy.episodes import unstack
-from quickstudy.errors import ConfigError, DataError, suggest
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, suggest
 from quickstudy.learner import Episode, Learner
 from quickstudy.learners import LEARNERS
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
@@ -269,6 +269,28 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
     chosen = {k: options[k] for k in IMAGE_NETWORKS[name] if options.get(k) is not None}
     sizes = {"size": shape[-1]} if name == "conv4" else {}
     return NETWORKS[name](channels=shape[0], classes=outputs, **sizes, **chosen)
+
+
+def builders(
+    learners: Mapping[str, type[Learner]], kind: str, tasks: Any, network: dict[str, Any]
+) -> dict[str, Callable[[], Learner]]:
+    """What makes each learner with new weights, and fine-tuning, unless these tasks have none.
+
+    Raises ConfigError for a learner that these tasks cannot have.
+    """
+
+    def builder(name: str, cls: type[Learner]) -> Callable[[], Learner]:
+        fields = FIELDS.get((kind, name), {})
+        return lambda: build_learner(cls, tasks, dict(fields), dict(network))
+
+    found = {name: builder(name, cls) for name, cls in learners.items()}
+    for build in found.values():
+        build()  # refused now rather than after others were trained
+    with suppress(QuickstudyError, AttributeError):  # a source without a pool has no classes to pretrain on
+        fine_tuning = builder("finetune", LEARNERS["finetune"])
+        fine_tuning()
+        found.setdefault("finetune", fine_tuning)
+    return found
 
 
 def baselines(train: Any, test: Any) -> dict[str, Trained]:

@@ -15,7 +15,8 @@ from test_baselines import kinds, levels
 import quickstudy as qs
 from quickstudy import cli
 from quickstudy.advice import Advice, advise, as_good
-from quickstudy.comparing import Entry, LearnerComparison, Trial, compare_learners
+from quickstudy.comparing import compare_learners
+from quickstudy.comparison import Entry, LearnerComparison, Trial
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.evaluation import Score, half_width
 from quickstudy.recipes import baselines

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quickstudy import files
-from quickstudy.comparing import LearnerComparison
+from quickstudy.comparison import LearnerComparison
 from quickstudy.errors import RunError
 from quickstudy.report.comparison import comparison_values, distinct_names
 from quickstudy.report.extras import folder_of, write_pictures, write_tables

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quickstudy.advice import advise, size
-from quickstudy.comparing import Entry, LearnerComparison
+from quickstudy.advice import advise
+from quickstudy.comparison import Entry, LearnerComparison, size
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
 from quickstudy.report.plots import DASHES, SERIES, Point, Series, lines, points
