@@ -97,3 +97,12 @@ def test_requests_of_no_intent_are_told(run):
     assert [row[0] for row in rows] == ["5-way 5-shot"] * 4 + ["10-way 5-shot"] * 4
     assert [row[1] for row in rows[:2]] == ["of no intent", "other intents"]
     assert all(len(row) == 10 and 70 < float(row[3].split(" %")[0]) <= 100 for row in rows)
+
+
+@pytest.mark.skipif(not (SHARED / "movietweetings_100k").is_dir(), reason="shared/data/movietweetings_100k is absent")
+def test_cold_start_is_compared_with_simple_baselines(run):
+    printed = run("cold_start.py", "--data", SHARED, "--iterations", 2, "--episodes", 5, "--lams", 20)
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if re.match(r"\| (5|20) \|", line)]
+    assert [row[0] for row in rows] == ["5"] * 7 + ["20"] * 7
+    assert rows[0][1] == "MAML" and rows[3][1] == "item mean + user offset"
+    assert all(0 < float(row[2].split(" ± ")[0]) < 25 for row in rows)
