@@ -255,12 +255,12 @@ def evaluate(argv: list[str]) -> None:
 
 
 def _request_of(run: str) -> recipes.Request:
-    """What the run was trained on."""
+    """What the run was trained on; images as they are."""
     path = Path(run) / "config.json"
     config = files.read_json(path) if path.is_file() else {}
     if "request" not in config:
         raise ConfigError(f"{run!r} is not a run of 'quickstudy train': which tasks it was trained on is not known.")
-    return recipes.Request(**config["request"])
+    return recipes.Request(**config["request"])._replace(augment=False)
 
 
 def adapt(argv: list[str]) -> None:

@@ -52,6 +52,7 @@ class TaskOptions:
     encoder: Annotated[str | None, word("hashed subwords")] = None  # of texts: a model of sentence_transformers
     data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
     size: int = 28  # images from a folder are scaled to size x size
+    augment: Annotated[bool, FlagCreatePairsOff] = False  # change training images a little each time they are shown
     meta_batch: int = 16  # tasks per update
     network: Literal["conv4", "resnet12", "pixels"] = "conv4"  # network for images; pixels: none
     filters: int = 64  # filters of conv4, or of the first block of resnet12 (2.5, 5 and 10 times as many follow)

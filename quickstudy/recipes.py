@@ -82,6 +82,7 @@ class Request(NamedTuple):
     queries: int = 15
     data: str | None = None  # folder of the data set
     size: int = 28  # images from a folder are scaled to size x size
+    augment: bool = False  # training images are changed a little each time they are shown
     task: str | None = None  # of a table: the column that names a row's task, as the next ones
     target: str | None = None
     time: str | None = None
@@ -125,14 +126,11 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
 
     `preprocess` of a trained learner: how columns of a table become numbers, as they did in its training.
     """
-    name = request.tasks
-    if kind_of(name, bool(request.text or request.label)) == "text":
+    name, kind = request.tasks, kind_of(request.tasks, bool(request.text or request.label))
+    _check_placed(request, kind)
+    if kind == "text":
         named = {word: value for word in ("text", "label", "encoder") if (value := getattr(request, word))}
         return sources.from_text(name, split, request.ways or 5, request.shots, request.queries, **named, progress=True)
-    if request.encoder:
-        raise ConfigError(
-            f"--encoder is for texts, and {name!r} holds none: leave it out, or name their column (--text)."
-        )
     if is_table(name) and (request.user or request.item or request.rating or request.items):
         return _open_ratings(request, split, preprocess)
     if is_table(name):
@@ -144,13 +142,23 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
     sizes = (request.ways, request.shots, request.queries)
     if name == "glyphs":
         return sources.glyphs(split, *sizes)
+    augment = {"augment": True} if request.augment and split == "train" else {}
     if name in PUBLIC:
-        return getattr(sources, name)(split, *sizes, root=request.data)
+        return getattr(sources, name)(split, *sizes, root=request.data, **augment)
     if Path(name).is_dir():
-        return sources.from_folder(name, split, *sizes, size=request.size)
+        return sources.from_folder(name, split, *sizes, size=request.size, **augment)
     raise DataError(
         f"there are no tasks {name!r}: neither one of {', '.join(NAMED)} nor a folder or a table.{suggest(name, NAMED)}"
     )
+
+
+def _check_placed(request: Request, kind: str) -> None:
+    """Refuse options that these tasks would pass over in silence."""
+    name = request.tasks
+    if request.encoder and kind != "text":
+        raise ConfigError(f"--encoder is for texts; {name!r} holds none. Leave it out, or name their column (--text).")
+    if request.augment and (kind != "images" or name in ("glyphs", "omniglot")):
+        raise ConfigError(f"--augment is for a folder of images, cifar_fs and fc100, not for {name!r}. Leave it out.")
 
 
 def _open_table(request: Request, split: str, preprocess: Mapping[str, Any] | None) -> Any:

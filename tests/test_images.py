@@ -375,12 +375,12 @@ def test_the_current_folder_has_a_name_too(tmp_path, monkeypatch):
     assert from_folder(".", "train", 2, 1, 1).name == "here"
 
 
-def test_augment_turns_train_classes_only(tmp_path):
+def test_rotations_are_classes_of_the_train_split_only(tmp_path):
     class_folders(tmp_path / "train", ["a", "b"])
     class_folders(tmp_path / "test", ["c", "d"])
-    train = from_folder(tmp_path, "train", 8, 1, 1, augment=True)
+    train = from_folder(tmp_path, "train", 8, 1, 1, rotations=True)
     assert list(train.classes) == ["a", "b", "a@90", "b@90", "a@180", "b@180", "a@270", "b@270"]
-    assert len(from_folder(tmp_path, "test", 2, 1, 1, augment=True).classes) == 2
+    assert len(from_folder(tmp_path, "test", 2, 1, 1, rotations=True).classes) == 2
 
 
 def test_rotations_turn_anticlockwise(tmp_path):

@@ -6,6 +6,7 @@ names of its classes, and its examples as people read them.
 """
 
 from quickstudy.tasks.arrays import ArrayTasks, from_arrays
+from quickstudy.tasks.augment import Augmentation
 from quickstudy.tasks.cifar import cifar_fs, fc100
 from quickstudy.tasks.classes import ClassTasks, PooledTasks
 from quickstudy.tasks.features import features
@@ -20,6 +21,7 @@ from quickstudy.tasks.text import from_text
 
 __all__ = [
     "ArrayTasks",
+    "Augmentation",
     "ClassTasks",
     "GroupTasks",
     "PooledTasks",

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from quickstudy.errors import DataError
+from quickstudy.tasks.augment import Augmentation, for_images
 from quickstudy.tasks.classes import ClassTasks
 from quickstudy.tasks.download import data_folder, fetch
 from quickstudy.tasks.splits import SPLITS, check_split
@@ -73,22 +74,35 @@ class Part(NamedTuple):
 
 
 def cifar_fs(
-    split: str, ways: int = 5, shots: int = 1, queries: int = 15, *, root: str | Path | None = None
+    split: str,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    *,
+    root: str | Path | None = None,
+    augment: bool | Augmentation = False,
 ) -> ClassTasks:
     """CIFAR-FS episodes; examples uint8 [N, 3, 32, 32], 600 of a class, classes 64 / 16 / 20 for train / val / test.
 
     Classes are named "group/class", such as "people/baby", but a group has classes in several splits. `root` is the
     folder with the data or its parent, by default QUICKSTUDY_DATA, else "data"; when it holds no CIFAR-100,
-    `download_cifar100` fetches it there (161 MB). `DataError` for data that is absent or broken.
+    `download_cifar100` fetches it there (161 MB). `augment` as in `from_folder`. `DataError` for data that is absent or
+    broken.
     """
-    return _tasks("cifar_fs", split, ways, shots, queries, root)
+    return _tasks("cifar_fs", split, (ways, shots, queries), root, augment)
 
 
 def fc100(
-    split: str, ways: int = 5, shots: int = 1, queries: int = 15, *, root: str | Path | None = None
+    split: str,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    *,
+    root: str | Path | None = None,
+    augment: bool | Augmentation = False,
 ) -> ClassTasks:
     """FC100 episodes, as `cifar_fs`, with classes 60 / 20 / 20 that share no group: 12 / 4 / 4 groups of five."""
-    return _tasks("fc100", split, ways, shots, queries, root)
+    return _tasks("fc100", split, (ways, shots, queries), root, augment)
 
 
 def download_cifar100(root: str | Path) -> None:
@@ -104,15 +118,18 @@ def download_cifar100(root: str | Path) -> None:
             raise DataError(_by_hand(folder, str(error))) from error
 
 
-def _tasks(name: str, split: str, ways: int, shots: int, queries: int, root: str | Path | None) -> ClassTasks:
+def _tasks(
+    name: str, split: str, sizes: tuple[int, int, int], root: str | Path | None, augment: bool | Augmentation
+) -> ClassTasks:
     check_split(split)
+    changed = for_images(augment, split, SIDE, 3)
     division = _division(name)
     classes = division[split]
     before = sum(len(division[s]) for s in SPLITS[: SPLITS.index(split)])
     pool = _pool(_located(data_folder(root, "CIFAR-100")), name)
     examples = pool[before * EACH : (before + len(classes)) * EACH]  # a view: the splits share one memory
     starts = torch.arange(len(classes) + 1) * EACH
-    return ClassTasks(examples, starts, classes, ways, shots, queries, name, split, dict(PREPROCESS))
+    return ClassTasks(examples, starts, classes, *sizes, name, split, dict(PREPROCESS), augment=changed)
 
 
 def _division(name: str) -> dict[str, list[str]]:

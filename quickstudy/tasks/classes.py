@@ -36,6 +36,7 @@ class ClassTasks:
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # how raw input became `examples`
     extractor: nn.Module | None = None  # frozen: made features of them after that, see `qs.tasks.features`
     text_encoder: Callable[[list[str]], Any] | None = None  # made vectors of texts, see `qs.tasks.from_text`
+    augment: Callable[[Tensor, torch.Generator | None], Tensor] | None = None  # changes images anew in every episode
     grouped: bool = False  # a task stays within one group of classes, such as an alphabet
     raw: Sequence[str] = ()  # the examples as people read them, where they were texts
     notes: tuple[str, ...] = ()  # what was left out on the way here, for people
@@ -78,7 +79,7 @@ class ClassTasks:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n episodes: x [n, ways * k, ...] float, y [n, ways * k] int64, class after class."""
         support, query = self.rows(n, generator)
-        return Episode(self._batch(support), self._batch(query))
+        return Episode(self._batch(support, generator), self._batch(query, generator))
 
     def rows(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Which examples `sample` draws from a generator in the same state: [n, ways, shots], [n, ways, queries]."""
@@ -128,10 +129,15 @@ class ClassTasks:
         scores = scores.masked_fill(torch.arange(most) >= counts[..., None], 2.0)
         return self.starts[chosen][..., None] + scores.argsort(2)[..., :k]
 
-    def _batch(self, indices: Tensor) -> Batch:
+    def _batch(self, indices: Tensor, generator: torch.Generator | None) -> Batch:
         n, ways, k = indices.shape
         labels = torch.arange(ways).repeat_interleave(k).repeat(n, 1)
-        return Batch(scaled(self.examples[indices.reshape(n, ways * k)]), labels)
+        return Batch(self.inputs(indices.reshape(n, ways * k), generator), labels)
+
+    def inputs(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The examples of these rows [n, m] as a learner reads them: [n, m, ...], augmented if they are to be."""
+        x = scaled(self.examples[rows])
+        return x if self.augment is None else self.augment(x.flatten(0, 1), generator).unflatten(0, rows.shape)
 
     def pooled(self) -> PooledTasks:
         """The same examples as one task with all classes: what transfer learning pretrains on."""
@@ -146,6 +152,8 @@ class ClassTasks:
         about = {word: getattr(self, word) for word in words} | {"classes": len(self.classes)}
         if self.extractor is not None:
             about["extractor"] = type(self.extractor).__name__
+        if self.augment is not None:
+            about["augment"] = repr(self.augment)
         if self.grouped:  # other tasks of the same classes: scores of the two do not compare
             about["name"] = f"{self.name} within groups"
         return about
@@ -166,7 +174,7 @@ class PooledTasks:
         s = self.source
         rows = torch.randint(len(s.examples), (n, s.ways * (s.shots + s.queries)), generator=generator)
         labels = torch.searchsorted(s.starts, rows, right=True) - 1
-        batch = Batch(scaled(s.examples[rows]), labels)
+        batch = Batch(s.inputs(rows, generator), labels)
         cut = s.ways * s.shots
         return Episode(Batch(batch.x[:, :cut], batch.y[:, :cut]), Batch(batch.x[:, cut:], batch.y[:, cut:]))
 

@@ -41,6 +41,8 @@ def features(source: Source, extractor: nn.Module, *, batch: int = 256, progress
         raise ConfigError(f"batch must be at least 1, got {batch}.")
     copied = frozen(extractor)
     if isinstance(source, ClassTasks):
+        if source.augment is not None:
+            raise ConfigError("the extractor looks at each image once, but augment changes it each time: leave it out.")
         examples = _extracted(copied, source.examples, batch, progress)
         return dataclasses.replace(source, examples=examples, extractor=copied)
     if isinstance(source, ArrayTasks):

@@ -12,6 +12,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from quickstudy.errors import ConfigError, DataError, suggest
+from quickstudy.tasks.augment import Augmentation, for_images
 from quickstudy.tasks.classes import ClassTasks, stack_classes
 from quickstudy.tasks.splits import SPLITS, by_name, check_disjoint, check_split
 
@@ -78,20 +79,24 @@ def from_folder(
     size: int = 28,
     channels: int | None = None,
     invert: bool = False,
-    augment: bool = False,
+    rotations: bool = False,
+    augment: bool | Augmentation = False,
 ) -> ClassTasks:
     """Episodes from a folder of class folders (see `read_classes`); examples uint8 [N, channels, size, size].
 
     Subfolders train, val and test of `path` are the splits, and must not share classes. Otherwise the classes are
     split 60/20/20 by a hash of their names: the same on every machine, and nearly the same after adding a class.
-    `channels=None` looks at all splits, so that a network fits every one of them. `augment` adds the classes turned
-    by 90, 180 and 270 degrees to the train split: good for symbols, wrong where turning keeps the class.
+    `channels=None` looks at all splits, so that a network fits every one of them. `rotations` adds the classes
+    turned by 90, 180 and 270 degrees to the train split: good for symbols, wrong where turning keeps the class.
+    `augment` changes training images a little, anew in every episode, by draws from the generator of the task: moved
+    by up to an eighth of the side, and colour also mirrored and lit otherwise; `Augmentation(shift, flip, light)` says
+    what else. Grey ones are not mirrored, as that makes others of characters. Refused for validation and test.
     """
     check_split(split)
     _check_options(size, channels)
     root = Path(path).expanduser()
     splits = _splits(root)
-    turned = augment and split == "train"
+    turned = rotations and split == "train"
     _check_enough(root, splits, split, ways, turns=4 if turned else 1)
     channels = channels or _channels_of(list(splits.values()))
     classes = _read(splits[split], size, channels, invert)
@@ -99,7 +104,9 @@ def from_folder(
         classes = rotated(classes)
     examples, starts = stack_classes(list(classes.values()))
     preprocess = {"kind": "image", "size": size, "channels": channels, "invert": invert}
-    return ClassTasks(examples, starts, list(classes), ways, shots, queries, root.resolve().name, split, preprocess)
+    changed = for_images(augment, split, size, channels)
+    name = root.resolve().name
+    return ClassTasks(examples, starts, list(classes), ways, shots, queries, name, split, preprocess, augment=changed)
 
 
 def rotated(classes: Mapping[str, Tensor]) -> dict[str, Tensor]:
