@@ -1,6 +1,6 @@
 """Films for users of whom 5 or 20 ratings are known: does meta-learning beat the simple baselines?
 
-    python examples/cold_start.py --data FOLDER       about 10 minutes on one core
+    python examples/cold_start.py --data FOLDER       about a quarter of an hour on one busy core
 
 FOLDER holds movietweetings_100k/ratings.csv.gz and movies.csv.gz (Dooms 2013: ratings from 0 to 10). A user is a task;
 users are split 60/20/20. Every method knows the ratings of all training users; what a method leaves open is chosen on

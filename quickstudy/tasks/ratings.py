@@ -7,8 +7,9 @@ n_i counts the ratings of item i by training users, s_i sums what they are above
 item's mean rating, shrunken to that of all. c_i and v_i, if asked for, are the item's offset and factors in a
 factorisation of those ratings (`quickstudy.tasks.factors`): a linear head on them is its fold-in of a new user.
 
-For training users all of these are taken without the user's own rating of the item, so that no rating sees itself. An
-item that no training user rated is cold: zeros, and its features alone describe it.
+For training users all of these are taken without the user's own rating of the item, so that no rating sees itself (in
+the factorisation, with the users as they are). An item that no training user rated is cold: zeros, and its features
+alone describe it.
 """
 
 from __future__ import annotations
