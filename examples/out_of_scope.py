@@ -79,7 +79,7 @@ def main(data: Path, protonet: bool = False, iterations: int = 300, episodes: in
     for ways in (5, 10):
         val, test = (qs.tasks.from_text(intents, split, ways, 5, 10, label="intent") for split in ("val", "test"))
         for name, one in ((learner.__name__, trained), ("untrained", untrained)):
-            scoped = qs.scoped(one, val)
+            scoped = qs.scoped(one, val, episodes=min(200, episodes))
             for others in (foreign, None):
                 print(row(name, scoped, test, others, episodes), flush=True)
 
