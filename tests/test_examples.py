@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import runpy
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
+import torch
 
+import quickstudy as qs
 from quickstudy.learners.gradient import maml
 
 ROOT = Path(__file__).parents[1]
+SHARED_BY_EXAMPLES = "comparison.py"
 SHARED = Path(os.environ.get("QUICKSTUDY_SHARED_DATA") or ROOT.parent / "shared/data")
-needs_omniglot = pytest.mark.skipif(
-    not (SHARED / "omniglot").is_dir(), reason="the folder shared/data/omniglot is absent"
-)
-needs_clinc = pytest.mark.skipif(not (SHARED / "clinc150").is_dir(), reason="the folder shared/data/clinc150 is absent")
+
+
+def needs(folder: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not (SHARED / folder).is_dir(), reason=f"the folder shared/data/{folder} is absent")
 
 
 @pytest.fixture
@@ -27,17 +32,18 @@ def run(monkeypatch, capsys):
     def example(name: str, *arguments: object) -> str:
         path = str(ROOT / "examples" / name)
         monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        monkeypatch.syspath_prepend(ROOT / "examples")  # where the interpreter looks first for a script's imports
         runpy.run_path(path, run_name="__main__")
         return capsys.readouterr().out
 
     return example
 
 
-def test_every_example_is_run_here_and_named_in_the_readme():
-    names = {path.name for path in (ROOT / "examples").glob("*.py")}
+def test_every_example_is_run_here_and_named_in_the_readme_or_the_page_of_examples():
+    names = {path.name for path in (ROOT / "examples").glob("*.py")} - {SHARED_BY_EXAMPLES}
     assert names == set(re.findall(r'run\(\s*"(\w+\.py)"', Path(__file__).read_text("utf-8")))
-    readme = (ROOT / "README.md").read_text("utf-8")
-    assert all(f"examples/{name}" in readme for name in names)
+    pages = "".join((ROOT / page).read_text("utf-8") for page in ("README.md", "docs/examples.md"))
+    assert all(f"examples/{name}" in pages for name in names)
 
 
 def test_draw_new_glyphs(run, tmp_path):
@@ -66,7 +72,7 @@ def test_reptile_learns_from_arrays(run):
     assert re.search(r"learned from 10 examples: \d+% of 100 answers", printed)
 
 
-@pytest.mark.parametrize("tasks", ["glyphs", pytest.param("omniglot", marks=needs_omniglot)])
+@pytest.mark.parametrize("tasks", ["glyphs", pytest.param("omniglot", marks=needs("omniglot"))])
 def test_a_conv_module_of_ones_own(run, tmp_path, tasks):
     few = ("--iterations", 2, "--episodes", 8, "--data", SHARED, "--out", tmp_path / "folder/own.qs")
     printed = run("own_conv_module.py", "--tasks", tasks, *few)
@@ -81,7 +87,7 @@ def score_after(label: str, printed: str) -> float:
     return float(re.search(rf"{re.escape(label)}\s+([\d.]+) %", printed)[1])  # type: ignore[index]
 
 
-@needs_clinc
+@needs("clinc150")
 def test_intents_are_compared_with_tf_idf(run):
     printed = run("intents.py", "--data", SHARED, "--iterations", 2, "--episodes", 10)
     rows = [line.split(" | ") for line in printed.splitlines() if re.match(r"\| [15] \|", line)]
@@ -90,7 +96,7 @@ def test_intents_are_compared_with_tf_idf(run):
     assert all(20 < float(row[2].split(" %")[0]) <= 100 for row in rows)
 
 
-@needs_clinc
+@needs("clinc150")
 def test_requests_of_no_intent_are_told(run):
     printed = run("out_of_scope.py", "--data", SHARED, "--iterations", 2, "--episodes", 4)
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if re.match(r"\| \d+-way", line)]
@@ -99,10 +105,87 @@ def test_requests_of_no_intent_are_told(run):
     assert all(len(row) == 10 and 70 < float(row[3].split(" %")[0]) <= 100 for row in rows)
 
 
-@pytest.mark.skipif(not (SHARED / "movietweetings_100k").is_dir(), reason="shared/data/movietweetings_100k is absent")
+@needs("movietweetings_100k")
 def test_cold_start_is_compared_with_simple_baselines(run):
     printed = run("cold_start.py", "--data", SHARED, "--iterations", 2, "--episodes", 5, "--lams", 20)
     rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if re.match(r"\| (5|20) \|", line)]
     assert [row[0] for row in rows] == ["5"] * 7 + ["20"] * 7
     assert rows[0][1] == "MAML" and rows[3][1] == "item mean + user offset"
     assert all(0 < float(row[2].split(" ± ")[0]) < 25 for row in rows)
+
+
+# --- tables of examples on real data ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def comparison(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("comparison")
+
+
+def methods(printed: str) -> list[dict[str, float]]:
+    """Of each table printed: method -> its score, the column before the two differences."""
+    found = []
+    for part in (part for part in printed.split("\n\n") if part.startswith("| method")):
+        head, _, *lines = [line.strip("| ").split(" | ") for line in part.splitlines()]
+        column = next(i for i, name in enumerate(head) if name.startswith(("accuracy", "mean squared error")))
+        found.append({line[0]: float(line[column].split()[0]) for line in lines})
+    return found
+
+
+def test_folds_test_each_task_once_and_never_train_on_it(comparison):
+    frame = pandas.DataFrame({"task": [name for name in "abcdefg" for _ in range(3)], "x": range(21)})
+    parts = list(comparison.folds(frame, "task", 3))
+    assert sorted(name for part in parts for name in part["test"].task.unique()) == list("abcdefg")
+    for part in parts:
+        names = [set(part[split].task) for split in ("train", "val", "test")]
+        assert set.union(*names) == set("abcdefg") and sum(map(len, names)) == 7
+        assert sum(map(len, part.values())) == 21
+
+
+def test_a_table_of_paired_differences_by_hand(comparison):
+    """Two tasks: 0.5 and 1.0 against 0.4 and 0.6, so +25 points, and a half width of t_1(0.975) * 10.6 = 190."""
+    protocol = qs.Protocol("MAML", "table", "test", 2, 1, 1, "accuracy", 3, 1, False, "none")
+
+    def scores(task: str, **values: list[float]) -> dict[str, qs.Score]:
+        return {n: qs.Score(torch.tensor(v).double(), protocol, tasks=(task,) * len(v)) for n, v in values.items()}
+
+    parts = [scores("a", ours=[0.4, 0.6], other=[0.3, 0.5]), scores("b", ours=[1.0], other=[0.6])]
+    head, _, ours, other = comparison.table(comparison.joined(parts), ["other"], each=True).splitlines()
+    assert head == "| method | a | b | accuracy, % | minus other, paired |"
+    assert ours == "| ours | 50.0 ± 127.1 | 100.0 ± inf | 75.0 ± 317.7 | +25.0 ± 190.6 (not decided) |"
+    assert other.endswith("| 50.0 ± 127.1 |  |")
+
+
+@needs("heart_disease_4sites")
+def test_hospitals_are_left_out_one_by_one(run):
+    printed = run("hospitals.py", "--data", SHARED, "--iterations", 1, "--episodes", 4)
+    five, twenty = methods(printed)
+    assert "| method | cleveland | hungarian | switzerland | va | accuracy, % |" in printed
+    assert "20 patients of each class, 3 hospitals" in printed
+    assert five.keys() == twenty.keys() and {"MAML", "pooled gradient boosting"} < five.keys()
+    assert five["pooled logistic regression"] > 55  # chance is 50
+
+
+@needs("wisdm_har")
+def test_people_are_left_out(run):
+    printed = run("activity.py", "--data", SHARED, "--folds", 3, "--iterations", 1, "--episodes", 8)
+    one, five = methods(printed)
+    assert one.keys() == five.keys() and {"ProtoNet", "random forest per person"} < one.keys()
+    assert five["random forest per person"] > 50  # of six activities
+
+
+@needs("molecules")
+def test_assays_are_split_by_experiment(run):
+    printed = run("molecules.py", "--data", SHARED, "--only", "tox21", "--iterations", 1, "--episodes", 8)
+    (found,) = methods(printed)
+    assert "tox21: 7 assays to train on, 3 others" in printed
+    assert {"ProtoNet", "random forest per assay"} < found.keys()
+
+
+@needs("grouped_tabular")
+def test_schools_and_chicks(run):
+    printed = run("schools.py", "--data", SHARED, "--folds", 3, "--iterations", 1, "--episodes", 8)
+    exam, chicks = methods(printed)
+    assert exam["pooled ridge"] < 1.1  # marks have variance 1
+    assert chicks["ridge regression per task"] < 71.1**2 and "MAML" in chicks  # the variance of weights

@@ -1,0 +1,118 @@
+"""What the examples on tables share: folds of tasks, learners, a choice on validation tasks, a table of differences."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas
+import torch
+
+import quickstudy as qs
+from quickstudy import seeds
+
+UNDECIDED = " (not decided)"  # the interval of a difference holds zero
+
+
+def folds(frame: pandas.DataFrame, column: str, k: int) -> Iterator[dict[str, pandas.DataFrame]]:
+    """Tables train, val and test, k times: each task is a test task once, and a validation task in the fold before."""
+    names = sorted(frame[column].unique())
+    random.Random(0).shuffle(names)
+    parts = [names[i::k] for i in range(k)]
+    for i in range(k):
+        of = dict.fromkeys(parts[i], "test") | dict.fromkeys(parts[(i + 1) % k], "val")
+        split = frame[column].map(of).fillna("train")
+        yield {name: frame[split == name] for name in ("train", "val", "test")}
+
+
+def learners(tasks: Any, rates: Sequence[float] = (0.05, 0.2)) -> dict[str, list[qs.Learner]]:
+    """Learners for rows of numbers, with a perceptron 40-40. `rates`: of MAML's inner loop, to choose from.
+
+    The pooled network is trained on all rows of training tasks and goes on, head and all, on a new task's.
+    """
+    inputs, ways, mlp = tasks.x.shape[1], tasks.ways, qs.nn.mlp
+    outputs, loss = ways or 1, qs.cross_entropy if ways else qs.mse_loss
+    tuned = qs.FineTune(mlp(inputs, outputs), loss, ways=None, lr=0.01, steps=10, fit="all")
+    found: dict[str, list[qs.Learner]] = {"pooled network, fine-tuned": [tuned]}
+    if ways:
+        found["ProtoNet"] = [qs.ProtoNet(mlp(inputs), ways)]
+    ridge = {} if ways else {"lam": 0.1, "scale": 1.0}
+    found["R2D2"] = [qs.R2D2(mlp(inputs), loss, ways, **ridge)]
+    found["CNP"] = [qs.CNP(mlp(inputs), 40, ways)]
+    found["MAML"] = [qs.MAML(mlp(inputs, outputs), loss, lr=lr, steps=5) for lr in rates]
+    return found
+
+
+def meta_trained(tasks: Any, val: Any, iterations: int, seed: int, **settings: Any) -> dict[str, list[qs.Trained]]:
+    """The learners after training; of each the checkpoint that did best on validation tasks, where there are any."""
+    torch.manual_seed(seeds.derive(seed, "weights"))
+    named = {"iterations": iterations, "meta_batch": 4, "seed": seed, "engine": "vmap", "progress": False}
+    named |= {"val": val, "val_episodes": min(iterations, 50)}
+    return {
+        name: [qs.train(one, tasks, **named) for one in candidates]
+        for name, candidates in learners(tasks, **settings).items()
+    }
+
+
+def measured(several: Mapping[str, Sequence[qs.Trained]], val: Any, test: Any, episodes: int) -> dict[str, qs.Score]:
+    """Each method's score on the same test episodes, with the candidate that validation tasks choose."""
+    chosen = {name: _best(candidates, val, episodes) for name, candidates in several.items()}
+    return {name: _evaluated(trained, test, episodes, seed=1) for name, trained in chosen.items()}
+
+
+def _best(candidates: Sequence[qs.Trained], val: Any, episodes: int) -> qs.Trained:
+    if len(candidates) == 1:
+        return candidates[0]
+    means = [_evaluated(one, val, min(episodes, 50), seed=2).mean for one in candidates]
+    return candidates[means.index(max(means) if val.ways else min(means))]
+
+
+def _evaluated(trained: qs.Trained, tasks: Any, episodes: int, seed: int) -> qs.Score:
+    engine = "vmap" if trained.theta else "loop"  # scikit-learn's models have no theta, and do not run under vmap
+    return qs.evaluate(trained, tasks, episodes=episodes, seed=seed, engine=engine)
+
+
+def joined(parts: Iterable[Mapping[str, qs.Score]]) -> dict[str, qs.Score]:
+    """The scores of several folds as one for each method; the interval is then over the tasks of all folds."""
+    parts, found = list(parts), {}
+    for name, first in parts[0].items():
+        tasks = tuple(task for part in parts for task in part[name].tasks)
+        found[name] = qs.Score(torch.cat([part[name].values for part in parts]), first.protocol, tasks=tasks)
+    return found
+
+
+def table(scores: Mapping[str, qs.Score], against: Sequence[str], each: bool = False) -> str:
+    """A Markdown table: each method's score, and its paired difference to each of those in `against`.
+
+    95 % intervals over tasks. `each`: a column for each task too, with intervals over its episodes.
+    """
+    first = next(iter(scores.values()))
+    metric, tasks = first.protocol.metric, sorted(set(first.tasks)) if each else []
+    unit = f"{metric}, %" if metric == "accuracy" else f"{metric} (lower is better)"
+    head = ["method", *tasks, unit, *(f"minus {name}, paired" for name in against)]
+    lines = [head, ["---"] * len(head)]
+    for name, score in scores.items():
+        means = [_told(one.mean, one.interval, metric) for one in (*(_alone(score, task) for task in tasks), score)]
+        differences = [qs.compare(score, scores[other]) if other != name else None for other in against]
+        lines.append([name, *means, *map(_difference, differences)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _alone(score: qs.Score, task: str) -> qs.Score:
+    rows = [i for i, name in enumerate(score.tasks) if name == task]
+    return qs.Score(score.values[rows], score.protocol, tasks=(task,) * len(rows))
+
+
+def _difference(found: qs.Difference | None) -> str:
+    if found is None:
+        return ""
+    return _told(found.mean, found.interval, found.metric, "+") + UNDECIDED * (not found.decided)
+
+
+def _told(mean: float, interval: float, metric: str, sign: str = "") -> str:
+    if metric == "accuracy":
+        return f"{100 * mean:{sign}.1f} ± {100 * interval:.1f}"
+    digits = max(0, 1 - math.floor(math.log10(interval))) if 0 < interval < math.inf else 3
+    return f"{mean:{sign}.{digits}f} ± {interval:.{digits}f}"  # two digits of the interval
