@@ -13,8 +13,6 @@ import torch
 import quickstudy as qs
 from quickstudy import seeds
 
-UNDECIDED = " (not decided)"  # the interval of a difference holds zero
-
 
 def folds(frame: pandas.DataFrame, column: str, k: int) -> Iterator[dict[str, pandas.DataFrame]]:
     """Tables train, val and test, k times: each task is a test task once, and a validation task in the fold before."""
@@ -34,15 +32,14 @@ def learners(tasks: Any, rates: Sequence[float] = (0.05, 0.2)) -> dict[str, list
     """
     inputs, ways, mlp = tasks.x.shape[1], tasks.ways, qs.nn.mlp
     outputs, loss = ways or 1, qs.cross_entropy if ways else qs.mse_loss
-    tuned = qs.FineTune(mlp(inputs, outputs), loss, ways=None, lr=0.01, steps=10, fit="all")
-    found: dict[str, list[qs.Learner]] = {"pooled network, fine-tuned": [tuned]}
-    if ways:
-        found["ProtoNet"] = [qs.ProtoNet(mlp(inputs), ways)]
     ridge = {} if ways else {"lam": 0.1, "scale": 1.0}
-    found["R2D2"] = [qs.R2D2(mlp(inputs), loss, ways, **ridge)]
-    found["CNP"] = [qs.CNP(mlp(inputs), 40, ways)]
-    found["MAML"] = [qs.MAML(mlp(inputs, outputs), loss, lr=lr, steps=5) for lr in rates]
-    return found
+    return {
+        "pooled network, fine-tuned": [qs.FineTune(mlp(inputs, outputs), loss, None, lr=0.01, steps=10, fit="all")],
+        **({"ProtoNet": [qs.ProtoNet(mlp(inputs), ways)]} if ways else {}),
+        "R2D2": [qs.R2D2(mlp(inputs), loss, ways, **ridge)],
+        "CNP": [qs.CNP(mlp(inputs), 40, ways)],
+        "MAML": [qs.MAML(mlp(inputs, outputs), loss, lr=lr, steps=5) for lr in rates],
+    }
 
 
 def meta_trained(tasks: Any, val: Any, iterations: int, seed: int, **settings: Any) -> dict[str, list[qs.Trained]]:
@@ -106,9 +103,9 @@ def _alone(score: qs.Score, task: str) -> qs.Score:
 
 
 def _difference(found: qs.Difference | None) -> str:
-    if found is None:
-        return ""
-    return _told(found.mean, found.interval, found.metric, "+") + UNDECIDED * (not found.decided)
+    """Empty for a method beside itself; "not decided" where the interval holds zero."""
+    undecided = "" if found is None or found.decided else " (not decided)"
+    return "" if found is None else _told(found.mean, found.interval, found.metric, "+") + undecided
 
 
 def _told(mean: float, interval: float, metric: str, sign: str = "") -> str:

@@ -9,6 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 import torch
@@ -189,3 +190,30 @@ def test_schools_and_chicks(run):
     exam, chicks = methods(printed)
     assert exam["pooled ridge"] < 1.1  # marks have variance 1
     assert chicks["ridge regression per task"] < 71.1**2 and "MAML" in chicks  # the variance of weights
+
+
+@needs("cmapss_turbofan")
+def test_engines_of_two_fleets(run):
+    printed = run("turbofan.py", "--data", SHARED, "--iterations", 1, "--episodes", 20)
+    same, other = methods(printed)
+    assert "FD001: 96 engines, trained on 80 of FD001" in printed and "FD003: 99 engines" in printed
+    assert same.keys() == other.keys() and "CNP" in same
+    assert same["pooled ridge"] < same["as now"] < 0.2  # the index has variance 1, and engines wear slowly
+
+
+@needs("sp500_5yr")
+def test_tickers_of_a_later_year(run):
+    printed = run("prices.py", "--data", SHARED, "--iterations", 1, "--episodes", 20)
+    volatility, returns = methods(printed)
+    assert "volatility: 280 tickers to train on, 94 others" in printed
+    assert volatility["pooled ridge"] < volatility["as last week"]
+    assert returns["pooled ridge"] == pytest.approx(returns["zero"], rel=0.3) and "MAML" in returns
+
+
+def test_the_lag_of_a_week_is_the_answer_of_the_week_before(monkeypatch):
+    """Nothing of the future is in a row: absolute moves of 1 % for ten days, then of 2 %."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    moves = np.repeat([[1.0, -2.0]], 10, axis=1)
+    found = importlib.import_module("prices").volatility(moves, 5)
+    assert np.isnan(found[0, :4]).all()
+    assert found[0, [4, 9, 10, 14]] == pytest.approx(np.log([1.1, 1.1, 1.3, 2.1]))
