@@ -26,7 +26,7 @@ import torch
 import tyro
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 import quickstudy as qs
 from quickstudy.tasks.groups import GroupTasks
@@ -73,18 +73,19 @@ def assays(x: np.ndarray, labels: pandas.DataFrame, name: str, part: str) -> Gro
 def candidates(train: GroupTasks, val: GroupTasks, iterations: int, seed: int) -> dict[str, list[qs.Trained]]:
     """Baselines and learners; validation assays choose among those of one name."""
     logistic = [LogisticRegression(C=c, max_iter=500) for c in (0.01, 0.1, 1.0)]
+    on_all = [SGDClassifier(loss="log_loss", alpha=a, max_iter=10, tol=None, random_state=0) for a in (1e-3, 1e-2)]
     return {
         "logistic regression per assay": [qs.per_task(model, train) for model in logistic],
         OWN: [qs.per_task(RandomForestClassifier(50, random_state=0), train)],
-        OTHERS: [qs.pooled(logistic[1], train)],
+        OTHERS: [qs.pooled(model, train) for model in on_all],
     } | comparison.meta_trained(train, val, iterations, seed)
 
 
 def main(
     data: Path,
     only: Literal["tox21", "toxcast"] | None = None,
-    iterations: int = 600,
-    episodes: int = 600,
+    iterations: int = 400,
+    episodes: int = 400,
     seed: int = 0,
 ) -> None:
     """Learn on some assays, ask for others, in two collections.
