@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas
@@ -80,6 +80,15 @@ def joined(parts: Iterable[Mapping[str, qs.Score]]) -> dict[str, qs.Score]:
     return found
 
 
+def restricted(scores: Mapping[str, qs.Score], names: Collection[str]) -> dict[str, qs.Score]:
+    """The scores on the episodes of these tasks alone."""
+    rows = [i for i, task in enumerate(next(iter(scores.values())).tasks) if task in names]
+    return {
+        name: qs.Score(score.values[rows], score.protocol, tasks=tuple(score.tasks[i] for i in rows))
+        for name, score in scores.items()
+    }
+
+
 def table(scores: Mapping[str, qs.Score], against: Sequence[str], each: bool = False) -> str:
     """A Markdown table: each method's score, and its paired difference to each of those in `against`.
 
@@ -91,15 +100,11 @@ def table(scores: Mapping[str, qs.Score], against: Sequence[str], each: bool = F
     head = ["method", *tasks, unit, *(f"minus {name}, paired" for name in against)]
     lines = [head, ["---"] * len(head)]
     for name, score in scores.items():
-        means = [_told(one.mean, one.interval, metric) for one in (*(_alone(score, task) for task in tasks), score)]
+        shown = [restricted(scores, {task})[name] for task in tasks] + [score]
+        means = [_told(one.mean, one.interval, metric) for one in shown]
         differences = [qs.compare(score, scores[other]) if other != name else None for other in against]
         lines.append([name, *means, *map(_difference, differences)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _alone(score: qs.Score, task: str) -> qs.Score:
-    rows = [i for i, name in enumerate(score.tasks) if name == task]
-    return qs.Score(score.values[rows], score.protocol, tasks=(task,) * len(rows))
 
 
 def _difference(found: qs.Difference | None) -> str:

@@ -43,7 +43,7 @@ def candidates(train: qs.tasks.GroupTasks, val: qs.tasks.GroupTasks, iterations:
         OTHERS: [qs.pooled(model, train, offset=True) for model in ridges],
         "pooled boosting": [qs.pooled(model, train) for model in boosted],
         "pooled boosting and level": [qs.pooled(model, train, offset=True) for model in boosted],
-    } | comparison.meta_trained(train, val, iterations, seed, rates=(0.01, 0.05))
+    } | comparison.meta_trained(train, val, iterations, seed, rates=(0.05,))
 
 
 def main(data: Path, folds: int = 5, iterations: int = 300, episodes: int = 130, seed: int = 0) -> None:
