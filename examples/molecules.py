@@ -7,15 +7,16 @@ assays the last three are asked for, as since Altae-Tran 2017 (https://arxiv.org
 choose among checkpoints and settings. ToxCast's are split 60/20/20, all readouts of one experiment together.
 
 A molecule is counts of the pieces of its SMILES of 1 to 5 characters, hashed: no chemistry package is needed, and a
-chemist's fingerprint tells more. The split is by assay, so most test molecules were in training too, in other assays,
-and what is active in one is often active in others. That is what is learned, so `pooled` answers how active a molecule
-is in general, without an example of the new assay. This is a new question about known molecules, not new chemistry.
+chemist's fingerprint tells more. A split by assay alone leaves most test molecules in training, in other assays whose
+labels go together with the new one's. So training sees 60 % of the molecules, and the test is done twice: on these, in
+a new assay, and on the other 40 %. The pooled network answers how active a molecule is in general, without adapting.
 
 Episodes are balanced, as real screens are not, so accuracy is told (50 % is chance); the field's AUROC is not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -32,8 +33,9 @@ import quickstudy as qs
 from quickstudy.tasks.groups import GroupTasks
 from quickstudy.tasks.splits import by_name
 
-OWN, OTHERS = "random forest per assay", "pooled logistic regression"
-SHOTS, QUERIES = 8, 12  # of each class: the rarest has 20 active molecules
+OWN, OTHERS = "random forest per assay", "pooled network"
+SHOTS, QUERIES = 8, 12  # of each class
+FEWEST = 80  # active molecules of an assay, so that 20 of them are new ones
 MOST = {"tox21": 800, "toxcast": 100}  # molecules of each class and assay that are kept, for memory
 PIECES = 1024
 
@@ -46,7 +48,8 @@ def read(data: Path, name: str) -> tuple[np.ndarray, pandas.DataFrame]:
     )
     x = np.log1p(hashed.transform(frame.smiles).toarray()).astype(np.float32)
     x = (x - x.mean(0)) / x.std()  # of all molecules, whose labels are not looked at
-    return x, frame.drop(columns=["smiles", "mol_id"], errors="ignore")
+    labels = frame.drop(columns=["smiles", "mol_id"], errors="ignore")
+    return x, labels.loc[:, (labels == 1).sum() >= FEWEST]
 
 
 def split(name: str, assays: list[str]) -> dict[str, list[str]]:
@@ -58,10 +61,12 @@ def split(name: str, assays: list[str]) -> dict[str, list[str]]:
     return {part: [assay for assay in assays if experiment[assay] in parts[part]] for part in parts}
 
 
-def assays(x: np.ndarray, labels: pandas.DataFrame, name: str, part: str) -> GroupTasks:
-    """The assays of a split; of each the first MOST molecules of both classes in an order that is drawn."""
+def assays(x: np.ndarray, labels: pandas.DataFrame, name: str, part: str, new: bool = False) -> GroupTasks:
+    """The assays of a split; of each MOST molecules of both classes, of those to train on or of the `new` ones."""
     names = split(name, list(labels.columns))[part]
     order = np.random.default_rng(0).permutation(len(x))
+    cut = len(x) * 3 // 5
+    order = order[cut:] if new else order[:cut]
     rows = [order[labels[assay].to_numpy()[order] == k][: MOST[name]] for assay in names for k in (0, 1)]
     y = np.concatenate([np.full(len(found), i % 2) for i, found in enumerate(rows)])
     starts = np.cumsum([0] + [len(rows[i]) + len(rows[i + 1]) for i in range(0, len(rows), 2)])
@@ -74,11 +79,15 @@ def candidates(train: GroupTasks, val: GroupTasks, iterations: int, seed: int) -
     """Baselines and learners; validation assays choose among those of one name."""
     logistic = [LogisticRegression(C=c, max_iter=500) for c in (0.01, 0.1, 1.0)]
     on_all = [SGDClassifier(loss="log_loss", alpha=a, max_iter=10, tol=None, random_state=0) for a in (1e-3, 1e-2)]
+    trained = comparison.meta_trained(train, val, iterations, seed)
+    (tuned,) = trained["pooled network, fine-tuned"]
+    as_it_is = dataclasses.replace(tuned, learner=dataclasses.replace(tuned.learner, steps=0))
     return {
         "logistic regression per assay": [qs.per_task(model, train) for model in logistic],
         OWN: [qs.per_task(RandomForestClassifier(50, random_state=0), train)],
-        OTHERS: [qs.pooled(model, train) for model in on_all],
-    } | comparison.meta_trained(train, val, iterations, seed)
+        "pooled logistic regression": [qs.pooled(model, train) for model in on_all],
+        OTHERS: [as_it_is],
+    } | trained
 
 
 def main(
@@ -99,10 +108,13 @@ def main(
     """
     for name in [only] if only else MOST:
         x, labels = read(data, name)
-        train, val, test = (assays(x, labels, name, part) for part in ("train", "val", "test"))
-        scores = comparison.measured(candidates(train, val, iterations, seed), val, test, episodes)
-        print(f"\n{name}: {len(train.names)} assays to train on, {len(test.names)} others; {episodes} test episodes\n")
-        print(comparison.table(scores, [OWN, OTHERS], each=name == "tox21"))
+        train, val = (assays(x, labels, name, part) for part in ("train", "val"))
+        several = candidates(train, val, iterations, seed)
+        for molecules in ("known", "new"):
+            test = assays(x, labels, name, "test", molecules == "new")
+            scores = comparison.measured(several, val, test, episodes)
+            print(f"\n{name}, {molecules} molecules: {len(train.names)} assays to train on, {len(test.names)} others\n")
+            print(comparison.table(scores, [OWN, OTHERS], each=name == "tox21"))
 
 
 if __name__ == "__main__":

@@ -179,9 +179,22 @@ def test_people_are_left_out(run):
 @needs("molecules")
 def test_assays_are_split_by_experiment(run):
     printed = run("molecules.py", "--data", SHARED, "--only", "tox21", "--iterations", 1, "--episodes", 8)
-    (found,) = methods(printed)
-    assert "tox21: 7 assays to train on, 3 others" in printed
-    assert {"ProtoNet", "random forest per assay"} < found.keys()
+    known, new = methods(printed)
+    assert "tox21, new molecules: 7 assays to train on, 3 others" in printed
+    assert known.keys() == new.keys() and {"ProtoNet", "random forest per assay", "pooled network"} < new.keys()
+
+
+@needs("molecules")
+def test_new_molecules_are_in_no_training_assay(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    molecules = importlib.import_module("molecules")
+    labels = molecules.read(SHARED, "tox21")[1]
+    numbered = np.arange(len(labels), dtype=np.float32)[:, None]
+    train, new = (
+        set(molecules.assays(numbered, labels, "tox21", *which).x[:, 0].tolist())
+        for which in (("train",), ("test", True))
+    )
+    assert len(train) > 1000 and len(new) > 1000 and not train & new
 
 
 @needs("grouped_tabular")
