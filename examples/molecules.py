@@ -64,8 +64,7 @@ def split(name: str, assays: list[str]) -> dict[str, list[str]]:
 def assays(x: np.ndarray, labels: pandas.DataFrame, name: str, part: str, new: bool = False) -> GroupTasks:
     """The assays of a split; of each MOST molecules of both classes, of those to train on or of the `new` ones."""
     names = split(name, list(labels.columns))[part]
-    order = np.random.default_rng(0).permutation(len(x))
-    cut = len(x) * 3 // 5
+    order, cut = np.random.default_rng(0).permutation(len(x)), len(x) * 3 // 5
     order = order[cut:] if new else order[:cut]
     rows = [order[labels[assay].to_numpy()[order] == k][: MOST[name]] for assay in names for k in (0, 1)]
     y = np.concatenate([np.full(len(found), i % 2) for i, found in enumerate(rows)])
