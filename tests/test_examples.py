@@ -171,7 +171,8 @@ def test_hospitals_are_left_out_one_by_one(run):
 @needs("wisdm_har")
 def test_people_are_left_out(run):
     printed = run("activity.py", "--data", SHARED, "--folds", 3, "--iterations", 1, "--episodes", 8)
-    one, five = methods(printed)
+    one, _, five, _ = methods(printed)
+    assert printed.count("The 18 who have all six activities:") == 2
     assert one.keys() == five.keys() and {"ProtoNet", "random forest per person"} < one.keys()
     assert five["random forest per person"] > 50  # of six activities
 
@@ -190,10 +191,8 @@ def test_new_molecules_are_in_no_training_assay(monkeypatch):
     molecules = importlib.import_module("molecules")
     labels = molecules.read(SHARED, "tox21")[1]
     numbered = np.arange(len(labels), dtype=np.float32)[:, None]
-    train, new = (
-        set(molecules.assays(numbered, labels, "tox21", *which).x[:, 0].tolist())
-        for which in (("train",), ("test", True))
-    )
+    parts = [molecules.assays(numbered, labels, "tox21", *which) for which in (("train",), ("test", True))]
+    train, new = (set(part.x[:, 0].tolist()) for part in parts)
     assert len(train) > 1000 and len(new) > 1000 and not train & new
 
 
