@@ -115,6 +115,16 @@ def test_cold_start_is_compared_with_simple_baselines(run):
     assert all(0 < float(row[2].split(" ± ")[0]) < 25 for row in rows)
 
 
+@needs("pneumoniamnist")
+@needs("cifar100")
+def test_x_rays_are_asked_of_what_learned_on_photographs(run):
+    printed = run("xrays.py", "--data", SHARED, "--iterations", 1, "--episodes", 4)
+    rows = [line.strip("| ").split(" | ") for line in printed.splitlines() if re.match(r"\| (5|10) \|", line)]
+    assert [row[0] for row in rows] == ["5"] * 6 + ["10"] * 6
+    assert rows[1][1] == "logistic regression on pixels" and rows[4][1] == "R2D2, untrained"
+    assert all(30 < float(row[2].split(" %")[0]) <= 100 for row in rows)
+
+
 # --- tables of examples on real data ---------------------------------------------------------------------------------
 
 
