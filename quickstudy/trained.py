@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,19 +10,26 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from quickstudy import __version__, files
-from quickstudy.errors import ConfigError, DataError, FileFormatError, suggest
+from quickstudy import files
+from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.evaluation import check_episodes, device_of, for_test, with_ways
 from quickstudy.inner import first_non_finite
 from quickstudy.inputs import answers, encoded, in_units
 from quickstudy.learner import Batch, Episode, Learner, Theta, distance_of, embed_of
-from quickstudy.model import constants, part, prepare
-from quickstudy.nn import NETWORKS
+from quickstudy.learner_files import (
+    build_extractor,
+    build_learner,
+    check_theta,
+    extractor_header,
+    extractor_tensors,
+    learner_header,
+    learner_tensors,
+)
+from quickstudy.model import part, prepare
 from quickstudy.protocol import is_transductive, networks
 from quickstudy.tasks.classes import scaled
 from quickstudy.tasks.features import extract
@@ -31,7 +37,6 @@ from quickstudy.tasks.sentences import Encoder, opened
 
 Answer = TypeVar("Answer")
 SCOPE = "scope"  # in preprocess: the distance beyond which an input is of no class, see `quickstudy.scoped`
-LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,8 +168,8 @@ class Trained:
         header["names"] = list(self.theta)
         if len(self.best) > 1:
             header["best"] = files.pack(self.best[1:], tensors, "best")
-        header |= _learner_header(self.learner) | _extractor_header(self.extractor)
-        tensors |= _constants(self.learner) | _extractor_tensors(self.extractor)
+        header |= learner_header(self.learner) | extractor_header(self.extractor)
+        tensors |= learner_tensors(self.learner) | extractor_tensors(self.extractor)
         files.write_tensors(path, "trained", tensors, header)
 
 
@@ -363,8 +368,8 @@ class Predictor(nn.Module):
             "phi": files.pack(phi, tensors, "phi"),
             "support": None if kept is None else {"y": kept.y.tolist(), "transductive": kept.transductive},
         }
-        header |= _learner_header(self.learner) | _extractor_header(self.extractor)
-        tensors |= _constants(self.learner) | _extractor_tensors(self.extractor)
+        header |= learner_header(self.learner) | extractor_header(self.extractor)
+        tensors |= learner_tensors(self.learner) | extractor_tensors(self.extractor)
         files.write_tensors(path, "predictor", tensors, header)
 
 
@@ -381,12 +386,12 @@ def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) ->
         path = os.path.join(path, "learner.qs")
     kind = files.kind_of(path)
     tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
-    learner = _build_learner(path, header, tensors, fields)
+    learner = build_learner(path, header, tensors, fields)
     # safetensors sorts names; an optimizer's state belongs to theta's values by their order.
     theta = part(tensors, "theta.")
     theta = {name: theta[name] for name in header.get("names", theta)}
-    _check_theta(path, learner, theta)
-    extractor = _build_extractor(path, header, tensors, fields)
+    check_theta(path, learner, theta)
+    extractor = build_extractor(path, header, tensors, fields)
     asked = None if text_encoder is None else opened(text_encoder)
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
@@ -432,117 +437,3 @@ def as_features(x: Tensor, extractor: nn.Module | None) -> Tensor:
         return x
     z = extract(extractor, x)
     return z.to(x.device, x.dtype) if x.is_floating_point() else z.to(x.device)
-
-
-# --- a learner as plain values ---------------------------------------------------------------------------------------
-
-
-def describe_learner(learner: Learner) -> dict[str, Any]:
-    """Name and fields of a learner as plain values."""
-    fields = {f.name: _plain(getattr(learner, f.name)) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
-    return {"name": type(learner).__name__, "fields": fields}
-
-
-def _learner_header(learner: Learner) -> dict[str, Any]:
-    return {"learner": describe_learner(learner), "quickstudy": __version__}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, nn.Module):
-        return {"network": getattr(value, "architecture", None), "text": str(value)}
-    if callable(value):
-        name = getattr(value, "__name__", type(value).__name__)
-        return {"function": name if LOSSES.get(name) is value else None, "text": name}
-    return value
-
-
-def _build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: Mapping[str, Any]) -> Learner:
-    from quickstudy.learners import LEARNERS  # every learner is listed there, and some import this package's parts
-
-    classes = {cls.__name__: cls for cls in LEARNERS.values()}
-    name, fields = header["learner"]["name"], header["learner"]["fields"]
-    if name not in classes:
-        raise FileFormatError(f"{str(path)!r} holds a {name}, which this Quickstudy does not know. Upgrade it.")
-    known = {f.name for f in dataclasses.fields(classes[name])}  # type: ignore[arg-type]
-    if unknown := set(fields) - known:
-        raise FileFormatError(
-            f"{str(path)!r} needs the field(s) {', '.join(sorted(unknown))} of {name}. Upgrade Quickstudy."
-        )
-    built = {key: _rebuilt(path, key, value, given) for key, value in fields.items()}
-    for key, value in built.items():
-        if isinstance(value, nn.Module):
-            built[key] = _with_constants(value, part(tensors, f"constant.{key}."))
-    return classes[name](**built)
-
-
-def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
-    if key in given:
-        return given[key]
-    if isinstance(value, list):  # JSON has no tuples, and a field that is frozen no lists
-        return tuple(value)
-    if not isinstance(value, Mapping) or "text" not in value:
-        return value
-    if value.get("network"):
-        options = dict(value["network"])
-        with torch.random.fork_rng():  # initial weights are drawn, only to be replaced
-            return NETWORKS[options.pop("name")](**options)
-    if value.get("function"):
-        return LOSSES[value["function"]]
-    raise FileFormatError(
-        f"{str(path)!r} was made with a {key} of your own, which a file cannot hold: {value['text'][:200]}. Pass it: "
-        f"qs.load(path, {key}=...)."
-    )
-
-
-def _constants(learner: Learner) -> Theta:
-    parts = (
-        (f"constant.{key}.{name}", value)
-        for key, m in networks(learner).items()
-        for name, value in constants(m).items()
-    )
-    return dict(parts)
-
-
-def _extractor_header(extractor: nn.Module | None) -> dict[str, Any]:
-    return {} if extractor is None else {"extractor": _plain(extractor)}
-
-
-def _extractor_tensors(extractor: nn.Module | None) -> Theta:
-    return {} if extractor is None else {f"extractor.{name}": value for name, value in constants(extractor).items()}
-
-
-def _build_extractor(
-    path: Any, header: Mapping[str, Any], tensors: Theta, given: Mapping[str, Any]
-) -> nn.Module | None:
-    if "extractor" not in header:
-        return None
-    made = _rebuilt(path, "extractor", header["extractor"], given)
-    return _with_constants(copy.deepcopy(made), part(tensors, "extractor.")).eval().requires_grad_(False)
-
-
-def _with_constants(model: nn.Module, values: Theta) -> nn.Module:
-    if not values:
-        return model
-    filled = copy.deepcopy(model)
-    try:
-        filled.load_state_dict(values, strict=False)
-    except RuntimeError as error:
-        raise FileFormatError(
-            f"the network does not fit the file: {str(error).splitlines()[-1].strip()} Pass the network that was "
-            "trained."
-        ) from error
-    for name, parameter in filled.named_parameters():
-        if name in values:  # frozen when it was saved
-            parameter.requires_grad_(False)
-    return filled
-
-
-def _check_theta(path: Any, learner: Learner, theta: Theta) -> None:
-    expected = {name: tuple(value.shape) for name, value in learner.init().items()}
-    found = {name: tuple(value.shape) for name, value in theta.items()}
-    if expected != found:
-        name = next(n for n in [*expected, *found] if expected.get(n) != found.get(n))
-        raise FileFormatError(
-            f"the network does not fit {str(path)!r}: {name!r} has shape {expected.get(name, 'none')} in the network "
-            f"and {found.get(name, 'none')} in the file. Pass the network that was trained."
-        )

@@ -25,11 +25,12 @@ from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
 from quickstudy.inner import first_non_finite
 from quickstudy.learner import Learner, Outer, Theta
+from quickstudy.learner_files import describe_learner
 from quickstudy.machine import machine
 from quickstudy.progress import training_bar
 from quickstudy.protocol import describe
 from quickstudy.tensorboard import check_tensorboard, events
-from quickstudy.trained import Trained, describe_learner
+from quickstudy.trained import Trained
 
 LOG_EVERY = 20  # iterations per line of metrics.jsonl
 SHOWN_TASKS = 4  # tasks whose training accuracy is computed for that line

@@ -1,0 +1,141 @@
+"""A learner as plain values and tensors: what a `.qs` file and a run's config hold of it, and the learner from them.
+
+Networks of `qs.nn` are rebuilt from their options, torch's losses from their names; of a module of the user's own only
+its values are kept, and the module is asked for again. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quickstudy import __version__
+from quickstudy.errors import FileFormatError
+from quickstudy.learner import Learner, Theta
+from quickstudy.model import constants, part
+from quickstudy.nn import NETWORKS
+from quickstudy.protocol import networks
+
+LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss)}
+
+
+def describe_learner(learner: Learner) -> dict[str, Any]:
+    """Name and fields of a learner as plain values."""
+    fields = {f.name: _plain(getattr(learner, f.name)) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
+    return {"name": type(learner).__name__, "fields": fields}
+
+
+def learner_header(learner: Learner) -> dict[str, Any]:
+    """What the header of a file says of a learner."""
+    return {"learner": describe_learner(learner), "quickstudy": __version__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return {"network": getattr(value, "architecture", None), "text": str(value)}
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        return {"function": name if LOSSES.get(name) is value else None, "text": name}
+    return value
+
+
+def build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: Mapping[str, Any]) -> Learner:
+    """The learner of a file; `given` are fields that it cannot hold. Raises FileFormatError where one is missing."""
+    from quickstudy.learners import LEARNERS  # every learner is listed there, and some import this package's parts
+
+    classes = {cls.__name__: cls for cls in LEARNERS.values()}
+    name, fields = header["learner"]["name"], header["learner"]["fields"]
+    if name not in classes:
+        raise FileFormatError(f"{str(path)!r} holds a {name}, which this Quickstudy does not know. Upgrade it.")
+    known = {f.name for f in dataclasses.fields(classes[name])}  # type: ignore[arg-type]
+    if unknown := set(fields) - known:
+        raise FileFormatError(
+            f"{str(path)!r} needs the field(s) {', '.join(sorted(unknown))} of {name}. Upgrade Quickstudy."
+        )
+    built = {key: _rebuilt(path, key, value, given) for key, value in fields.items()}
+    for key, value in built.items():
+        if isinstance(value, nn.Module):
+            built[key] = _with_constants(value, part(tensors, f"constant.{key}."))
+    return classes[name](**built)
+
+
+def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
+    if key in given:
+        return given[key]
+    if isinstance(value, list):  # JSON has no tuples, and a field that is frozen no lists
+        return tuple(value)
+    if not isinstance(value, Mapping) or "text" not in value:
+        return value
+    if value.get("network"):
+        options = dict(value["network"])
+        with torch.random.fork_rng():  # initial weights are drawn, only to be replaced
+            return NETWORKS[options.pop("name")](**options)
+    if value.get("function"):
+        return LOSSES[value["function"]]
+    raise FileFormatError(
+        f"{str(path)!r} was made with a {key} of your own, which a file cannot hold: {value['text'][:200]}. Pass it: "
+        f"qs.load(path, {key}=...)."
+    )
+
+
+def learner_tensors(learner: Learner) -> Theta:
+    """What its networks hold beside theta: buffers, and parameters that are frozen."""
+    parts = (
+        (f"constant.{key}.{name}", value)
+        for key, m in networks(learner).items()
+        for name, value in constants(m).items()
+    )
+    return dict(parts)
+
+
+def extractor_header(extractor: nn.Module | None) -> dict[str, Any]:
+    """What the header of a file says of a frozen extractor of features; nothing without one."""
+    return {} if extractor is None else {"extractor": _plain(extractor)}
+
+
+def extractor_tensors(extractor: nn.Module | None) -> Theta:
+    """Its weights."""
+    return {} if extractor is None else {f"extractor.{name}": value for name, value in constants(extractor).items()}
+
+
+def build_extractor(path: Any, header: Mapping[str, Any], tensors: Theta, given: Mapping[str, Any]) -> nn.Module | None:
+    """The extractor of a file, frozen; None where it has none."""
+    if "extractor" not in header:
+        return None
+    made = _rebuilt(path, "extractor", header["extractor"], given)
+    return _with_constants(copy.deepcopy(made), part(tensors, "extractor.")).eval().requires_grad_(False)
+
+
+def _with_constants(model: nn.Module, values: Theta) -> nn.Module:
+    if not values:
+        return model
+    filled = copy.deepcopy(model)
+    try:
+        filled.load_state_dict(values, strict=False)
+    except RuntimeError as error:
+        raise FileFormatError(
+            f"the network does not fit the file: {str(error).splitlines()[-1].strip()} Pass the network that was "
+            "trained."
+        ) from error
+    for name, parameter in filled.named_parameters():
+        if name in values:  # frozen when it was saved
+            parameter.requires_grad_(False)
+    return filled
+
+
+def check_theta(path: Any, learner: Learner, theta: Theta) -> None:
+    """Raise FileFormatError where theta is not that of this learner."""
+    expected = {name: tuple(value.shape) for name, value in learner.init().items()}
+    found = {name: tuple(value.shape) for name, value in theta.items()}
+    if expected != found:
+        name = next(n for n in [*expected, *found] if expected.get(n) != found.get(n))
+        raise FileFormatError(
+            f"the network does not fit {str(path)!r}: {name!r} has shape {expected.get(name, 'none')} in the network "
+            f"and {found.get(name, 'none')} in the file. Pass the network that was trained."
+        )
