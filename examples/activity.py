@@ -1,6 +1,6 @@
 """What a new person is doing, from a few labelled windows of the telephone in their pocket.
 
-    python examples/activity.py --data FOLDER       about 10 minutes on one core
+    python examples/activity.py --data FOLDER       about 7 minutes on one core
 
 FOLDER holds wisdm_har/wisdm_transformed.csv.gz: 36 people, six activities, 43 numbers for each 10 seconds of
 acceleration (WISDM; Kwapisz, Weiss, Moore 2010). A person is a task. Five folds: each person is a test task once, by

@@ -1,6 +1,6 @@
 """Heart disease in a hospital that training never saw, from a few of its patients.
 
-    python examples/hospitals.py --data FOLDER       about 5 minutes on one core
+    python examples/hospitals.py --data FOLDER       about 3 minutes on one core
 
 FOLDER holds heart_disease_4sites/heart_disease.csv: Cleveland, Hungary, Switzerland, Long Beach (Janosi 1988). Each
 hospital is left out once. Three hospitals are too few tasks to learn across, so a training task is a sub-group of one:

@@ -1,6 +1,6 @@
 """Which molecules are active in a new assay, from eight that are and eight that are not.
 
-    python examples/molecules.py --data FOLDER       about 10 minutes on one core
+    python examples/molecules.py --data FOLDER       about 3 minutes on one core
 
 FOLDER holds molecules/tox21.csv.gz and toxcast.csv.gz, as in DeepChem (MIT). A task is an assay. Of Tox21's twelve
 assays the last three are asked for, as since Altae-Tran 2017 (https://arxiv.org/abs/1611.03199); two of the other nine

@@ -1,6 +1,6 @@
 """Next week's volatility and return of a ticker that training never saw, a year later: a hard case.
 
-    python examples/prices.py --data FOLDER       about 3 minutes on one core
+    python examples/prices.py --data FOLDER       about half a minute on one core
 
 FOLDER holds sp500_5yr/sp500_5yr.npz: daily prices of 468 members of the S&P 500, 2013 to 2018. A task is a ticker, a
 row a week. Training sees 60 % of the tickers in the first three years, validation others in the fourth, the test others

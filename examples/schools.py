@@ -1,6 +1,6 @@
 """Marks of pupils in a new school, weights of a new chick: levels and slopes of groups, where statistics is strong.
 
-    python examples/schools.py --data FOLDER       about 10 minutes on one core
+    python examples/schools.py --data FOLDER       about 2 minutes on one core
 
 FOLDER holds grouped_tabular/Exam.csv.gz, examination results of 65 schools in London (Goldstein 1993), and
 ChickWeight.csv.gz, 50 chicks weighed at most 12 times (Crowder and Hand 1990), both as in R. A school or a chick is a

@@ -1,6 +1,6 @@
 """How far a new engine will have worn ten flights from now, from its own sensors so far.
 
-    python examples/turbofan.py --data FOLDER       about 3 minutes on one core
+    python examples/turbofan.py --data FOLDER       about half a minute on one core
 
 FOLDER holds cmapss_turbofan/cmapss.npz, simulated turbofans that wear until they fail (NASA C-MAPSS; Saxena 2008). The
 usual question is the remaining life. A running engine has no label of it before it fails, so there is nothing to adapt
