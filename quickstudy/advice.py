@@ -13,6 +13,7 @@ from quickstudy.comparison import Entry, LearnerComparison, size
 from quickstudy.evaluation import Difference, in_words
 
 POINT, TWENTIETH = 0.01, 0.05  # what as good may cost: of accuracy, and as a share of an error
+ALIKE = 1.25  # times the smallest, a cost counts as equal: measurements differ by as much
 
 
 class Advice(NamedTuple):
@@ -99,7 +100,8 @@ def _cheapest(
     """The cheapest of those that are as good as the best; and one that takes less than half of it, at a price."""
     if not good:
         return Advice(question, "", "Those that are as good as the best have no file.")
-    chosen = min(good, key=cost)
+    cheapest = min(map(cost, good))
+    chosen = next(entry for entry in good if cost(entry) <= ALIKE * cheapest)  # good ones come best first
     cheaper = [e for e in found.entries if e not in good and e.bytes is not None and 2 * cost(e) < cost(chosen)]
     price = f" {_price(found, min(cheaper, key=cost), told)}" if cheaper else ""
     return Advice(question, chosen.name, f"{told(chosen)}, as good as the best.{price}")

@@ -47,7 +47,7 @@ def machine_in_words(machine: Mapping[str, Any]) -> str:
 
 def _under(found: LearnerComparison) -> str:
     p, settings = found.entries[0].score.protocol, found.settings
-    minutes = words.plural(settings["minutes"], "minute")
+    minutes = f"{settings['minutes']:g} minute{'s' * (settings['minutes'] != 1)}"
     seeds = words.plural(len(settings["seeds"]), "training", "trainings with other seeds")
     return (
         f"Every learner was trained for {minutes} ({seeds}), the best theta on validation tasks was kept, and all "
@@ -65,9 +65,9 @@ def _row(found: LearnerComparison, entry: Entry, scale: Scale) -> dict[str, Any]
         "kind": "meta-learner" if entry.meta else "baseline",
         "score": entry.score,
         "bar": scale.bar(entry.score),
-        "against": "best" if entry is best else _against(found, entry),
+        "against": ("best", "") if entry is best else _against(found, entry),
         "spread": "" if entry.spread is None else words.half(entry.spread, entry.score.protocol.metric),
-        "trained": f"{trial.iterations:,} iterations, {words.duration(trial.seconds)}" if trained else "none",
+        "trained": (f"{trial.iterations:,} iterations", words.duration(trial.seconds)) if trained else ("none", ""),
         "adapt": words.duration(entry.adapt_seconds),
         "answer": words.duration(entry.predict_seconds),
         "honest": "" if entry.dishonest is None else f"{100 * entry.dishonest:.1f} points",
@@ -75,9 +75,9 @@ def _row(found: LearnerComparison, entry: Entry, scale: Scale) -> dict[str, Any]
     }
 
 
-def _against(found: LearnerComparison, entry: Entry) -> str:
+def _against(found: LearnerComparison, entry: Entry) -> tuple[str, str]:
     difference = found.difference(entry, found.entries[0])
-    return f"{words.signed(difference)}, {'decided' if difference.decided else 'not decided'}"
+    return words.signed(difference).replace(" points", ""), "" if difference.decided else "not decided"
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ class Point:
 
 
 def points(shown: Sequence[Point], x_label: str, y_label: str) -> Draw:
-    """Points over a logarithmic axis, with whiskers."""
+    """Points over a logarithmic axis, with whiskers; names beside them, those of points on one spot together."""
 
     def draw(colours: Mapping[str, str]) -> Figure:
         figure, axes = _panel(5.0, 3.0, x_label, y_label)
@@ -220,15 +220,28 @@ def points(shown: Sequence[Point], x_label: str, y_label: str) -> Draw:
         for one in shown:
             half = one.half if math.isfinite(one.half) else 0.0
             axes.errorbar(one.x, one.y, yerr=half, fmt="none", ecolor=colours[one.colour], elinewidth=1.5)
-            axes.plot([one.x], [one.y], "o", markersize=13, color=colours[one.colour])
-            axes.annotate(one.name, (one.x, one.y), ha="center", va="center", fontsize=8, color=colours["page"])
+            axes.plot([one.x], [one.y], "o", markersize=7, color=colours[one.colour])
         axes.margins(x=0.12, y=0.15)
+        for last, names in _on_one_spot(shown, axes):
+            axes.annotate(names, (last.x, last.y), (6, 4), textcoords="offset points", fontsize=9, parse_math=False)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.minorticks_off()
         return figure
 
     return draw
+
+
+def _on_one_spot(shown: Sequence[Point], axes: Axes) -> list[tuple[Point, str]]:
+    """Points whose names would cover each other, in groups: the rightmost one, and the names of all."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    places = [(math.log(p.x / left) / math.log(right / left), (p.y - low) / (high - low)) for p in shown]
+    groups: list[list[int]] = []
+    for i, (x, y) in enumerate(places):
+        near = (g for g in groups if any(abs(places[j][0] - x) < 0.08 and abs(places[j][1] - y) < 0.06 for j in g))
+        group = next(near, None)
+        groups.append([i]) if group is None else group.append(i)
+    return [(max((shown[i] for i in g), key=lambda p: p.x), ", ".join(shown[i].name for i in g)) for g in groups]
 
 
 def drawn(draw: Draw) -> Markup:
