@@ -328,7 +328,7 @@ def _on_texts(train: Any, test: Any) -> dict[str, Trained]:
 
 
 def _on_tables(train: sources.GroupTasks, test: Any) -> dict[str, Trained]:
-    """Linear models and gradient boosting on each task alone; boosting on all training rows, for values with levels."""
+    """A line and boosted trees, on each task alone and on all training rows; of values the latter with levels."""
     try:
         from sklearn import ensemble, linear_model
     except ImportError:
@@ -342,6 +342,7 @@ def _on_tables(train: sources.GroupTasks, test: Any) -> dict[str, Trained]:
         line = linear_model.RidgeCV(alphas=(0.01, 0.1, 1.0, 10.0, 100.0))
         trees = ensemble.GradientBoostingRegressor(**few)
         forest = ensemble.HistGradientBoostingRegressor(random_state=0)
-    found = {"logistic-regression" if test.ways else "ridge": per_task(line, test)}
-    found |= {"gradient-boosting": per_task(trees, test), "pooled-boosting": pooled(forest, train)}
-    return found if test.ways else found | {"pooled-boosting-and-level": pooled(forest, train, offset=True)}
+    name, level = ("logistic-regression", "") if test.ways else ("ridge", "-and-level")
+    found = {name: per_task(line, test), "gradient-boosting": per_task(trees, test)}
+    found |= {f"pooled-{name}{level}": pooled(line, train, offset=bool(level))}
+    return found | {f"pooled-boosting{level}": pooled(forest, train, offset=bool(level))}

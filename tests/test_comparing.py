@@ -223,10 +223,11 @@ def test_compare_refuses_before_it_trains(tmp_path: Path, capsys: pytest.Capture
 
 def test_baselines_suit_the_tasks() -> None:
     classes, values, pictures = kinds(), levels(), qs.tasks.glyphs("val", ways=3)
-    both = {"linear-probe", "gradient-boosting", "pooled-boosting"}
+    both = {"linear-probe", "gradient-boosting"}
+    of_classes = {"nearest-centroid", "logistic-regression", "pooled-logistic-regression", "pooled-boosting"}
     named = {
-        "classes": (classes, both | {"nearest-centroid", "logistic-regression"}),
-        "values": (values, both | {"ridge", "pooled-boosting-and-level"}),
+        "classes": (classes, both | of_classes),
+        "values": (values, both | {"ridge", "pooled-ridge-and-level", "pooled-boosting-and-level"}),
         "pictures": (pictures, {"linear-probe", "nearest-centroid"}),
     }
     for tasks, names in named.values():
