@@ -1,7 +1,8 @@
 """What a comparison of learners says about which one to choose, by what matters to the person who asks.
 
-A learner is *as good* as the best if the paired difference is not decided, or costs at most a point of accuracy (for
-errors: a twentieth of the error). Among those the cheaper one is named.
+A learner is *as good* as the best if it costs at most a point of accuracy (for errors: a twentieth of the error), or at
+most three times that and the paired difference is not decided: what is far off and varies wildly is not decided either.
+Among those the cheaper one is named.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from quickstudy.comparison import Entry, LearnerComparison, size
 from quickstudy.evaluation import Difference, in_words
 
 POINT, TWENTIETH = 0.01, 0.05  # what as good may cost: of accuracy, and as a share of an error
+UNDECIDED = 3.0  # times that, where the difference is not decided
 ALIKE = 1.25  # times the smallest, a cost counts as equal: measurements differ by as much
 
 
@@ -43,19 +45,18 @@ def worse_by(found: LearnerComparison, entry: Entry) -> Difference:
 
 def as_good(found: LearnerComparison) -> list[Entry]:
     """The best entry, and those that are as good."""
-    best = found.entries[0]
+    best, *others = found.entries
     allowed = POINT if best.score.protocol.metric == "accuracy" else TWENTIETH * best.score.mean
-    others = [entry for entry in found.entries[1:] if _close(worse_by(found, entry), allowed)]
-    return [best, *others]
+    return [best, *(entry for entry in others if _close(worse_by(found, entry), allowed))]
 
 
 def _close(difference: Difference, allowed: float) -> bool:
-    return not difference.decided or difference.mean <= allowed
+    return difference.mean <= (allowed if difference.decided else UNDECIDED * allowed)
 
 
 def _accurate(found: LearnerComparison) -> Advice:
     best, *others = found.entries
-    ties = [entry.name for entry in others if not worse_by(found, entry).decided]
+    ties = [entry.name for entry in others if entry in as_good(found) and not worse_by(found, entry).decided]
     told = f"; {_listed(ties)} {'are' if len(ties) > 1 else 'is'} not told apart from it" if ties else ""
     return Advice("Which is most accurate?", best.name, f"{_measured(best)}{told}.")
 

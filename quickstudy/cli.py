@@ -248,6 +248,10 @@ def evaluate(argv: list[str]) -> None:
         print(score)
     for name, score in scores[0].controls.items():
         print(f"  control {name}: {in_words(score.mean, score.interval, score.protocol.metric)}")
+    if scores[0].controls:
+        from quickstudy.report.page import verdict  # matplotlib takes a second to import
+
+        print(verdict(scores[0]))
     common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
     if found := runs.evaluate_instances(options.run, trained, tasks, options.instances, **common):
         print(found)
@@ -296,9 +300,16 @@ def predict(argv: list[str]) -> None:
         raise ConfigError(
             f"{options.predictor!r} is not adapted to a task yet. First: quickstudy adapt RUN SUPPORT --out F"
         )
-    answers = [answer for name in options.inputs for answer in _answers(predictor, Path(name), options.reject)]
+    if not options.inputs:
+        raise ConfigError("predict needs something to answer for: quickstudy predict FILE INPUT...")
+    read = [inputs.inputs_of(predictor.preprocess, Path(name)) for name in options.inputs]
+    answers = [answer for x, names in read for answer in _answers(predictor, x, names, options.reject)]
+    if options.csv:
+        inputs.write_answers(Path(options.csv), read, answers)
+        print(f"answers: {options.csv}")
+        return
     if options.json:
-        print(json.dumps(answers, indent=1))
+        print(json.dumps(answers, indent=1, ensure_ascii=False))
         return
     table = Table("input", "label", "probability")
     for answer in answers:
@@ -306,10 +317,11 @@ def predict(argv: list[str]) -> None:
         label = "none of these" if answer["label"] is None else answer["label"]
         table.add_row(answer["input"], f"{label:.5g}" if isinstance(label, float) else str(label), sure)
     Console().print(table)
+    if options.reject:
+        print(f"{sum(answer['label'] is None for answer in answers)} of {len(answers)} are none of the classes")
 
 
-def _answers(predictor: Predictor, path: Path, reject: bool) -> list[dict[str, Any]]:
-    x, names = inputs.inputs_of(predictor.preprocess, path)
+def _answers(predictor: Predictor, x: Any, names: list[str], reject: bool) -> list[dict[str, Any]]:
     labels = predictor.predict(x, reject=reject)
     if predictor.classes is None:
         values = [value if len(value) > 1 else value[0] for value in torch.as_tensor(labels).tolist()]
@@ -356,6 +368,9 @@ def _shape(words: Sequence[str]) -> tuple[int, ...]:
 
 
 def list_all(argv: list[str]) -> None:
+    if argv and argv[0] in ("-h", "--help"):
+        print("quickstudy list: the learners, tasks, controls, networks and engines there are. It takes no options.")
+        return
     if argv:
         raise ConfigError(f"'quickstudy list' takes no argument, got {' '.join(argv)!r}.")
     table = Table("learner", "class", "what it does")
@@ -363,7 +378,9 @@ def list_all(argv: list[str]) -> None:
         table.add_row(name, cls.__name__, (cls.__doc__ or "").strip().splitlines()[0])
     console = Console()
     console.print(table)
-    console.print(f"tasks: {', '.join(recipes.NAMED)}, a folder of class folders, a table, a table of texts")
+    console.print(
+        f"tasks: {', '.join(recipes.NAMED)}, a folder of class folders, a table, a table of ratings, one of texts"
+    )
     console.print(f"controls: {', '.join(CONTROLS)}")
     console.print(f"network: {', '.join(recipes.IMAGE_NETWORKS)}")
     console.print(f"norm: {', '.join(POLICIES)}   downsample: {', '.join(DOWNSAMPLING)}   engine: {', '.join(ENGINES)}")

@@ -47,7 +47,7 @@ def available(learner: Learner, tasks: Any) -> list[str]:
         return names + (["zero_steps"] if hasattr(learner, "steps") else [])
     names += ["linear_probe"]
     names += ["zero_steps"] if hasattr(learner, "steps") else []
-    names += ["nearest_centroid"] if classification else []
+    names += ["nearest_centroid"] if classification else ["support_mean"]
     names += ["nil"] if classification and _has_head(learner) else []
     names += ["from_scratch"] if networks(learner) else []
     return [name for name in CONTROLS if name in names]
@@ -75,6 +75,30 @@ def nearest_centroid(learner: Learner, theta: Theta, tasks: Any) -> Variant:
 def linear_probe(learner: Learner, theta: Theta, tasks: Any) -> Variant:
     """A linear model of the raw input, fitted on the support set."""
     return LinearProbe(getattr(tasks, "ways", None)), {}, tasks
+
+
+def support_mean(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+    """The mean of the support answers, whatever is asked: everyone's first guess."""
+    if getattr(tasks, "ways", None) is not None:
+        raise ConfigError("support_mean is a control for values; these tasks have classes.")
+    return SupportMean(), {}, tasks
+
+
+@dataclass(frozen=True, eq=False)
+class SupportMean(Learner):
+    """y = mean of the support answers."""
+
+    def init(self) -> Theta:
+        return {}
+
+    def adapt(self, theta: Theta, support: Batch) -> Tensor:
+        return support.y.mean(0)
+
+    def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+        return phi.expand(len(x), *phi.shape)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        return F.mse_loss(self.predict(theta, self.adapt(theta, episode.support), episode.query.x), episode.query.y)
 
 
 class Line(NamedTuple):
@@ -264,6 +288,7 @@ CONTROLS: dict[str, Callable[[Learner, Theta, Any], Variant]] = {
     "zero_steps": zero_steps,
     "shuffled_labels": shuffled_labels,
     "nearest_centroid": nearest_centroid,
+    "support_mean": support_mean,
     "linear_probe": linear_probe,
     "nil": nil,
     "from_scratch": from_scratch,

@@ -132,6 +132,11 @@ def kind_of(path: str | os.PathLike) -> str:
         return "unknown"
 
 
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of tensors by their names: the same for the same values."""
+    return _digest({}, {name: value.cpu() for name, value in tensors.items()})
+
+
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(json.dumps(header).encode())
     for name in sorted(tensors):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quickstudy import rows
+from quickstudy import files, rows
 from quickstudy.errors import DataError, suggest
 from quickstudy.tasks import columns, ratings, tables, text
 from quickstudy.tasks.images import EXTENSIONS, load_image, read_classes
@@ -120,6 +120,15 @@ def inputs_of(preprocess: Preprocess, path: Path) -> tuple[Any, list[str]]:
     if not paths:
         raise DataError(f"the folder {str(path)!r} holds no images ({', '.join(sorted(EXTENSIONS))}).")
     return torch.stack([load_image(p, **_reading(preprocess)) for p in paths]), [str(p) for p in paths]
+
+
+def write_answers(path: Path, read: Sequence[tuple[Any, list[str]]], answers: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV of what was asked and answered: the columns of a table's rows, else the inputs' names, and two more."""
+    pandas = columns.need_pandas()
+    asked = [x if isinstance(x, pandas.DataFrame) else pandas.DataFrame({"input": names}) for x, names in read]
+    frame = pandas.concat(asked, ignore_index=True)
+    found = {"predicted": [a["label"] for a in answers], "probability": [a["probability"] for a in answers]}
+    files.write_atomically(path, frame.assign(**found).dropna(axis=1, how="all").to_csv(index=False).encode())
 
 
 def _texts(preprocess: Preprocess, path: Path) -> list[str]:

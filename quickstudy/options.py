@@ -49,6 +49,7 @@ class TaskOptions:
     factors: int = 0  # of a table of ratings: length of the items' vectors learned from training users
     text: Annotated[str | None, word("none")] = None  # of a table of texts: the column that holds them
     label: Annotated[str | None, word("none")] = None  # of a table of texts: the column of their classes
+    words: int = 24  # of texts: how many of one are read
     encoder: Annotated[str | None, word("hashed subwords")] = None  # of texts: a model of sentence_transformers
     data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
     size: int = 28  # images from a folder are scaled to size x size
@@ -141,6 +142,7 @@ class PredictOptions:
     predictor: Positional[str]  # file that 'quickstudy adapt' wrote
     inputs: Positional[tuple[str, ...]]  # images or folders of them; tables; texts, a line each; CSV files of numbers
     json: Annotated[bool, FlagCreatePairsOff] = False  # print a list of objects with input, label, probability
+    csv: Annotated[str | None, word("none")] = None  # file to write: the rows of a table, or inputs, and the answers
     reject: Annotated[bool, FlagCreatePairsOff] = False  # mark what is none of the classes (takes 'adapt --reject')
 
 

@@ -97,6 +97,7 @@ class Request(NamedTuple):
     factors: int = 0  # length of the items' vectors learned from training users
     text: str | None = None  # of labelled texts: the column of texts
     label: str | None = None  # of labelled texts: the column of classes
+    words: int = 24  # of labelled texts: how many words of one are read
     encoder: str | None = None  # of labelled texts: the model of sentence_transformers that makes vectors of them
 
 
@@ -129,7 +130,7 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
     name, kind = request.tasks, kind_of(request.tasks, bool(request.text or request.label))
     _check_placed(request, kind)
     if kind == "text":
-        named = {word: value for word in ("text", "label", "encoder") if (value := getattr(request, word))}
+        named = {word: value for word in ("text", "label", "words", "encoder") if (value := getattr(request, word))}
         return sources.from_text(name, split, request.ways or 5, request.shots, request.queries, **named, progress=True)
     if is_table(name) and (request.user or request.item or request.rating or request.items):
         return _open_ratings(request, split, preprocess)
@@ -147,6 +148,8 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
         return getattr(sources, name)(split, *sizes, root=request.data, **augment)
     if Path(name).is_dir():
         return sources.from_folder(name, split, *sizes, size=request.size, **augment)
+    if Path(name).suffix or "/" in name:
+        raise DataError(f"there is no file or folder {name!r}. Check the path.")
     raise DataError(
         f"there are no tasks {name!r}: neither one of {', '.join(NAMED)} nor a folder or a table.{suggest(name, NAMED)}"
     )

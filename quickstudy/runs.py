@@ -109,6 +109,7 @@ def evaluate_run(
         "steps": [{"steps": k, "mean": s.mean, "interval": s.interval} for k, s in steps_curve],
         "timing": adaptation_timing(trained, tasks, steps),
         "normalisation": normalisation_of(learner),
+        "theta": files.fingerprint(trained.theta),
         "machine": machine(),
     }
     files.write_json(Path(folder) / "scores.json", plain)

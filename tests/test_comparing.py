@@ -93,6 +93,17 @@ def test_an_error_is_as_good_within_a_twentieth() -> None:
     assert [one.name for one in as_good(comparison(best, near, far))] == ["a", "bb"]
 
 
+def test_what_is_far_off_and_varies_wildly_is_not_as_good() -> None:
+    metric = "mean squared error"
+    best, wild = entry("best", 1.0, metric=metric), entry("wild", 1.0, metric=metric, adapt_seconds=1e-6)
+    values = torch.cat([torch.ones(399), torch.tensor([4e7])]).double()
+    trial = dataclasses.replace(wild.trials[0], score=dataclasses.replace(wild.score, values=values))
+    found = comparison(best, dataclasses.replace(wild, trials=(trial,)))
+    assert not found.difference(*found.entries).decided
+    assert [one.name for one in as_good(found)] == ["best"]
+    assert asked(found, "fastest").choice == "best" and "wild" not in asked(found, "accurate").reason
+
+
 @pytest.mark.parametrize(
     ("learner", "baseline", "begins", "choice"),
     [(0.9, 0.8, "Yes", "meta"), (0.8, 0.9, "No", "plain"), (0.8, 0.8002, "Not shown", "plain")],

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import quickstudy as qs
 from quickstudy import controls, engine, evaluation, seeds
+from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, DataError, NonFiniteError, ProtocolError
 from quickstudy.evaluation import Difference, Score, half_width
 from quickstudy.learner import Batch, Episode, Learner, Theta
@@ -436,11 +437,22 @@ def test_controls_meet_the_same_episodes():
     assert same_episodes(tasks.given[:3], tasks.given[3:6]) and same_episodes(tasks.given[:3], tasks.given[6:])
 
 
+def test_the_mean_of_the_support_answers_is_a_control_for_values():
+    tasks, learner = qs.tasks.sinusoid("test", shots=4), qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss)
+    found = qs.evaluate(ready(learner), tasks, episodes=3, controls=["support_mean"]).controls["support_mean"]
+    for i, value in enumerate(found.values.tolist()):
+        (_, y), (_, truth) = unstack(tasks.sample(1, seeds.generator(1, "test", i)))[0]
+        assert value == pytest.approx(float(((truth - y.mean()) ** 2).mean()))
+    with pytest.raises(ConfigError, match="have classes"):
+        qs.evaluate(ready(maml_on_vectors()), clusters(), episodes=3, controls=["support_mean"])
+
+
 def test_the_controls_that_make_sense_are_offered():
     maml, centroid = maml_on_vectors(), qs.NearestCentroid(3)
-    assert set(controls.available(maml, clusters())) == set(controls.CONTROLS)
+    assert set(controls.available(maml, clusters())) == set(controls.CONTROLS) - {"support_mean"}
     assert controls.available(centroid, clusters()) == ["shuffled_labels", "nearest_centroid", "linear_probe"]
-    assert "nearest_centroid" not in controls.available(maml, qs.tasks.sinusoid())
+    offered = controls.available(maml, qs.tasks.sinusoid())
+    assert "nearest_centroid" not in offered and "support_mean" in offered
     for learner, tasks in ((maml, clusters()), (centroid, clusters())):
         found = qs.evaluate(ready(learner), tasks, episodes=3, controls=controls.available(learner, tasks)).controls
         assert all(0 <= score.mean <= 1 for score in found.values())
@@ -450,7 +462,7 @@ def test_controls_of_a_regression():
     learner = qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01, steps=1)
     tasks = qs.tasks.sinusoid("test")
     found = qs.evaluate(ready(learner), tasks, episodes=5, controls=controls.available(learner, tasks)).controls
-    assert set(found) == {"zero_steps", "shuffled_labels", "linear_probe", "from_scratch"}
+    assert set(found) == {"zero_steps", "shuffled_labels", "support_mean", "linear_probe", "from_scratch"}
     assert all(math.isfinite(score.mean) for score in found.values())
 
 

@@ -29,6 +29,7 @@ from quickstudy.report import folder_of, served, words, write_report
 from quickstudy.report.answers import LETTERS, SHOWN, letter
 from quickstudy.report.facts import read_run
 from quickstudy.report.plots import Series, lines, save, thumbnail, with_legend
+from quickstudy.report.scale import Scale
 from quickstudy.runs import evaluate_run
 
 ODD = "<b>$x^{2"  # a folder's name, which is neither HTML nor mathematics
@@ -315,6 +316,22 @@ def test_the_same_run_gives_the_same_bytes(runs):
 
 
 # --- what is missing or broken ---------------------------------------------------------------------------------------
+
+
+def test_scores_of_an_older_theta_are_called_so(runs):
+    assert "older theta" not in report(runs / "sine").text
+    trained = qs.load(runs / "sine")
+    assert isinstance(trained, qs.Trained)
+    moved = {name: value + 1 for name, value in trained.theta.items()}
+    dataclasses.replace(trained, theta=moved).save(runs / "sine" / "learner.qs")
+    assert "the scores are of an older theta" in report(runs / "sine").text
+
+
+def test_one_absurd_error_leaves_the_others_to_be_seen():
+    protocol = qs.Protocol("MAML", "table", "test", None, 5, 5, "mean squared error", 3, 1, False, "none")
+    scores = [Score(torch.full((3,), mean).double(), protocol) for mean in (1.0, 2.0, 1e5)]
+    scale = Scale(scores)
+    assert [scale.bar(score)["width"] for score in scores] == [20.0, 40.0, 100.0]
 
 
 def test_missing_parts_name_the_command_that_makes_them(runs):

@@ -331,6 +331,22 @@ def test_the_command_line_from_table_to_answers(tmp_path, monkeypatch, capsys):
     answers = json.loads(capsys.readouterr().out)
     assert [a["input"] for a in answers[:2]] == ["asked.csv:1", "asked.csv:2"] and len(answers) == 12
     assert all(800 < answer["label"] < 1200 for answer in answers)
+    assert cli.run(["predict", "p.qs", "asked.csv", "asked.csv", "--csv", "answers.csv"]) == 0
+    written, asked = pandas.read_csv("answers.csv"), pandas.read_csv("asked.csv")
+    assert list(written.columns) == [*asked.columns, "predicted"] and len(written) == 24
+    assert written.predicted[:12].tolist() == pytest.approx([answer["label"] for answer in answers])
+    assert cli.run(["predict", "p.qs"]) == 2
+    assert "something to answer for" in capsys.readouterr().err
+
+
+def test_numbers_that_are_named_like_identifiers_are_told():
+    frame = table()
+    notes = opened(frame.assign(pupil_id=range(100, 100 + len(frame)), paid=1), "train").notes
+    assert not any("identifier" in note for note in notes)  # the first numbers the rows, the second is one number
+    shuffled = frame.assign(pupil_id=np.random.default_rng(0).permutation(len(frame)) // 2)
+    assert any(
+        "'pupil_id' used as a number, but named like an identifier" in n for n in opened(shuffled, "train").notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,7 +354,7 @@ def test_the_command_line_from_table_to_answers(tmp_path, monkeypatch, capsys):
     [
         (["train", "schools.csv", "maml", "--target", "mark"], "--task is missing"),
         (["train", "schools.csv", "maml", "--task", "scool", "--target", "mark"], "Did you mean 'school'?"),
-        (["train", "schols.csv", "maml", "--task", "school"], "there are no tasks 'schols.csv'"),
+        (["train", "schols.csv", "maml", "--task", "school"], "there is no file or folder 'schols.csv'"),
     ],
 )
 def test_the_command_line_tells_what_is_wrong(tmp_path, monkeypatch, capsys, argv, message):

@@ -192,6 +192,13 @@ def test_what_was_left_out_is_told():
     )
 
 
+def test_texts_longer_than_what_is_read_are_told():
+    long = frame().assign(text=lambda f: f.text + " and so on" * 9)
+    (note,) = qs.tasks.from_text(long, **sizes()).notes
+    assert note.startswith("100 % of the train texts have more than 24 words")
+    assert qs.tasks.from_text(long, **sizes(), words=60).notes == ()
+
+
 def test_bad_texts_are_told(tmp_path):
     with pytest.raises(DataError, match=r"no column 'txt' \(text\).* Did you mean 'text'\?"):
         qs.tasks.from_text(frame(), **sizes(), text="txt")

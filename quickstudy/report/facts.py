@@ -20,6 +20,7 @@ from quickstudy.embeddings import TaskEmbeddings
 from quickstudy.errors import FileFormatError, RunError
 from quickstudy.evaluation import Score
 from quickstudy.instances import InstanceAccuracy
+from quickstudy.model import part
 from quickstudy.movement import Movement
 
 Value = TypeVar("Value")
@@ -63,6 +64,7 @@ class Evaluation(NamedTuple):
     adapt_seconds: float
     predict_seconds: float
     machine: dict[str, Any]
+    theta: str | None = None  # fingerprint of what was scored; None in files from before it was kept
 
 
 class Timing(NamedTuple):
@@ -104,6 +106,7 @@ class Run:
     embeddings: TaskEmbeddings | None = None  # None for learners that make no vector of a task
     calibration: Calibration | None = None  # None for learners without a distribution of values
     answers: Answers | None = None  # None for values
+    theta: str | None = None  # fingerprint of learner.qs
 
     @property
     def name(self) -> str:
@@ -118,6 +121,12 @@ class Run:
     def score(self) -> Score | None:
         """The main score, None before evaluation."""
         return self.evaluation.scores[0] if self.evaluation else None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether training went on after the evaluation, so that the scores are of an older theta."""
+        scored = self.evaluation.theta if self.evaluation else None
+        return None not in (scored, self.theta) and scored != self.theta
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
         """Iterations and values of one column of metrics.jsonl, where it has any."""
@@ -148,7 +157,12 @@ def read_run(folder: Path) -> Run:
         _checked(folder / "embeddings.json", files.read_json, TaskEmbeddings.from_dict),
         _checked(folder / "calibration.json", files.read_json, Calibration.from_dict),
         _checked(folder / "answers.json", files.read_json, Answers.from_dict),
+        _checked(folder / "learner.qs", lambda path: files.read_tensors(path, "trained")[0], _theta),
     )
+
+
+def _theta(tensors: Mapping[str, Tensor]) -> str:
+    return files.fingerprint(part(tensors, "theta."))
 
 
 def _checked(path: Path, read: Callable[[Path], Any], parse: Callable[[Any], Value]) -> Value | None:
@@ -192,7 +206,7 @@ def _evaluation(plain: Mapping[str, Any]) -> Evaluation:
     scores = [Score.from_dict(score) for score in plain["scores"]]
     if not scores:
         raise ValueError("there is no score in it")
-    for score in (part for whole in scores for part in (whole, *whole.controls.values())):
+    for score in (one for whole in scores for one in (whole, *whole.controls.values())):
         _check_sizes(score.protocol.to_dict())
         if len(score.values) != score.protocol.episodes or not torch.isfinite(score.values).all():
             raise ValueError(
@@ -200,7 +214,7 @@ def _evaluation(plain: Mapping[str, Any]) -> Evaluation:
             )
     curve = [StepsPoint(int(p["steps"]), float(p["mean"]), float(p["interval"])) for p in plain["steps"]]
     adapt, predict = (float(plain["timing"][key]) for key in ("adapt_seconds", "predict_seconds"))
-    return Evaluation(scores, curve, adapt, predict, dict(plain["machine"]))
+    return Evaluation(scores, curve, adapt, predict, dict(plain["machine"]), plain.get("theta"))
 
 
 def _timing(plain: Mapping[str, Any]) -> Timing:

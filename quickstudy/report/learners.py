@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from quickstudy.comparison import Entry, LearnerComparison, size
 from quickstudy.report import words
 from quickstudy.report.curves import Picture
 from quickstudy.report.plots import DASHES, SERIES, Point, Series, lines, points
-from quickstudy.report.scale import Scale
+from quickstudy.report.scale import FAR, Scale
 
 
 def learners_values(found: LearnerComparison) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _curves(found: LearnerComparison) -> Picture | None:
     ends = "; ".join(f"{s.name} {s.y[-1]:.3g}" for s in series)
     draw = lines(series, "seconds of training", f"validation {label}", percent=percent)
     legend = [(s.name, s.colour, s.dash) for s in series]
-    caption = f"At the end: {ends}. What still rises would gain from more time."
+    caption = f"At the end: {ends}. What still gets better would gain from more time."
     return Picture("What training time buys", draw, f"Line plot: {caption}", legend, caption)
 
 
@@ -120,16 +121,18 @@ def _costs(found: LearnerComparison) -> list[Picture]:
 
 
 def _cost(found: LearnerComparison, heading: str, label: str, costs: Mapping[str, float]) -> Picture | None:
-    if len(costs) < 2:
-        return None
-    unit, y_label, _ = _unit(found)
+    unit, y_label, percent = _unit(found)
+    most = math.inf if percent else FAR * found.entries[0].score.mean
     shown = [
         Point(costs[e.name], unit * e.score.mean, unit * e.score.interval, str(i + 1), "s1" if e.meta else "muted")
         for i, e in enumerate(found.entries)
-        if e.name in costs
+        if e.name in costs and e.score.mean <= most
     ]
 
+    if len(shown) < 2:
+        return None
     better = "up" if words.higher_is_better(found.entries[0].score.protocol.metric) else "down"
-    numbers = ", ".join(f"{i + 1} {e.name}" for i, e in enumerate(found.entries) if e.name in costs)
+    inside = {int(one.name) for one in shown}
+    numbers = ", ".join(f"{i} {e.name}" for i, e in enumerate(found.entries, 1) if i in inside)
     caption = f"Better is {better} and to the left, where the scale is logarithmic. {numbers}; baselines are grey."
     return Picture(heading, points(shown, label, y_label), f"Scatter plot: {numbers}.", [], caption)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from quickstudy.evaluation import Score
 
+FAR = 5.0  # times the smallest error, the axis ends: one absurd number would shrink all others to nothing
+
 
 class Scale:
     """Scores as places on a horizontal axis, in percent of its width."""
@@ -15,7 +17,9 @@ class Scale:
         ends = [(s.mean - _finite(s.interval), s.mean + _finite(s.interval)) for s in scores]
         accuracy = all(s.protocol.metric == "accuracy" for s in scores)
         self.low = 0.0 if accuracy else min(0.0, *(low for low, _ in ends))
-        self.high = 1.0 if accuracy else max(*(high for _, high in ends), self.low + 1e-12)
+        worst = max(*(high for _, high in ends), self.low + 1e-12)
+        near = FAR * min(abs(s.mean) + _finite(s.interval) for s in scores) or worst
+        self.high = 1.0 if accuracy else min(worst, near)
 
     def at(self, value: float) -> float:
         return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 2)

@@ -27,6 +27,11 @@ CONTROLS = {
         "nearest class mean of the raw input",
         "Likeness of raw inputs is not enough",
     ),
+    "support_mean": (
+        "mean of the support answers",
+        "the same guess for every query of a task",
+        "The inputs matter",
+    ),
     "linear_probe": (
         "linear probe",
         "a linear model of the raw input, fitted on the support set",

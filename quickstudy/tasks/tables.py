@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,6 +33,8 @@ EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 MISSING = ["?"]  # beside what pandas takes for missing: empty, NA, NaN, null, None
 BYTES = 6  # of memory for a byte of a file, at the peak of reading it
 LISTED = 5  # names in one message
+IDENTIFIER = re.compile(r"(^|[_\W])(id|no|nr|key|code)$|[a-z](id|Id|ID)$", re.ASCII)
+FEWEST_IDENTIFIERS = 20  # different numbers from which a column may be one
 SPLIT = "__split__"  # of tables that are joined: the one that a row came from
 
 
@@ -231,9 +234,20 @@ def _useful(frame: Any, roles: Roles, categories: Sequence[str], notes: list[str
     if idle:
         notes.append(f"column{'s' * (len(idle) > 1)} {listed(idle)} left out: a number or name for each row")
     features = [name for name in roles.features if name not in idle]
+    if odd := [name for name in features if name not in (*categories, roles.time) and _seems_identifier(frame[name])]:
+        notes.append(
+            f"column{'s' * (len(odd) > 1)} {listed(odd)} used as a number, but named like an identifier, which means "
+            "nothing for a new one: leave it out (--ignore) if it is"
+        )
     if not features:
         raise DataError(f"the table has no feature: all its columns are {roles.task!r}, {roles.target!r} or left out.")
     return features
+
+
+def _seems_identifier(column: Any) -> bool:
+    """Whole numbers, many different ones, under a name such as childid, pupil_no or key."""
+    named = IDENTIFIER.search(str(column.name))
+    return bool(named) and column.dtype.kind in "iu" and column.nunique() > FEWEST_IDENTIFIERS
 
 
 def _learn(

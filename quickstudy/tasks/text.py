@@ -78,6 +78,10 @@ def from_text(
     examples, starts = stack_classes(numbers.split([len(of_class) for of_class in classes.values()]))
     reading = {"buckets": buckets, "words": words} if asked is None else facts(encoder, numbers.shape[1])
     preprocess = {"kind": "text", "text": text, "label": label} | reading
+    if asked is None and (long := sum(len(WORD.findall(one)) > words for one in raw)):
+        notes.append(
+            f"{100 * long / len(raw):.0f} % of the {split} texts have more than {words} words; the rest is not read"
+        )
     about = {"raw": raw, "notes": tuple(notes), "text_encoder": asked}
     return ClassTasks(examples, starts, list(classes), ways, shots, queries, name, split, preprocess, **about)
 
