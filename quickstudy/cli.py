@@ -201,8 +201,13 @@ def compare(argv: list[str]) -> None:
     for note in getattr(train, "notes", ()):
         print(f"note: {note}", file=sys.stderr)
     val, test = (recipes.open_tasks(request, split, getattr(train, "preprocess", None)) for split in ("val", "test"))
+    builders = recipes.builders(learners, kind, train, _network_options(options))
+    trainings = len(builders) * len(options.seeds)
+    print(
+        f"{trainings} trainings of {options.minutes:g} minutes, each with tests of some minutes more", file=sys.stderr
+    )
     found = compare_learners(
-        recipes.builders(learners, kind, train, _network_options(options)),
+        builders,
         train,
         test,
         val=val,

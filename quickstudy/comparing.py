@@ -138,7 +138,7 @@ def _open(given: Given) -> None:
             word = differing[0]
             raise RunError(
                 f"the comparison in {str(given.out)!r} was made with {word} = {known.get(word)}, now it is {now[word]}."
-                " Go on with the same settings, or choose another --out."
+                " Go on with the same settings and --resume, or choose another --out."
             )
     if given.out.exists() and any(given.out.iterdir()) and not (path.exists() and given.resume):
         raise RunError(

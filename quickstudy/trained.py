@@ -258,7 +258,8 @@ class Predictor(nn.Module):
             if SCOPE not in self.preprocess:
                 raise ConfigError(
                     "no distance was chosen beyond which an input is of no class. Give one, predict(x, reject=0.5), or "
-                    "choose it on validation tasks before adapting: trained = qs.scoped(trained, tasks)."
+                    "choose it on validation tasks before adapting: trained = qs.scoped(trained, tasks), or on the "
+                    "command line: quickstudy adapt RUN SUPPORT --reject."
                 )
             return self.preprocess[SCOPE]
         if not reject >= 0:

@@ -503,19 +503,25 @@ def test_the_command_says_where_they_are(runs, capsys):
 
 
 def test_each_task_is_told_worst_first():
-    protocol = qs.Protocol("MAML", "schools", "test", None, 2, 2, "mean squared error", 6, 1, False, "none")
-    values = torch.tensor([1.0, 3.0, 9.0, 9.0, 0.5, 0.5], dtype=torch.float64)
-    score = Score(values, protocol, tasks=("b", "b", "c", "c", "a", "a"))
+    protocol = qs.Protocol("MAML", "schools", "test", None, 2, 2, "mean squared error", 9, 1, False, "none")
+    values = torch.tensor([1.0, 3.0, 2.0, 9.0, 9.0, 9.0, 0.5, 0.5, 0.5], dtype=torch.float64)
+    score = Score(values, protocol, tasks=tuple("bbbcccaaa"))
     found = served.section(score)
     assert [row["name"] for row in found.rows] == ["c", "b", "a"]
-    assert [row["episodes"] for row in found.rows] == [2, 2, 2]
+    assert [row["episodes"] for row in found.rows] == [3, 3, 3]
     assert found.conclusion == "From 9 for c to 0.5 for a, over 3 tasks."
     accurate = dataclasses.replace(score, protocol=dataclasses.replace(protocol, metric="accuracy"), values=values / 10)
     assert [row["name"] for row in served.section(accurate).rows] == ["a", "b", "c"]
-    many = dataclasses.replace(score, values=torch.arange(40.0).double(), tasks=tuple(f"t{i:02}" for i in range(40)))
+    names = tuple(f"t{i // 3:02}" for i in range(120))
+    many = dataclasses.replace(score, values=torch.arange(120.0).double(), tasks=names)
     assert [row["name"] for row in served.section(many).rows][:2] == ["t39", "t38"]
     assert len(served.section(many).rows) == served.WORST + served.BEST
     assert served.section(dataclasses.replace(score, tasks=())) is None
+    rare = dataclasses.replace(score, tasks=tuple("bbbcccade"))
+    assert served.section(rare).conclusion.endswith(
+        "over 2 tasks. 3 others had fewer than 3 episodes, which say little."
+    )
+    assert served.section(dataclasses.replace(score, tasks=tuple("abcdefghi"))) is None
 
 
 def test_texts_and_names_of_classes_are_shown(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any, NamedTuple
 
 from quickstudy.evaluation import Score
@@ -10,6 +11,7 @@ from quickstudy.report import words
 from quickstudy.report.scale import Scale
 
 WORST, BEST = 8, 4  # rows, where there are more tasks
+FEWEST = 3  # episodes of a task from which its own score says something
 
 
 class Section(NamedTuple):
@@ -21,8 +23,9 @@ class Section(NamedTuple):
 
 
 def section(score: Score) -> Section | None:
-    """The worst and the best tasks; None where tasks have no names, or there is but one."""
-    alone = {name: _of_task(score, name) for name in sorted(set(score.tasks))}
+    """The worst and the best of the tasks with enough episodes; None where there are no two of them."""
+    counts = Counter(score.tasks)
+    alone = {name: _of_task(score, name) for name in sorted(counts) if counts[name] >= FEWEST}
     if len(alone) < 2:
         return None
     ranked = sorted(alone, key=lambda name: alone[name].mean, reverse=not words.higher_is_better(score.protocol.metric))
@@ -38,7 +41,9 @@ def section(score: Score) -> Section | None:
         for name in chosen
     ]
     worst, best = (words.amount(alone[name]) for name in (ranked[0], ranked[-1]))
-    told = f"From {worst} for {ranked[0]} to {best} for {ranked[-1]}, over {len(ranked)} tasks."
+    few = len(counts) - len(alone)
+    rest = f" {words.plural(few, 'other')} had fewer than {FEWEST} episodes, which say little." if few else ""
+    told = f"From {worst} for {ranked[0]} to {best} for {ranked[-1]}, over {len(ranked)} tasks.{rest}"
     kept = "All tasks, the worst first" if chosen is ranked else f"The {WORST} worst of them and the {BEST} best"
     why = "an interval here is over the task's own episodes, which draw other support rows of it"
     return Section(told, f"{kept}; {why}.", rows)
