@@ -52,10 +52,10 @@ def test_pixels_are_neither_trivial_nor_hopeless():
 
 def test_protonet_learns_them():
     torch.manual_seed(0)
-    learner = qs.ProtoNet(qs.nn.conv4(channels=1, downsample="pool"), ways=20)
+    learner = qs.ProtoNet(qs.nn.conv4(channels=1, filters=32, downsample="pool"), ways=20)  # half as wide as usual
     trained = qs.train(learner, qs.tasks.glyphs("train", 20, 1, 5), iterations=300, meta_batch=1, progress=False)
     score = qs.evaluate(trained, qs.tasks.glyphs("test", 5, 1, 15), episodes=200)
-    assert score.mean - score.interval > 0.95
+    assert score.mean - score.interval > 0.94
 
 
 def test_the_example_draws_characters_that_can_be_adapted_to(tmp_path):
