@@ -30,7 +30,8 @@ class Compared:
 
 # By hand, one run each: on validation characters after 140 to 180 seconds of one core ProtoNet answered 20-way 1-shot
 # right in 82 % (20 ways in training, 5 queries, two tasks, rate 1e-3), 86 % (60 ways, 2 queries, one task) and 89 %
-# (the same at rate 3e-3).
+# (the same at rate 3e-3). R2D2 at 5 shots, after 230 to 280 seconds, 20-way: 92.4 % at either rate with 60 ways, 90.8 %
+# with 20.
 MANY: dict[str, Any] = {"ways": 60, "queries": 2, "meta_batch": 1, "lr": 3e-3}
 METRIC = [
     Compared("protonet", (3000, 1400), {1: "98.8 / 96.0", 5: "99.7 / 98.9"}, **MANY),
