@@ -32,6 +32,7 @@ from quickstudy.machine import machine
 from quickstudy.movement import layer_movement, moves_layers
 from quickstudy.progress import counting_bar
 from quickstudy.protocol import is_transductive, normalisation_of
+from quickstudy.tasks.columns import described
 from quickstudy.trained import Predictor, Trained, load
 
 CURVE = (0, 1, 2, 3, 5, 10)  # inner steps of the curve in the report
@@ -195,7 +196,7 @@ def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps:
     for i in range(min(episodes, PICTURED)):
         drawn = unstack(tasks.sample(1, seeds.generator(seed, "test", i)))[0]
         learner, episode = fitted(whole, drawn)
-        told.append(told_of(tasks, seeds.generator(seed, "test", i), whole, learner, drawn))
+        told.append(told_of(tasks, seeds.generator(seed, "test", i), whole, learner, drawn) | _rows(trained, drawn))
         with torch.no_grad():
             phi = learner.adapt(trained.theta, episode.support)
             output = learner.predict(trained.theta, phi, episode.query.x)
@@ -208,6 +209,13 @@ def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps:
             parts |= {name: in_units(trained.preprocess, parts[name]) for name in answers}
         tensors |= {f"{i}.{name}": value for name, value in parts.items()}
     files.write_tensors(folder / "examples.safetensors", "examples", tensors, {"episodes": len(told), "told": told})
+
+
+def _rows(trained: Trained, episode: Episode) -> dict[str, Any]:
+    """The rows of a table in words, where an episode is made of such."""
+    known = trained.preprocess.get("columns")
+    parts = {"support": episode.support.x, "query": episode.query.x}
+    return {name: described(known, x.cpu().numpy()) for name, x in parts.items()} if known else {}
 
 
 def _curves(trained: Trained, tasks: Any, episode: Episode, counts: list[int]) -> dict[str, Tensor]:

@@ -339,6 +339,16 @@ def test_the_command_line_from_table_to_answers(tmp_path, monkeypatch, capsys):
     assert "something to answer for" in capsys.readouterr().err
 
 
+def test_rows_are_told_in_words_as_they_were():
+    frame = pandas.DataFrame({"age": [60.0, 40.0, None], "sex": ["f", "m", "f"], "kind": ["a|b", "b", None]})
+    learned = columns.learn_columns(frame, ["age", "sex", "kind"], lists=["kind"])
+    encoded = columns.encode(learned, frame)
+    told = ["age 60, sex f, kind a|b", "age 40, sex m, kind b", "sex f"]
+    assert columns.described(learned, encoded) == told
+    assert columns.described(learned, np.concatenate([np.ones((3, 2)), encoded], axis=1)) == told
+    assert columns.described(learned, encoded, most=1) == ["age 60", "age 40", "sex f"]
+
+
 def test_numbers_that_are_named_like_identifiers_are_told():
     frame = table()
     notes = opened(frame.assign(pupil_id=range(100, 100 + len(frame)), paid=1), "train").notes

@@ -144,11 +144,12 @@ def _shown_texts(example: Example) -> list[tuple[str, list[str]]]:
 
 
 def _value_rows(example: Example) -> list[dict[str, Any]]:
-    rows = []
+    rows, texts = [], example.told.get("query")
     for i in _spread(len(example.output)):
         truth, answer = example.query_y[i].flatten(), example.output[i].flatten()
         miss = f"{float((answer - truth).double().norm()):.3g}"
-        rows.append({"number": i + 1, "truth": _vector(truth), "answer": _vector(answer), "extra": miss})
+        shown = {"truth": _vector(truth), "answer": _vector(answer), "extra": miss}
+        rows.append({"number": texts[i] if texts else i + 1} | shown)
     return rows
 
 

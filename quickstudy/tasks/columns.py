@@ -77,6 +77,30 @@ def _encoded(column: Column, values: Any) -> np.ndarray:
     return np.concatenate(made, axis=1).astype(np.float32) if made else np.zeros((len(values), 0), np.float32)
 
 
+def described(columns: Sequence[Column], x: np.ndarray, most: int = 4) -> list[str]:
+    """Rows of numbers [n, d], the last of which `encode` made, in words: their first `most` columns that are known."""
+    places = np.cumsum([0, *map(_width, columns)]) + x.shape[1] - sum(map(_width, columns))
+    parts = [
+        [_told(c, cell) for cell in x[:, start : start + _width(c)]] for c, start in zip(columns, places, strict=False)
+    ]
+    return [", ".join([one for one in row if one][:most]) for row in zip(*parts, strict=True)]
+
+
+def _width(column: Column) -> int:
+    """How many numbers `encode` makes of a column."""
+    return (1 if column["kind"] == "number" else len(column["levels"])) + column["missing"]
+
+
+def _told(column: Column, cell: np.ndarray) -> str:
+    """'age 63', 'sex female'; empty where it is missing or a level that training did not see."""
+    if column["missing"] and cell[-1]:
+        return ""
+    if column["kind"] == "number":
+        return f"{column['name']} {cell[0] * column['std'] + column['mean']:.4g}"
+    levels = MARK.join(level for level, there in zip(column["levels"], cell, strict=False) if there)
+    return f"{column['name']} {levels}" if levels else ""
+
+
 def as_words(values: Any) -> Any:
     """Levels as text; 3.0, as a column of whole numbers with gaps is read, is '3'."""
     if values.dtype.kind == "f":
