@@ -213,9 +213,11 @@ def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps:
 
 def _rows(trained: Trained, episode: Episode) -> dict[str, Any]:
     """The rows of a table in words, where an episode is made of such."""
-    known = trained.preprocess.get("columns")
-    parts = {"support": episode.support.x, "query": episode.query.x}
-    return {name: described(known, x.cpu().numpy()) for name, x in parts.items()} if known else {}
+    known, (support, query) = trained.preprocess.get("columns"), episode
+    if not known:
+        return {}
+    told = described(known, torch.cat([support.x, query.x]).cpu().numpy())
+    return {"support": told[: len(support.x)], "query": told[len(support.x) :]}
 
 
 def _curves(trained: Trained, tasks: Any, episode: Episode, counts: list[int]) -> dict[str, Tensor]:

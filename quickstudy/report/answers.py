@@ -21,7 +21,7 @@ def episodes(examples: list[Example], steps: int | None) -> list[dict[str, Any]]
     `steps`: the inner steps that the answers were given after, None for learners without.
     """
     limits, tested = _limits(examples), "adapted" if steps is None else str(steps)
-    common: dict[str, Any] = {"shown": []}
+    common: dict[str, Any] = {"worded": any(example.told.get("query") for example in examples), "shown": []}
     return [
         common | _episode(example) | {"number": i + 1} | _drawn(example, limits, tested)
         for i, example in enumerate(examples)

@@ -78,12 +78,12 @@ def _encoded(column: Column, values: Any) -> np.ndarray:
 
 
 def described(columns: Sequence[Column], x: np.ndarray, most: int = 4) -> list[str]:
-    """Rows of numbers [n, d], the last of which `encode` made, in words: their first `most` columns that are known."""
-    places = np.cumsum([0, *map(_width, columns)]) + x.shape[1] - sum(map(_width, columns))
-    parts = [
-        [_told(c, cell) for cell in x[:, start : start + _width(c)]] for c, start in zip(columns, places, strict=False)
-    ]
-    return [", ".join([one for one in row if one][:most]) for row in zip(*parts, strict=True)]
+    """Rows [n, d], whose last numbers `encode` made, in words: of the columns in which they differ at most so many."""
+    ends = np.cumsum([_width(column) for column in columns])
+    cells = np.split(x[:, x.shape[1] - ends[-1] :], ends[:-1], axis=1)
+    differing = [(c, cell) for c, cell in zip(columns, cells, strict=True) if (cell != cell[0]).any()]
+    parts = [[_told(column, row) for row in cell] for column, cell in differing]
+    return [", ".join([one for one in row if one][:most]) for row in zip(*parts, strict=True)] or [""] * len(x)
 
 
 def _width(column: Column) -> int:
