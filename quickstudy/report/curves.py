@@ -49,7 +49,7 @@ def _score_curve(run: Run) -> Picture:
     label = "accuracy (%)" if accurate else "mean squared error"
     ways = run.config.tasks.get("ways")
     level = 100 / ways if accurate and ways else None
-    legend = [(s.name, s.colour, s.dash) for s in series] + ([("chance", "muted", 3)] if level else [])
+    legend = [(s.name, s.colour, s.dash) for s in series] + ([("chance", "muted", 2)] if level else [])
     caption = _score_caption(run, accurate, bool(series and series[0].name.startswith("training")))
     draw = lines(series, "iteration", label, percent=accurate, level=level)
     alt = f"Line plot: {' and '.join(s.name for s in series)} over iterations. {caption}"
@@ -105,7 +105,7 @@ def steps_curve(run: Run) -> Picture | None:
     caption = _steps_caption(run, min(p.episodes, CURVE_EPISODES))
     level = 100 / p.ways if accurate and p.ways else None
     draw = lines([series], "inner steps at test", label, percent=accurate, level=level)
-    legend = [(series.name, "s1", 0)] + ([("chance", "muted", 3)] if level else [])
+    legend = [(series.name, "s1", 0)] + ([("chance", "muted", 2)] if level else [])
     return Picture(f"{p.metric.capitalize()} against inner steps", draw, f"Line plot: {caption}", legend, caption)
 
 
