@@ -99,12 +99,13 @@ class Pooled(Learner):
     ratio: float | None = None  # s^2 / t^2; None: no offset
 
     fixed_ways: ClassVar[bool] = True  # a class is the same in every task
+    from_nothing: ClassVar[bool] = True
 
     def init(self) -> Theta:
         return {}
 
     def adapt(self, theta: Theta, support: Batch) -> Tensor:
-        if self.ratio is None:
+        if self.ratio is None or not len(support.y):
             return torch.zeros(1)
         n, residuals = len(support.y), support.y - _output(self.estimator, _numbers(support.x), None)
         return n / (n + self.ratio) * residuals.mean(0)

@@ -9,6 +9,7 @@ The best theta on validation tasks counts, so test tasks choose nothing. Baselin
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -22,11 +23,10 @@ import torch
 
 from quickstudy import files
 from quickstudy.answers import classification_calibration
-from quickstudy.baselines import Pooled
 from quickstudy.calibration import interval_coverage
 from quickstudy.comparison import Entry, LearnerComparison, Trial
 from quickstudy.controls import ChangedSupport, without_support
-from quickstudy.episodes import moved
+from quickstudy.episodes import fitted, moved, unstack
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
 from quickstudy.evaluation import Score, evaluate, for_test
 from quickstudy.learner import Learner
@@ -35,6 +35,7 @@ from quickstudy.progress import counting_bar
 from quickstudy.protocol import describe, is_transductive, networks
 from quickstudy.runs import adaptation_timing
 from quickstudy.seeds import derive, generator
+from quickstudy.tasks.groups import GroupTasks
 from quickstudy.trained import Trained, load
 from quickstudy.training import choose_engine, meta_steps, optimizer_of
 from quickstudy.training import train as train_learner
@@ -93,8 +94,8 @@ def compare_learners(
     resume            go on where the same comparison was cut
     about             plain values to keep among the settings
 
-    A learner whose training diverges is left out, with the reason in `failed`. Raises ConfigError for settings that
-    make no comparison, RunError where `out` holds another one.
+    What diverges is left out, with the reason in `failed`. Raises ConfigError for settings that make no comparison,
+    RunError where `out` holds another one, NonFiniteError where nothing is left.
 
     >>> import quickstudy as qs
     >>> tasks = [qs.tasks.glyphs(split, queries=5) for split in ("train", "test")]
@@ -105,12 +106,16 @@ def compare_learners(
     given = Given(train, val, test, *sizes, Path(out), resume, torch.device(device), progress, dict(about or {}))
     _check(given, learners)
     _open(given)
-    entries, failed = [_untrained(name, trained, given) for name, trained in (baselines or {}).items()], {}
-    for name, build in learners.items():
+    todo = {name: functools.partial(_untrained, name, one, given) for name, one in (baselines or {}).items()}
+    todo |= {name: functools.partial(_entry, name, build, given) for name, build in learners.items()}
+    entries, failed = [], {}
+    for name, measure in todo.items():
         try:
-            entries.append(_entry(name, build, given))
+            entries.append(measure())
         except NonFiniteError as error:
             failed[name] = str(error)
+    if not entries:
+        raise NonFiniteError(f"there is nothing to compare: {'; '.join(f'{n}: {why}' for n, why in failed.items())}")
     best_first = sorted(entries, key=lambda entry: entry.score.mean, reverse=_rewards(entries[0].score))
     found = LearnerComparison(tuple(best_first), given.settings() | {"machine": machine()}, failed)
     files.write_json(given.out / FOUND, found.to_dict())
@@ -252,16 +257,25 @@ def _tested(name: str, trained: Trained, given: Given) -> Score:
 
 def _unlabelled(trained: Trained, given: Given) -> Score | None:
     """Of learners and tasks where a question has an answer before anything was shown: values, and lasting classes."""
-    learner = trained.learner
-    if getattr(given.test, "ways", None) and not hasattr(given.test, "names"):
+    learner, tasks = _inductive(trained).learner, given.test
+    if getattr(tasks, "ways", None) and not isinstance(tasks, GroupTasks):
         return None  # what the classes of a task are, its support set alone tells
-    if hasattr(learner, "steps") and learner.episodic:
-        return evaluate(_inductive(trained), given.test, episodes=given.episodes, steps=0)
     if learner.from_nothing:
-        return evaluate(trained, ChangedSupport(given.test, without_support), episodes=given.episodes)
-    if isinstance(learner, Pooled) and learner.ratio is None:
-        return evaluate(trained, given.test, episodes=given.episodes)
+        return evaluate(trained, ChangedSupport(tasks, without_support), episodes=given.episodes)
+    if hasattr(learner, "steps") and _ignores_answers(for_test(learner, tasks, steps=0), trained, tasks):
+        return evaluate(_inductive(trained), tasks, episodes=given.episodes, steps=0)
     return None
+
+
+def _ignores_answers(learner: Learner, trained: Trained, tasks: Any) -> bool:
+    """Whether other support answers change nothing: not so where a start is made of them before any step, as in LEO."""
+    one, (support, query) = fitted(learner, unstack(tasks.sample(1, generator(0, "answers")))[0])
+    with torch.no_grad():
+        answers = [
+            one.predict(trained.theta, one.adapt(trained.theta, support._replace(y=y)), query.x)
+            for y in (support.y, support.y.flip(0))
+        ]
+    return torch.equal(*answers)
 
 
 def _dishonest(trained: Trained, given: Given) -> float | None:

@@ -17,7 +17,7 @@ from quickstudy import cli
 from quickstudy.advice import Advice, advise, as_good
 from quickstudy.comparing import compare_learners
 from quickstudy.comparison import Entry, LearnerComparison, Trial
-from quickstudy.errors import ConfigError, RunError
+from quickstudy.errors import ConfigError, NonFiniteError, RunError
 from quickstudy.evaluation import Score, half_width
 from quickstudy.recipes import baselines
 from quickstudy.report import write_comparison
@@ -190,6 +190,36 @@ def test_what_diverges_is_left_out_with_its_reason(tmp_path: Path) -> None:
     found = compare_learners(learners, tasks, tasks, out=tmp_path, **small())  # type: ignore[arg-type]
     assert [e.name for e in found.entries] == ["maml"]
     assert "not finite" in found.failed["wild"]
+
+
+def test_a_baseline_that_diverges_is_left_out_and_nothing_at_all_is_refused(tmp_path: Path) -> None:
+    tasks = levels()
+    wild = qs.Trained(qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=1e9, steps=9), qs.nn.mlp(1, 1).state_dict())
+    steady = {"r2d2": lambda: qs.R2D2(qs.nn.mlp(1), qs.mse_loss, None)}
+    found = compare_learners(steady, tasks, tasks, out=tmp_path / "a", baselines={"wild": wild}, **small())  # type: ignore
+    assert [e.name for e in found.entries] == ["r2d2"] and "not finite" in found.failed["wild"]
+    with pytest.raises(NonFiniteError, match="nothing to compare: wild: "):
+        compare_learners({"wild": lambda: wild.learner}, tasks, tasks, out=tmp_path / "b", **small())  # type: ignore
+
+
+def test_only_what_ignores_the_answers_is_said_to_answer_without_them(tmp_path: Path) -> None:
+    """A linear probe has steps, but for values none of them: at no step it is fitted all the same."""
+    values, classes = levels(), kinds()
+    learners = {"maml": lambda: qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss)}
+    found = compare_learners(
+        learners, values, values, out=tmp_path / "a", baselines=baselines(values, values), **small()
+    )  # type: ignore[arg-type]
+    able = {e.name for e in found.entries if e.unlabelled is not None}
+    assert able == {"maml", "pooled-ridge-and-level", "pooled-boosting-and-level"}
+    plain = qs.evaluate(baselines(values, values)["pooled-ridge-and-level"], values, episodes=4).mean
+    assert found["pooled-ridge-and-level"].unlabelled.mean > plain  # type: ignore[union-attr]
+    learners = {
+        "maml": lambda: qs.MAML(qs.nn.mlp(2, 3)),
+        "leo": lambda: qs.LEO(qs.nn.mlp(2), width=40, ways=3),
+        "protonet": lambda: qs.ProtoNet(qs.nn.mlp(2), ways=3),
+    }
+    found = compare_learners(learners, classes, classes, out=tmp_path / "b", **small())  # type: ignore[arg-type]
+    assert {e.name for e in found.entries if e.unlabelled is not None} == {"maml"}
 
 
 @pytest.mark.parametrize("changes", [{"minutes": 0.0}, {"episodes": 1}, {"seeds": ()}])
