@@ -134,8 +134,9 @@ class LinearProbe(Learner):
             return Line(centre, scale, torch.linalg.pinv(z) @ (support.y - level), level)
         start = {"weight": z.new_zeros(z.shape[1], self.ways), "bias": z.new_zeros(self.ways)}
         phi = descend(
-            lambda p: F.cross_entropy(z @ p["weight"] + p["bias"], support.y),
+            lambda p, z, y: F.cross_entropy(z @ p["weight"] + p["bias"], y),
             start,
+            given=(z, support.y),
             lr=1.0,
             steps=self.steps,
             adjoint="first_order",

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from quickstudy.episodes import Episodes, alike, first_tasks, fitted, unstack
-from quickstudy.errors import ConfigError, EngineWarning, suggest
+from quickstudy.errors import ConfigError, EngineWarning, first_line, suggest
 from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.model import without_chance
+from quickstudy.seeds import random_states
 
 ENGINES = ("auto", "vmap", "threads", "loop")
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
@@ -205,13 +206,9 @@ def _check_same(result: Any, reference: Any) -> None:
 
 
 def watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
-    before = _random_states()
+    before = random_states()
     result = attempt()
-    return result, any(not torch.equal(a, b) for a, b in zip(before, _random_states(), strict=True))
-
-
-def _random_states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+    return result, any(not torch.equal(a, b) for a, b in zip(before, random_states(), strict=True))
 
 
 def _seconds(function: Callable[[], T]) -> tuple[T, float]:
@@ -220,10 +217,6 @@ def _seconds(function: Callable[[], T]) -> tuple[T, float]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return result, time.perf_counter() - start
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
 
 
 # --- one task, all tasks ---------------------------------------------------------------------------------------------

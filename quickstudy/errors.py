@@ -49,3 +49,7 @@ def suggest(given: str, known: Iterable[str]) -> str:
     """' Did you mean X?' for the nearest known name, else an empty string."""
     nearest = difflib.get_close_matches(given.lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]

@@ -22,7 +22,8 @@ from __future__ import annotations
 import abc
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -137,7 +138,17 @@ _thread = threading.local()
 
 def training() -> bool:
     """Whether this thread is inside a meta-loss: only there do layers draw at random (dropout, DropBlock)."""
-    return getattr(_thread, "losses", 0) > 0
+    return getattr(_thread, "training", False)
+
+
+@contextmanager
+def set_training(on: bool) -> Iterator[None]:
+    """What `training()` says meanwhile."""
+    before, _thread.training = training(), on
+    try:
+        yield
+    finally:
+        _thread.training = before
 
 
 def _in_training(meta_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -145,11 +156,8 @@ def _in_training(meta_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(meta_loss)
     def run(*args: Any, **kwargs: Any) -> Tensor:
-        _thread.losses = getattr(_thread, "losses", 0) + 1
-        try:
+        with set_training(True):
             return meta_loss(*args, **kwargs)
-        finally:
-            _thread.losses -= 1
 
     return run
 

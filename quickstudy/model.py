@@ -25,7 +25,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Theta, training
 from quickstudy.nn.conv import Conv2d
-from quickstudy.nn.norm import BatchNorm, LayerNorm
+from quickstudy.nn.norm import BatchNorm, GroupNorm, LayerNorm
 
 Change = Callable[[Tensor], Tensor]
 Inputs = Tensor | tuple[Tensor, ...]
@@ -376,4 +376,6 @@ def _safe(layer: nn.Module) -> nn.Module:
         return BatchNorm.like(layer)
     if type(layer) is nn.Conv2d:  # not a subclass, which may compute something else
         return Conv2d.like(layer)
+    if type(layer) is nn.GroupNorm:
+        return GroupNorm.like(layer)
     return LayerNorm.like(layer) if type(layer) is nn.LayerNorm else layer

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def derive(seed: int, stream: str, index: int = 0) -> int:
@@ -25,4 +26,22 @@ def seeded(seed: int, stream: str, index: int = 0) -> Iterator[None]:
     """Draw from torch's global generators as seeded here; the caller's generators go on afterwards as if untouched."""
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, stream, index))
+        yield
+
+
+def random_states() -> list[Tensor]:
+    """Where torch's global generators stand."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+@contextmanager
+def as_drawn(states: list[Tensor] | None) -> Iterator[None]:
+    """Draw once more what was drawn from these states on; nothing to repeat where there are none."""
+    if states is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state_all(states[1:])
         yield

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.model import call, parameters
 
 # --- linear regression -----------------------------------------------------------------------------------------------
 # y = X w, L(w) = |X w - y|^2 / n, so grad L = 2 X^T (X w - y) / n and H = 2 X^T X / n does not depend on w.
@@ -139,6 +142,33 @@ def smooth_conv(norm: str = "none", classes: int | None = 3) -> nn.Module:
     if classes is not None:
         layers["head"] = nn.Linear(8, classes)
     return nn.Sequential(layers)
+
+
+@dataclass(frozen=True, eq=False)
+class ByTransform(Learner):
+    """MAML as somebody may write it, with torch's transform for the inner gradient: its rules under vmap show."""
+
+    model: nn.Module
+    lr: float = 0.1
+    steps: int = 2
+
+    def init(self) -> Theta:
+        return parameters(self.model)
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        phi = theta
+        for _ in range(self.steps):
+            slope = torch.func.grad(lambda p: F.cross_entropy(call(self.model, p, support.x), support.y))(phi)
+            phi = {name: value - self.lr * slope[name] for name, value in phi.items()}
+        return phi
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return call(self.model, phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        return F.cross_entropy(
+            self.predict(theta, self.adapt(theta, episode.support), episode.query.x), episode.query.y
+        )
 
 
 @contextmanager

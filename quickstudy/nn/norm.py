@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.nn.batch_norm import batch_norm
-from quickstudy.tracing import inside_transform, on_plain_tape
+from quickstudy.tracing import forward_mode, inside_transform, on_plain_tape
 
 POLICIES = ("batch", "support", "layer", "none")
 
@@ -90,6 +90,24 @@ class LayerNorm(nn.LayerNorm):
             return super().forward(input)
         y = F.layer_norm(input, self.normalized_shape, None, None, self.eps) * self.weight
         return y if self.bias is None else y + self.bias
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's group norm with a rule for forward differentiation: layer norm of the groups, which has one."""
+
+    @classmethod
+    def like(cls, layer: nn.GroupNorm) -> GroupNorm:
+        """Ours with torch's parameters, under the same names."""
+        made = cls(layer.num_groups, layer.num_channels, eps=layer.eps, affine=False)
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not forward_mode.on:
+            return super().forward(input)
+        groups = input.reshape(len(input), self.num_groups, -1)
+        y = F.layer_norm(groups, groups.shape[2:], eps=self.eps).reshape(input.shape)
+        return y if self.weight is None else y * _per_channel(self.weight, y) + _per_channel(self.bias, y)
 
 
 def _per_channel(values: Tensor | None, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import LossAt, check_steps, descend, find_rule
+from quickstudy.inner import Given, LossAt, adjoint_of, check_adjoint, check_steps, descend, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import below_head, call, last_linear, matching, parameters, statistics
 
@@ -36,11 +36,13 @@ class ANIL(Learner):
     lr: float = 0.1  # inner learning rate
     steps: int = 5  # inner gradient steps
     adapts: str = ""  # names of what adapts, such as 'head.*,block4.*'; empty: the last linear layer
-    first_order: bool = False  # drop the second-order term
+    first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
+    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        check_adjoint(self.adjoint)
         find_rule(self.rule)
         self._moving()
 
@@ -53,17 +55,23 @@ class ANIL(Learner):
     def adapt(self, theta: Theta, support: Batch) -> Theta:
         """The adapted parameters alone: the rest is theta's."""
         start = {name: theta[name] for name in self._moving()}
-        adjoint = "first_order" if self.first_order else "unroll"
-        loss_at = self._support_loss(theta, support)
-        phi = descend(loss_at, start, lr=self.lr, steps=self.steps, adjoint=adjoint, rule=self.rule)
+        loss_at, given = self._support_loss(theta, support)
+        phi = descend(
+            loss_at, start, given=given, lr=self.lr, steps=self.steps, adjoint=adjoint_of(self), rule=self.rule
+        )
         return phi | statistics(self.model, theta | phi, support.x)
 
-    def _support_loss(self, theta: Theta, support: Batch) -> LossAt:
+    def _support_loss(self, theta: Theta, support: Batch) -> tuple[LossAt, Given]:
+        """The loss of what adapts, and what else it depends on: features where the head alone adapts, or theta."""
         head = last_linear(self.model) if self.adapts == "" else None
         z = None if head is None else below_head(self.model, theta, support.x, head)
         if z is None:
-            return lambda phi: self.loss(call(self.model, theta | phi, support.x), support.y)
-        return lambda phi: self.loss(F.linear(z, phi[f"{head}weight"], phi.get(f"{head}bias")), support.y)
+            return self._loss_of_all, (theta, support)
+        weight, bias = f"{head}weight", f"{head}bias"
+        return lambda phi, z, y: self.loss(F.linear(z, phi[weight], phi.get(bias)), y), (z, support.y)
+
+    def _loss_of_all(self, phi: Theta, theta: Theta, support: Batch) -> Tensor:
+        return self.loss(call(self.model, theta | phi, support.x), support.y)
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         return call(self.model, theta | phi, x)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.inner import adjoint_of, check_adjoint, check_steps, descend, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import call, last_linear, matching, parameters, statistics
 
@@ -36,11 +36,13 @@ class BOIL(Learner):
     lr: float = 0.5  # inner learning rate
     steps: int = 1  # inner gradient steps
     stays: str = ""  # names of what does not adapt, such as 'head.*'; empty: the last linear layer
-    first_order: bool = False  # drop the second-order term
+    first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
+    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        check_adjoint(self.adjoint)
         find_rule(self.rule)
         self._still()
 
@@ -55,11 +57,12 @@ class BOIL(Learner):
         still = self._still()
         start = {name: value for name, value in theta.items() if name not in still}
         phi = descend(
-            lambda phi: self.loss(call(self.model, theta | phi, support.x), support.y),
+            lambda phi, theta, support: self.loss(call(self.model, theta | phi, support.x), support.y),
             start,
+            given=({name: theta[name] for name in still}, support),
             lr=self.lr,
             steps=self.steps,
-            adjoint="first_order" if self.first_order else "unroll",
+            adjoint=adjoint_of(self),
             rule=self.rule,
         )
         return phi | statistics(self.model, theta | phi, support.x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quickstudy import seeds
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.inner import adjoint_of, check_adjoint, check_steps, descend, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import Change, beside, call, own, parameters, part, statistics
 from quickstudy.nn.film import conditioned_layer, film, width_of
@@ -49,11 +49,13 @@ class CAVIA(Learner):
     context: int = 100  # length of the context vector
     conditioning: str = "film"  # what the context does to a layer's output: film (scale and shift) or shift
     layer: str = ""  # which layer's output; empty: the third convolution (normalised), or the first linear layer
-    first_order: bool = False  # drop the second-order term
+    first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
+    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        check_adjoint(self.adjoint)
         find_rule(self.rule)
         if self.conditioning not in CONDITIONING:
             hint = suggest(self.conditioning, CONDITIONING)
@@ -80,11 +82,12 @@ class CAVIA(Learner):
         """{"context": c [context]}."""
         weight = part(theta, "context.")["weight"]
         phi = descend(
-            lambda phi: self.loss(self._call(theta, phi, support.x), support.y),
+            lambda phi, theta, support: self.loss(self._call(theta, phi, support.x), support.y),
             {"context": weight.new_zeros(self.context)},
+            given=(theta, support),
             lr=self.lr,
             steps=self.steps,
-            adjoint="first_order" if self.first_order else "unroll",
+            adjoint=adjoint_of(self),
             rule=self.rule,
         )
         return phi | statistics(self.model, own(self.model, theta), support.x, after=self._after(theta, phi))

@@ -9,17 +9,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quickstudy.derivatives import LossAt, gradient, hessian
 from quickstudy.errors import ConfigError
-from quickstudy.inner import (
-    LossAt,
-    check_steps,
-    conjugate_gradient,
-    descend,
-    find_rule,
-    gradient,
-    hessian,
-    warn_above,
-)
+from quickstudy.implicit import conjugate_gradient, warn_above
+from quickstudy.inner import check_steps, descend, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta, with_gradient
 from quickstudy.model import call, parameters, statistics
 
@@ -71,13 +64,19 @@ class IMAML(Learner):
         return parameters(self.model)
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
-        loss_at = self._loss_on(support)
-
-        def proximal(phi: Theta) -> Tensor:
+        def proximal(phi: Theta, theta: Theta, support: Batch) -> Tensor:
             pull = sum(((phi[name] - theta[name]) ** 2).sum() for name in phi)
-            return loss_at(phi) + self.lam / 2 * pull
+            return self._loss_on(support)(phi) + self.lam / 2 * pull
 
-        phi = descend(proximal, theta, lr=self.lr, steps=self.steps, adjoint="first_order", rule=self.rule)
+        phi = descend(
+            proximal,
+            theta,
+            given=(theta, support),
+            lr=self.lr,
+            steps=self.steps,
+            adjoint="first_order",
+            rule=self.rule,
+        )
         return phi | statistics(self.model, phi, support.x)
 
     def _loss_on(self, batch: Batch) -> LossAt:
@@ -95,7 +94,7 @@ class IMAML(Learner):
             seen = statistics(self.model, phi, episode.support.x)  # they move with phi
             return self.loss(self.predict(theta, phi | seen, episode.query.x), episode.query.y)
 
-        slope = gradient(query_loss, phi, differentiable=False)
+        slope = gradient(query_loss, phi, adjoint="first_order")
         return with_gradient(query_loss(phi), theta, self._solve(slope, phi, episode.support))
 
     def _solve(self, slope: Theta, phi: Theta, support: Batch) -> Theta:

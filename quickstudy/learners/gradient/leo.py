@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quickstudy import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.inner import check_steps, descend
+from quickstudy.inner import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.metric.distance import class_means
 from quickstudy.model import beside, call, own, parameters, part, statistics
@@ -31,7 +31,7 @@ class Gaussian(NamedTuple):
     mean: Tensor
     std: Tensor
 
-    def at(self, noise: Tensor | None) -> Tensor:
+    def at(self, noise: Tensor | None = None) -> Tensor:
         """The draw that standard normal `noise` stands for; the mean without."""
         return self.mean if noise is None else self.mean + noise * self.std
 
@@ -99,12 +99,14 @@ class LEO(Learner):
     kl: float = 0.001  # weight of the codes' divergence from a standard normal
     encoder_penalty: float = 1e-9  # weight of the way that the latent steps go
     orthogonality: float = 0.001  # weight of the correlations of the decoder's columns
-    first_order: bool = False  # drop the second-order term
+    first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
+    adjoint: str = "unroll"  # how to differentiate the inner loops: unroll, remat, mixed or first_order
     sample: bool = True  # draw codes and weights in training, otherwise take their means
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
         check_steps(self.finetune_steps)
+        check_adjoint(self.adjoint, ALONG_THE_PATH)
         if self.width < 1 or self.latent < 1:
             raise ConfigError(f"width and latent must be at least 1; got width={self.width}, latent={self.latent}.")
         if not 0 <= self.dropout < 1:
@@ -172,28 +174,30 @@ class LEO(Learner):
     def _descend(self, parts: Theta, z: Tensor, y: Tensor, noise: Noise) -> Path:
         """Both inner loops, from the support set's features z [n, width]."""
 
-        def weights_of(codes: Tensor) -> Tensor:
-            return decoded(parts, codes, self.ways).at(noise.weights)
+        def weights_of(codes: Tensor, parts: Theta, *noise: Tensor) -> Tensor:
+            return decoded(parts, codes, self.ways).at(*noise)
 
-        def support_loss(weights: Tensor) -> Tensor:
+        def support_loss(weights: Tensor, z: Tensor, y: Tensor) -> Tensor:
             return self.ways * F.cross_entropy(z @ weights.T, y)
 
-        adjoint = "first_order" if self.first_order else "unroll"
         code = inferred(parts, z, y, self.ways)
         start = code.at(noise.latent)
+        decoder = ({"decoder.weight": parts["decoder.weight"]}, *([] if noise.weights is None else [noise.weights]))
         end = descend(
-            lambda p: support_loss(weights_of(p["z"])),
+            lambda p, z, y, *decoder: support_loss(weights_of(p["z"], *decoder), z, y),
             {"z": start},
+            given=(z, y, *decoder),
             lr=parts["rate.latent"],
             steps=self.steps,
-            adjoint=adjoint,
+            adjoint=adjoint_of(self),
         )["z"]
         weights = descend(
-            lambda p: support_loss(p["w"]),
-            {"w": weights_of(end)},
+            lambda p, z, y: support_loss(p["w"], z, y),
+            {"w": weights_of(end, *decoder)},
+            given=(z, y),
             lr=parts["rate.finetune"],
             steps=self.finetune_steps,
-            adjoint=adjoint,
+            adjoint=adjoint_of(self),
         )["w"]
         return Path(code, start, end, weights)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import check_adjoint, check_steps, descend, find_rule
+from quickstudy.inner import adjoint_of, check_adjoint, check_steps, descend, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import call, parameters, statistics
 
@@ -41,7 +41,7 @@ class MAML(Learner):
     lr: float = 0.4  # inner learning rate
     steps: int = 1  # inner gradient steps
     first_order: bool = False  # drop the second-order term (FOMAML); the same as adjoint "first_order"
-    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll or first_order
+    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
@@ -53,11 +53,13 @@ class MAML(Learner):
         return parameters(self.model)
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
-        def support_loss(phi: Theta) -> Tensor:
+        def support_loss(phi: Theta, support: Batch) -> Tensor:
             return self.loss(call(self.model, phi, support.x), support.y)
 
-        adjoint = "first_order" if self.first_order else self.adjoint
-        phi = descend(support_loss, theta, lr=self.lr, steps=self.steps, adjoint=adjoint, rule=self.rule)
+        adjoint = adjoint_of(self)
+        phi = descend(
+            support_loss, theta, given=(support,), lr=self.lr, steps=self.steps, adjoint=adjoint, rule=self.rule
+        )
         return phi | statistics(self.model, phi, support.x)
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:

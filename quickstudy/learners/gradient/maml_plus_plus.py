@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
-from quickstudy.inner import check_steps, find_rule, trajectory
+from quickstudy.inner import ALONG_THE_PATH, check_adjoint, check_steps, find_rule, trajectory
 from quickstudy.learner import Batch, Episode, Learner, Outer, Theta, with_gradient
 from quickstudy.model import beside, call, moments, no_moments, normalisation, own, parameters, part, statistics
 from quickstudy.nn.norm import affine_of_norms
@@ -59,12 +60,14 @@ class MAMLPlusPlus(Learner):
     per_step_statistics: bool = False  # keep averages over tasks of what batch norm sees at each step
     cosine: bool = True  # outer rate falls to zero along a cosine
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
     progress: float = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
 
     handed_in: ClassVar[tuple[str, ...]] = ("seen.",)
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        check_adjoint(self.adjoint, ALONG_THE_PATH)
         find_rule(self.rule)
         for name in ("anneal", "derivative_order"):
             if not 0 <= getattr(self, name) <= 1:
@@ -101,9 +104,14 @@ class MAMLPlusPlus(Learner):
         start, rates = own(self.model, theta), part(theta, "rate.")
         each = range(max(self.steps, 1))
         lr = [{name: _step(value, k) for name, value in rates.items()} for k in each] if rates else self.lr
-        losses = [lambda phi, k=k: self.loss(self._output(theta, phi, k, support.x), support.y) for k in each]
-        adjoint = "first_order" if self.progress < self.derivative_order else "unroll"
-        return [start, *trajectory(losses, start, lr=lr, steps=self.steps, adjoint=adjoint, rule=self.rule)]
+        losses = [functools.partial(self._support_loss, k) for k in each]
+        given = ({name: value for name, value in theta.items() if name.startswith("offset.")}, support)
+        adjoint = "first_order" if self.progress < self.derivative_order else self.adjoint
+        path = trajectory(losses, start, given=given, lr=lr, steps=self.steps, adjoint=adjoint, rule=self.rule)
+        return [start, *path]
+
+    def _support_loss(self, k: int, phi: Theta, offsets: Theta, support: Batch) -> Tensor:
+        return self.loss(self._output(offsets, phi, k, support.x), support.y)
 
     def _output(self, theta: Theta, phi: Theta, k: int, x: Tensor) -> Tensor:
         return call(self.model, self._at_step(theta, phi, k), x)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.inner import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import beside, call, own, parameters, part, statistics
 
@@ -38,11 +38,13 @@ class MetaCurvature(Learner):
     lr: float = 0.1  # inner learning rate
     steps: int = 1  # inner gradient steps
     largest: int = 1024  # sides of a tensor longer than this keep the identity
-    first_order: bool = False  # drop the second-order term
+    first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
+    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        check_adjoint(self.adjoint, ALONG_THE_PATH)
         find_rule(self.rule)
 
     def init(self) -> Theta:
@@ -58,11 +60,12 @@ class MetaCurvature(Learner):
     def adapt(self, theta: Theta, support: Batch) -> Theta:
         matrices = part(theta, "curvature.")
         phi = descend(
-            lambda phi: self.loss(call(self.model, phi, support.x), support.y),
+            lambda phi, support: self.loss(call(self.model, phi, support.x), support.y),
             own(self.model, theta),
+            given=(support,),
             lr=self.lr,
             steps=self.steps,
-            adjoint="first_order" if self.first_order else "unroll",
+            adjoint=adjoint_of(self),
             rule=self.rule,
             transform=lambda slope: {name: transformed(g, matrices, name) for name, g in slope.items()},
         )

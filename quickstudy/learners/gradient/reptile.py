@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
-from quickstudy.inner import LossAt, check_steps, descend, find_rule
+from quickstudy.inner import check_steps, descend, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Outer, Theta, with_gradient
 from quickstudy.model import call, parameters, statistics
 
@@ -58,12 +59,12 @@ class Reptile(Learner):
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
         batches = minibatches(support, self.batch, self.steps)
-        losses = [self._loss_on(batch) for batch in batches]
-        phi = descend(losses, theta, lr=self.lr, steps=self.steps, adjoint="first_order", rule=self.rule)
+        losses = [functools.partial(self._support_loss, k) for k in range(len(batches))]
+        phi = descend(losses, theta, given=batches, lr=self.lr, steps=self.steps, adjoint="first_order", rule=self.rule)
         return phi | statistics(self.model, phi, support.x)
 
-    def _loss_on(self, batch: Batch) -> LossAt:
-        return lambda phi: self.loss(call(self.model, phi, batch.x), batch.y)
+    def _support_loss(self, k: int, phi: Theta, *batches: Batch) -> Tensor:
+        return self.loss(call(self.model, phi, batches[k].x), batches[k].y)
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         return call(self.model, phi, x)

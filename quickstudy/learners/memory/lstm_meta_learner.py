@@ -62,15 +62,17 @@ class LSTMMetaLearner(Learner):
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
         phi, gates = own(self.model, theta), part(theta, "gate.")
+        adjoint = "first_order" if self.first_order else "unroll"
         before = {gate: {name: torch.zeros_like(value) for name, value in phi.items()} for gate in GATES}
         for _ in range(self.steps):
-            loss, slope = value_and_gradient(
-                lambda p: self.loss(call(self.model, p, support.x), support.y), phi, not self.first_order
-            )
+            loss, slope = value_and_gradient(self._support_loss, phi, (support,), adjoint)
             seen = {n: (*preprocessed(g), *preprocessed(loss), phi[n]) for n, g in slope.items()}
             before = {k: {n: opened(gates, k, (*seen[n], before[k][n])) for n in phi} for k in GATES}
             phi = {n: before["forget"][n] * phi[n] - before["input"][n] * slope[n] for n in phi}
         return phi | statistics(self.model, phi, support.x)
+
+    def _support_loss(self, phi: Theta, support: Batch) -> Tensor:
+        return self.loss(call(self.model, phi, support.x), support.y)
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         return call(self.model, phi, x)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner import warn_above
+from quickstudy.implicit import warn_above
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.metric.crammer_singer import support_vectors
 from quickstudy.learners.metric.distance import class_means, embedding, known_statistics, one_hot

@@ -65,8 +65,9 @@ class BaselinePP(Learner):
         z = features(self.model, theta, support.x)
         start = class_means(F.normalize(z, dim=1), support.y, self.ways)
         phi = descend(
-            lambda p: F.cross_entropy(self.scale * cosines(z, p["weight"]), support.y),
+            lambda p, z, y: F.cross_entropy(self.scale * cosines(z, p["weight"]), y),
             {"weight": start},
+            given=(z, support.y),
             lr=self.lr,
             steps=self.steps,
             adjoint="first_order",

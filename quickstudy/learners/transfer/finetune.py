@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quickstudy.derivatives import Given, LossAt
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner import LossAt, check_steps, descend
+from quickstudy.inner import check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.transfer.pretrained import pooled
 from quickstudy.model import below_head, call, last_linear, parameters, statistics
@@ -62,17 +63,22 @@ class FineTune(Learner):
         body = {name: value for name, value in theta.items() if not name.startswith(head)}
         start = self._new_head(theta, head)
         moving = body | start if self.fit == "all" else start
-        loss_at = self._support_loss(theta, support)
-        phi = body | descend(loss_at, moving, lr=self.lr, steps=self.steps, adjoint="first_order")
+        loss_at, given = self._support_loss(theta, support)
+        phi = body | descend(loss_at, moving, given=given, lr=self.lr, steps=self.steps, adjoint="first_order")
         return phi | statistics(self.model, phi, support.x)
 
-    def _support_loss(self, theta: Theta, support: Batch) -> LossAt:
+    def _support_loss(self, theta: Theta, support: Batch) -> tuple[LossAt, Given]:
+        """The loss of what moves, and what else it depends on."""
         head = last_linear(self.model)
         # The features below a head that moves alone do not change: compute them once.
         z = None if self.fit == "all" else below_head(self.model, theta, support.x, head)
         if z is None:
-            return lambda p: self.loss(call(self.model, theta | p, support.x), support.y)
-        return lambda p: self.loss(F.linear(z, p[f"{head}weight"], p.get(f"{head}bias")), support.y)
+            return self._loss_of_all, (theta, support)
+        weight, bias = f"{head}weight", f"{head}bias"
+        return lambda p, z, y: self.loss(F.linear(z, p[weight], p.get(bias)), y), (z, support.y)
+
+    def _loss_of_all(self, moving: Theta, theta: Theta, support: Batch) -> Tensor:
+        return self.loss(call(self.model, theta | moving, support.x), support.y)
 
     def _new_head(self, theta: Theta, head: str) -> Theta:
         old = {name: value for name, value in theta.items() if name.startswith(head)}

@@ -1,0 +1,289 @@
+"""Gradients inside of a loss, and the ways to differentiate them once more: the adjoints.
+
+An outer derivative pulls a vector v back through g = grad_phi L(phi, xi), which needs (H v, d<g, v>/d xi) with H the
+Hessian of L in phi. `unroll` keeps the graph of g until then. `remat` keeps phi and xi alone and computes g again when
+it is needed: exact, one gradient more in time, and the memory of one step whatever the number of steps. `mixed` keeps
+as little and computes
+
+    (H v, d<g, v>/d xi) = d/d epsilon  grad_{phi, xi} L(phi + epsilon v, xi)   at epsilon = 0
+
+in one pass forward over reverse. `first_order` lets no derivative through.
+
+Under `vmap` a gradient is taken below it, on the plain tape, of all tasks' losses added: no task's parameters enter
+another's loss. All works on flat dicts of tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils import _pytree as pytree
+
+from quickstudy.errors import ConfigError, first_line
+from quickstudy.learner import Theta, set_training, training
+from quickstudy.seeds import as_drawn, random_states
+from quickstudy.tracing import forward_mode, inside_transform, inside_vmap
+
+LossAt = Callable[..., Tensor]  # (phi, *given) -> the loss, a scalar
+Given = Sequence[Any]  # what a loss depends on beside phi: tensors, or dicts and tuples of them
+
+
+def gradient(function: LossAt, point: Theta, given: Given = (), adjoint: str = "unroll") -> Theta:
+    """grad function(point, *given) in point, zero where the function does not depend on an entry."""
+    return value_and_gradient(function, point, given, adjoint)[1]
+
+
+def value_and_gradient(
+    function: LossAt, point: Theta, given: Given = (), adjoint: str = "unroll"
+) -> tuple[Tensor, Theta]:
+    """function(point, *given) and its gradient in point, both as differentiable as `adjoint` says.
+
+    Raises ConfigError where "remat" or "mixed" would miss a derivative: the function holds on to a tensor which asks
+    for one and is not `given`.
+    """
+    if adjoint == "first_order":
+        point, given = pytree.tree_map(torch.Tensor.detach, (point, tuple(given)))
+    if inside_vmap(pytree.tree_leaves((point, given))) and given:
+        return _apply(_Mapped, function, point, given, adjoint)
+    if inside_transform():
+        return _by_transform(function, point, given)
+    # Outside of vmap the tape is about a third cheaper than torch.func.grad (docs/performance.md).
+    record = adjoint != "first_order" and torch.is_grad_enabled() and _is_watched(function, point, given)
+    if record and adjoint in RECOMPUTED:
+        return _apply(RECOMPUTED[adjoint], function, point, given)
+    return _on_tape(function, point, given, record)
+
+
+def _by_transform(function: LossAt, point: Theta, given: Given) -> tuple[Tensor, Theta]:
+    def total(point: Theta) -> tuple[Tensor, Tensor]:
+        value = function(point, *given)
+        return value.sum(), value
+
+    slope, value = torch.func.grad(total, has_aux=True)(point)
+    return value, slope
+
+
+def _on_tape(function: LossAt, point: Theta, given: Given, record: bool) -> tuple[Tensor, Theta]:
+    with torch.enable_grad():
+        leaves = {name: v if v.requires_grad else v.detach().requires_grad_() for name, v in point.items()}
+        value = function(leaves, *given)
+        slope = _pull(value, leaves, torch.ones_like(value), record)
+    return value if record else value.detach(), slope
+
+
+def _pull(value: Tensor, leaves: Theta, weights: Tensor, record: bool = False) -> Theta:
+    if not (leaves and value.requires_grad):
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    found = torch.autograd.grad(
+        value, list(leaves.values()), weights, create_graph=record, materialize_grads=True, allow_unused=True
+    )
+    return dict(zip(leaves, found, strict=True))
+
+
+def _is_watched(function: LossAt, point: Theta, given: Given) -> bool:
+    """Whether anybody asks for a derivative of the result; if not, no graph is kept alive with it."""
+    if any(leaf.requires_grad for leaf in pytree.tree_leaves((point, given))):
+        return True
+    return function({name: value.detach() for name, value in point.items()}, *given).requires_grad
+
+
+def _apply(kind: type[Function], function: LossAt, point: Theta, given: Given, *more: Any) -> tuple[Tensor, Theta]:
+    flat, spec = pytree.tree_flatten((point, tuple(given)))
+    value, *slopes = kind.apply(function, spec, *more, *flat)  # type: ignore[misc]
+    return value, dict(zip(point, slopes, strict=True))
+
+
+# --- many tasks ------------------------------------------------------------------------------------------------------
+
+
+class _Mapped(Function):
+    """The gradients of all tasks at once, taken one transform further down."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        raise NotImplementedError("only vmap calls this")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, function: LossAt, spec: Any, adjoint: str, *flat: Tensor) -> Any:  # type: ignore[override]
+        point, given = pytree.tree_unflatten(stacked(info, flat, in_dims[3:]), spec)
+        mapped = torch.func.vmap(function, randomness=info.randomness)
+        value, slope = value_and_gradient(mapped, point, given, adjoint)
+        return (value, *slope.values()), (0,) * (1 + len(slope))
+
+
+def stacked(info: Any, flat: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
+    """Inputs of a rule for `vmap`, each with a leading task axis: those of all tasks alike are expanded."""
+    pairs = zip(flat, dims, strict=True)
+    return [t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs]
+
+
+# --- adjoints that compute again --------------------------------------------------------------------------------------
+
+
+class _Remat(Function):
+    """Keep the inputs; in the backward pass compute the gradient again, this time with its graph."""
+
+    @staticmethod
+    def forward(ctx: Any, function: LossAt, spec: Any, *flat: Tensor) -> Any:
+        return _forward(ctx, function, spec, flat)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *pulled: Tensor) -> Any:
+        inputs, (point, given) = _watched_again(ctx)
+        with as_drawn(ctx.random), set_training(ctx.training), torch.enable_grad():
+            value, slope = _on_tape(ctx.function, point, given, record=True)
+        pairs = [(out, v) for out, v in zip((value, *slope.values()), pulled, strict=True) if out.requires_grad]
+        wanted = [t for t in inputs if t.requires_grad]
+        if not pairs:
+            return None, None, *(None for _ in inputs)
+        outputs, vectors = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, vectors, allow_unused=True))
+        return None, None, *(next(found) if t.requires_grad else None for t in inputs)
+
+
+class _Mixed(Function):
+    """Keep the inputs; in the backward pass take one gradient along a direction: forward over reverse."""
+
+    @staticmethod
+    def forward(ctx: Any, function: LossAt, spec: Any, *flat: Tensor) -> Any:
+        return _forward(ctx, function, spec, flat)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, weight: Tensor, *direction: Tensor) -> Any:
+        inputs, _ = _watched_again(ctx)
+        # Tangents that are left out, or that share memory with themselves, torch does not differentiate everywhere.
+        still = [torch.zeros_like(t) if t.is_floating_point() else None for t in inputs[len(direction) :]]
+        along = [*(v.contiguous() for v in direction), *still]
+        with _one_forward_pass(), as_drawn(ctx.random), set_training(ctx.training), torch.enable_grad():
+            dual = [
+                t if v is None else forward_ad.make_dual(t.contiguous(), v) for t, v in zip(inputs, along, strict=True)
+            ]
+            point, given = pytree.tree_unflatten(dual, ctx.spec)
+            value = ctx.function(point, *given)
+            wanted = {str(i): t for i, t in enumerate(dual) if t.requires_grad}
+            # A tangent of the pulled-back 1 brings the derivative of the value itself, weighted, in the same pass.
+            found = _pull(value, wanted, forward_ad.make_dual(torch.ones_like(value), weight.contiguous()))
+            moved = {i: forward_ad.unpack_dual(slope).tangent for i, slope in found.items()}
+        return None, None, *(moved.get(str(i)) for i in range(len(inputs)))
+
+
+RECOMPUTED: dict[str, type[Function]] = {"remat": _Remat, "mixed": _Mixed}
+
+
+def _forward(ctx: Any, function: LossAt, spec: Any, flat: Sequence[Tensor]) -> Any:
+    ctx.save_for_backward(*flat)
+    ctx.function, ctx.spec, ctx.training = function, spec, training()
+    before = random_states()
+    point, given = pytree.tree_unflatten([t.detach() for t in flat], spec)
+    with torch.enable_grad():
+        leaves = {name: value.requires_grad_() for name, value in point.items()}
+        value = function(leaves, *given)
+        _check_all_given(value, leaves)
+        slope = _pull(value, leaves, torch.ones_like(value))
+    drew = any(not torch.equal(a, b) for a, b in zip(before, random_states(), strict=True))
+    ctx.random = before if drew else None
+    return value.detach(), *slope.values()
+
+
+def _watched_again(ctx: Any) -> tuple[list[Tensor], Any]:
+    """The inputs, cut off; the point and whatever else needs a derivative asks for it. Flat, and as they were given."""
+    size = len(pytree.tree_unflatten(list(range(ctx.spec.num_leaves)), ctx.spec)[0])
+    needed = [i < size or wanted for i, wanted in enumerate(ctx.needs_input_grad[2:])]
+    inputs = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
+    return inputs, pytree.tree_unflatten(inputs, ctx.spec)
+
+
+def _check_all_given(value: Tensor, leaves: Theta) -> None:
+    """Autograd cannot see what a function holds on to, so its derivative would be missing in silence."""
+    known = {id(leaf) for leaf in leaves.values()}
+    for leaf in _leaves_of(value):
+        if id(leaf) not in known:
+            raise ConfigError(
+                f"the inner loss depends on a tensor of shape {list(leaf.shape)} which asks for a derivative and is "
+                'neither phi nor `given`. Hand it to the inner loop as `given`, or use adjoint="unroll".'
+            )
+
+
+def _leaves_of(value: Tensor) -> Iterator[Tensor]:
+    todo, seen = [value.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield leaf
+        todo += [parent for parent, _ in node.next_functions]
+
+
+_turn = threading.Lock()
+
+
+@contextmanager
+def _one_forward_pass() -> Iterator[None]:
+    """torch has one level of forward differentiation for all threads: they take turns."""
+    with _turn, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, about itself
+        forward_mode.on = True
+        try:
+            with forward_ad.dual_level():
+                yield
+        except NotImplementedError as error:
+            raise ConfigError(
+                f'adjoint="mixed" differentiates forward, for which torch has no rule here: {first_line(error)}. Use '
+                'adjoint="remat", which needs none.'
+            ) from error
+        finally:
+            forward_mode.on = False
+
+
+# --- second derivatives ----------------------------------------------------------------------------------------------
+
+
+def hessian_vector_product(function: LossAt, point: Theta, vector: Mapping[str, Tensor]) -> Theta:
+    """H v with H the Hessian of a scalar function at `point`, at the cost of about two gradients."""
+    return hessian(function, point)(vector)
+
+
+def hessian(function: LossAt, point: Theta) -> Callable[[Mapping[str, Tensor]], Theta]:
+    """v -> H v with H the Hessian of a scalar function at `point`: one gradient now, about one more per product.
+
+    Reverse over reverse: the derivative of <grad f, v>.
+    """
+    if inside_transform():
+        slope, pull = torch.func.vjp(torch.func.grad(function), dict(point))[:2]
+        return lambda vector: pull({name: vector[name] for name in slope})[0]
+    # The tape has our own, cheaper second derivatives of convolution and batch norm.
+    leaves = {name: value.detach().requires_grad_() for name, value in point.items()}
+    with torch.enable_grad():
+        slope = gradient(function, leaves)
+    curved = [name for name, value in slope.items() if value.requires_grad]
+
+    def product(vector: Mapping[str, Tensor]) -> Theta:
+        if not curved:
+            return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        found = torch.autograd.grad(
+            [slope[name] for name in curved],
+            list(leaves.values()),
+            [vector[name] for name in curved],
+            retain_graph=True,
+            materialize_grads=True,
+            allow_unused=True,
+        )
+        return dict(zip(leaves, found, strict=True))
+
+    return product
