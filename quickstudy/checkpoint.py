@@ -35,7 +35,7 @@ class TrainingState:
     best: list[tuple[float, Theta]] = field(default_factory=list)  # validation scores (higher is better), best first
     since_best: int = 0  # validations since the best one
     timing: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("sampling", "computing", "total", "processor"), 0.0)
+        default_factory=lambda: dict.fromkeys(("sampling", "computing", "choosing", "total", "processor"), 0.0)
     )
     window: list[float] = field(default_factory=list)  # losses since the last line of metrics.jsonl
 

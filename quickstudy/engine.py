@@ -1,8 +1,9 @@
-"""How a function of one task is mapped over many: vmap, threads, or a loop.
+"""How a function of one task is mapped over many: vmap, compiled or not, threads, or a loop.
 
-Small models are bound by overhead and want `vmap`; convolutions on a CPU want one task per thread, with one intra-op
-thread each; recurrent layers of torch have no batching rule and want threads. `engine="auto"` measures the first
-iteration with each and says what it chose. The result is the same up to rounding, whichever runs.
+Small models are bound by overhead and want `vmap`, in long trainings compiled; convolutions on a CPU want one task per
+thread, with one intra-op thread each; recurrent layers of torch have no batching rule and want threads.
+`engine="auto"` measures the first iteration with each and says what it chose. The result is the same up to rounding,
+whichever runs.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from quickstudy.compiling import compiled
 from quickstudy.episodes import Episodes, alike, first_tasks, fitted, unstack
 from quickstudy.errors import ConfigError, EngineWarning, first_line, suggest
 from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.model import without_chance
 from quickstudy.seeds import random_states
 
-ENGINES = ("auto", "vmap", "threads", "loop")
+ENGINES = ("auto", "vmap", "threads", "loop", "compile")
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
 LONG = 5.0  # seconds after which a trial is not repeated for the sake of a better measurement
+SMALL = 0.05  # seconds of an iteration under vmap up to which the start of operations counts, not their arithmetic
+COMPILING = 60.0  # seconds that a training must take before a compiler is tried: about four times what it needs
 T = TypeVar("T")
 Task = TypeVar("Task")  # an episode, or a learner and its episode
 
@@ -47,11 +51,19 @@ def meta_gradient(learner: Learner, theta: Theta, episodes: Episodes, engine: st
 
     `engine`: "vmap", "threads" or "loop" (see `choose` for "auto").
     """
+    if engine == "compile":
+        return _compiled(learner, theta, episodes)
     if engine == "vmap":
         groups = alike(learner, episodes)
         return _mean((_together(one.learner, theta, one.episodes), len(one.places)) for one in groups)
     tasks = _fitted(learner, episodes)
     return _mean((found, 1) for found in _map(lambda task: _task_gradient(task[0], theta, task[1]), tasks, engine))
+
+
+def _compiled(learner: Learner, theta: Theta, episodes: Episodes) -> tuple[Tensor, Theta]:
+    if isinstance(episodes, list):
+        raise RuntimeError("a compiled program serves tasks of one size, these have several")
+    return compiled(learner, theta, episodes, _together)(theta, episodes)
 
 
 def _fitted(learner: Learner, episodes: Episodes) -> list[tuple[Learner, Episode]]:
@@ -107,10 +119,12 @@ def choose(
     tasks: int,
     device: torch.device,
     check: Callable[[], None] = lambda: None,
+    iterations: int = 0,
 ) -> Choice:
     """The engine to use for `attempt(engine) -> tensors`, which is run a few times to find out.
 
-    `check` raises RuntimeError where vmap must not be trusted, see `check_vmap`.
+    `check` raises RuntimeError where vmap must not be trusted, see `check_vmap`. `iterations` is how often it will run:
+    "auto" compiles what runs long enough.
 
     What fails under vmap but runs in a loop falls back to the loop or to threads, and says so once; what fails in the
     loop too is the caller's own error and is raised. Random learners (dropout) do not run on threads, whose order of
@@ -120,18 +134,23 @@ def choose(
         raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.{suggest(engine, ENGINES)}")
     if engine == "loop" or tasks == 1:
         return Choice("loop", "as asked" if engine == "loop" else "one task only")
+    others = ["vmap", *_other_than_vmap(device)]
     if engine == "auto":
-        return _fastest(attempt, ["vmap", *_other_than_vmap(device)], check)
+        return _fastest(attempt, others, check, iterations)
     try:
-        if engine == "vmap":
+        if engine in ("vmap", "compile"):
             check()
-        drew = watching_generator(lambda: attempt(engine))[1]
+        (result, drew), seconds = _seconds(lambda: watching_generator(lambda: attempt(engine)))
+        if engine == "compile":
+            _check_same(result, attempt("vmap"))
+            return Choice(engine, f"as asked, compiled in {seconds:.0f} s")
         if not (engine == "threads" and drew):
             return Choice(engine, "as asked")
         why = "threads cannot repeat random draws (dropout)"
     except CANNOT as error:
         why = f"{engine} cannot: {first_line(error)}"
-    choice = _fastest(attempt, [name for name in _other_than_vmap(device) if name != engine], check)
+    others = others if engine == "compile" else others[1:]
+    choice = _fastest(attempt, [name for name in others if name != engine], check)
     warnings.warn(f"engine {engine!r} is replaced by {choice.engine!r}: {why}", EngineWarning, stacklevel=3)
     return Choice(choice.engine, why)
 
@@ -172,31 +191,42 @@ def relative_difference(a: Any, b: Any) -> float:
     return float(difference / size.clamp(min=1e-12))
 
 
-def _fastest(attempt: Callable[[str], Any], candidates: list[str], check: Callable[[], None]) -> Choice:
+def _fastest(
+    attempt: Callable[[str], Any], candidates: list[str], check: Callable[[], None], iterations: int = 0
+) -> Choice:
     """The fastest of the loop and the candidates that can do it and give the loop's result."""
     (reference, drew), loop_seconds = _seconds(lambda: watching_generator(lambda: attempt("loop")))
     if loop_seconds < LONG:  # that run warmed up, and is not what the others are held against
         loop_seconds = _seconds(lambda: attempt("loop"))[1]
-    seconds, failures = {"loop": loop_seconds}, []
-    for name in candidates:
-        if name == "threads" and drew:
-            continue
+    seconds, notes = {"loop": loop_seconds}, []
+
+    def measure(name: str) -> None:
         try:
             if name == "vmap":
                 check()
-            seconds[name] = _best_of_two(functools.partial(attempt, name), reference, compare=not drew)
+            result, first = _seconds(lambda: attempt(name))  # allocates and warms up, or compiles
+            if not drew:
+                _check_same(result, reference)
+            if name == "compile":
+                notes.append(f"compiled in {first:.0f} s")
+            again = first <= LONG or name == "compile"
+            seconds[name] = min(_seconds(lambda: attempt(name))[1] for _ in range(2)) if again else first
         except CANNOT as error:
-            failures.append(f"{name} cannot: {first_line(error)}")
+            notes.append(f"{name} cannot: {first_line(error)}")
+
+    for name in candidates:
+        if not (name == "threads" and drew):
+            measure(name)
+    if _worth_compiling(seconds, iterations) and not drew:
+        measure("compile")
     best = min(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
-    return Choice(best, "; ".join([f"fastest of {times}", *failures]))
+    return Choice(best, "; ".join([f"fastest of {times}", *notes]))
 
 
-def _best_of_two(attempt: Callable[[], Any], reference: Any, compare: bool) -> float:
-    result, first = _seconds(attempt)  # allocates and warms up
-    if compare:
-        _check_same(result, reference)
-    return first if first > LONG else min(_seconds(attempt)[1] for _ in range(2))
+def _worth_compiling(seconds: dict[str, float], iterations: int) -> bool:
+    vmap = seconds.get("vmap", SMALL + 1)
+    return vmap <= min(SMALL, *seconds.values()) and vmap * iterations > COMPILING
 
 
 def _check_same(result: Any, reference: Any) -> None:

@@ -119,6 +119,7 @@ def train(
     patience: int | None = None,
     keep: int = 1,
     engine: str = "auto",
+    compile: bool = False,
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     clip: float | None = None,
@@ -137,7 +138,9 @@ def train(
     val              validation tasks: every `val_every` iterations (default a tenth of all) `val_episodes` episodes;
                      the best theta is kept, and after `patience` validations without a better one training stops
     keep             how many of the best thetas are kept in `Trained.best`, for an ensemble at evaluation
-    engine           "auto" measures vmap, threads and loop on the first iteration
+    engine           "auto" measures vmap, threads and loop on the first iteration, and in a long training of a small
+                     model "compile"; its warm-up is told, and counted in the run's timing
+    compile          the same as engine="compile": the meta-gradient as one compiled program, where that can be done
     optimizer        maps parameters to a torch optimizer; `scheduler` maps that to a learning-rate schedule, stepped
                      once per iteration; None: as the learner's `outer()` says, for most Adam with learning rate 1e-3.
                      `clip` bounds the gradient norm
@@ -148,6 +151,9 @@ def train(
     Raises ConfigError, DataError, RunError or NonFiniteError. Ctrl-C saves a checkpoint before it passes on.
     """
     _check_settings(iterations, meta_batch, val_episodes, val_every, patience, keep)
+    if compile and engine not in ("auto", "vmap", "compile"):
+        raise ConfigError(f"compile=True compiles what vmap computes; it does not go with engine={engine!r}.")
+    engine = "compile" if compile else engine
     if keep > 1 and val is None:
         raise ConfigError(f"keep={keep} keeps the best thetas on validation, but there are no validation tasks (val).")
     folder = None if out is None else Path(out)
@@ -178,7 +184,9 @@ def train(
     if not theta:  # nothing to learn: the learner is ready as it is
         return _finish(trained, state, folder)
     if not resumed:
-        state.engine, state.reason = choose_engine(learner, theta, first, engine, seed)
+        began = time.monotonic()
+        state.engine, state.reason = choose_engine(learner, theta, first, engine, seed, iterations)
+        state.timing["choosing"] = state.timing["total"] = time.monotonic() - began
         save_checkpoint(folder, state)
     every = val_every or max(1, iterations // 10)
     settings = _Settings(folder, val, every, val_episodes, patience, seed, tensorboard)
@@ -294,18 +302,23 @@ def _training_score(trained: Trained, episodes: Episodes) -> dict[str, float]:
 
 
 def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> dict[str, float]:
+    engine = "vmap" if state.engine == "compile" else state.engine
     score = evaluate(
-        trained, settings.val, episodes=settings.val_episodes, seed=settings.seed + 1_000_003, engine=state.engine
+        trained, settings.val, episodes=settings.val_episodes, seed=settings.seed + 1_000_003, engine=engine
     )
     value = score.mean if score.protocol.metric == "accuracy" else -score.mean
     state.remember(value)
     return {"val": score.mean, "val_interval": score.interval}
 
 
-def choose_engine(learner: Learner, theta: Theta, episodes: Episodes, engine: str, seed: int) -> engines.Choice:
-    """The engine for the meta-gradients of a training; "auto" tries each on these episodes."""
+def choose_engine(
+    learner: Learner, theta: Theta, episodes: Episodes, engine: str, seed: int, iterations: int = 0
+) -> engines.Choice:
+    """The engine for so many meta-gradients of a training; "auto" tries each on these episodes."""
 
     def attempt(name: str) -> tuple[Tensor, Theta]:
+        if name == "compile" and learner.at(0.0) is not learner:
+            raise RuntimeError("the learner changes in the course of training")
         return engines.meta_gradient(learner, theta, episodes, name)
 
     with seeds.seeded(seed, "choose"):
@@ -315,6 +328,7 @@ def choose_engine(learner: Learner, theta: Theta, episodes: Episodes, engine: st
             count(episodes),
             whole(episodes)[0].query.y.device,
             check=lambda: engines.check_vmap(learner, theta, episodes),
+            iterations=iterations,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -548,3 +549,72 @@ def test_what_vmap_gets_right_passes_the_check_in_float32_too(name):
     unchanged = snapshot(learner.model, single)
     engine.check_vmap(learner, learner.init(), single)
     assert unchanged()
+
+
+# --- compiled --------------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_meta_gradient_is_that_of_the_loop():
+    learner = qs.MAML(nn.Linear(4, 3), lr=0.2)  # small: compiling is what takes long
+    theta = learner.init()
+    for seed in (0, 1):  # the second with other numbers in the same program
+        episodes = random_episodes(seed=seed)
+        both = [meta_gradient(learner, theta, episodes, name) for name in ("compile", "loop")]
+        assert engine.relative_difference(*both) < 1e-12
+        theta = {name: value + 0.1 for name, value in theta.items()}
+    choice = choose(learner, theta, episodes, "compile")
+    assert choice.engine == "compile" and choice.reason.startswith("as asked, compiled in")
+
+
+class Deciding(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * (2.0 if bool(self.weight.sum() > 0) else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "why"),
+    [
+        (lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)), "compile cannot: it draws at random"),
+        (lambda: Deciding(4, 3), "compile cannot: "),
+    ],
+)
+def test_what_cannot_be_compiled_runs_otherwise_and_says_why(build, why):
+    learner = qs.ProtoNet(build(), ways=3) if why.endswith(" ") else qs.MAML(build(), lr=0.1)
+    theta, episodes = learner.init(), random_episodes()
+    with pytest.warns(EngineWarning, match=f"engine 'compile' is replaced by '(vmap|loop)': {why}"):
+        choice = choose(learner, theta, episodes, "compile")
+    assert choice.engine in ("vmap", "loop")
+
+
+def test_tasks_of_several_sizes_are_not_compiled():
+    few, more = (engine.unstack(random_episodes(1, shots=shots))[0] for shots in (1, 2))
+    with pytest.raises(RuntimeError, match="tasks of one size"):
+        meta_gradient(qs.ProtoNet(qs.nn.mlp(4), ways=3), {}, [few, more], "compile")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "iterations", "worth"),
+    [
+        ({"loop": 0.05, "vmap": 0.01}, 10_000, True),
+        ({"loop": 0.05, "vmap": 0.01}, 1_000, False),  # over before a compiler is
+        ({"loop": 0.4, "vmap": 0.2}, 10_000, False),  # arithmetic, not starts
+        ({"loop": 0.02, "vmap": 0.03}, 10_000, False),
+        ({"loop": 0.02}, 10_000, False),
+    ],
+)
+def test_auto_tries_a_compiler_where_it_can_pay(seconds, iterations, worth):
+    assert engine._worth_compiling(seconds, iterations) == worth
+
+
+def test_auto_takes_what_was_compiled_only_if_it_is_faster_and_right():
+    def tried(compiled_value: float, pause: float) -> engine.Choice:
+        def attempt(name: str) -> Tensor:
+            time.sleep({"loop": 0.03, "vmap": 0.02, "compile": pause}[name])
+            return torch.tensor([compiled_value if name == "compile" else 1.0])
+
+        return engine.choose(attempt, "auto", 4, CPU, iterations=10_000)
+
+    assert tried(1.0, 0.001).engine == "compile" and "compiled in 0 s" in tried(1.0, 0.001).reason
+    assert tried(1.0, 0.05).engine == "vmap"
+    wrong = tried(2.0, 0.001)
+    assert wrong.engine == "vmap" and "compile cannot: it gives another result" in wrong.reason

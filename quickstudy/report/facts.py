@@ -75,6 +75,7 @@ class Timing(NamedTuple):
     total: float
     engine: str
     reason: str
+    choosing: float = 0.0  # trying engines, compiling
 
 
 class Example(NamedTuple):
@@ -219,7 +220,8 @@ def _evaluation(plain: Mapping[str, Any]) -> Evaluation:
 
 def _timing(plain: Mapping[str, Any]) -> Timing:
     sampling, computing, total = (float(plain[key]) for key in ("sampling", "computing", "total"))
-    return Timing(sampling, computing, total, str(plain["engine"]), str(plain["reason"]))
+    choosing = float(plain.get("choosing", 0.0))  # absent from runs of before it was kept
+    return Timing(sampling, computing, total, str(plain["engine"]), str(plain["reason"]), choosing)
 
 
 def _read_examples(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

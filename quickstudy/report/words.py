@@ -281,8 +281,9 @@ def layers(config: Config) -> dict[str, str]:
 def shares(timing: Timing) -> list[tuple[str, str, float]]:
     """Parts of the training time: key, in words, share of the total."""
     total = max(timing.total, timing.sampling + timing.computing, 1e-9)
-    rest = total - timing.sampling - timing.computing
+    rest = total - timing.sampling - timing.computing - timing.choosing
     parts = [("computing", "computing meta-gradients and updates", timing.computing)]
+    parts += [("choosing", "choosing the engine", timing.choosing)] if timing.choosing else []
     parts += [("sampling", "drawing episodes", timing.sampling), ("rest", "validation, logging, checkpoints", rest)]
     return [(key, text, seconds / total) for key, text, seconds in parts]
 
