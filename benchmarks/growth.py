@@ -26,7 +26,7 @@ GROWTH = Growth(
     {"tasks": 25, "steps": 5, "width": 40},
     {"tasks": (1, 5, 25, 100, 250), "steps": (1, 2, 5, 10, 20), "width": (10, 40, 160, 640)},
 )
-SMALLEST_GROWTH = Growth({"tasks": 2, "steps": 1, "width": 10}, {"tasks": (2, 4), "steps": (1, 2), "width": (10, 20)})
+SMALLEST_GROWTH = Growth({"tasks": 2, "steps": 1, "width": 10}, {"tasks": (2, 4), "steps": (1, 2), "width": (10,)})
 
 
 def further(growth: Growth, cases: tuple[Case, ...]) -> list[Case]:

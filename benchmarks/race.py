@@ -2,7 +2,7 @@
 
 First each way (see peers.py) is compared in float64 with Quickstudy's loop. The race runs in float32 in rounds: every
 contestant once per round, in rotating order, so that whatever else the machine does hits all alike. Of Quickstudy all
-correct ways race, so that the automatic choice is held against the best of them; of a peer the fastest in a trial.
+correct ways race, so that the automatic choice is held against the best of them; of a peer its first correct one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.memory import relative_error, told
 from quickstudy import training
 
 TOLERANCE = 1e-8  # relative error in float64, where rounding gives 1e-15
-CASE_SECONDS = 20.0  # of racing per case; without compile and memory a quarter
+CASE_SECONDS = 15.0  # of racing per case; without compile and memory a quarter
 ROUNDS = (7, 200)  # fewest and most that are planned for it
 FIXED = {  # contestants that are Quickstudy's fastest out of these ways
     "quickstudy without compile": ("vmap", "threads", "loop"),
@@ -37,7 +37,7 @@ class Tried:
     """A library's ways in one case, before the race."""
 
     errors: dict[str, float] = field(default_factory=dict)  # relative, of each way
-    tried_ms: dict[str, float] = field(default_factory=dict)  # a short trial of each correct way
+    correct: list[str] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)  # of the other ways
 
 
@@ -64,16 +64,17 @@ def run(case: Case, repeats: int | None, device: str, rate: float) -> dict[str, 
     single, double = (case.problem(dtype, device) for dtype in (torch.float32, torch.float64))
     reference = peers.quickstudy(double, "loop")()
     found = {name: tried(name, case, single, double, reference, device) for name in ("quickstudy", *peers.PEERS)}
-    entries = [automatic(single), *map(fastest_peer, peers.PEERS, (found[name] for name in peers.PEERS))]
+    entries = [automatic(single), *(of_peer(name, found[name]) for name in peers.PEERS)]
     entries.append(Entry("floor", *FLOOR, "what plain training takes"))
-    keys = [("quickstudy", way) for way in found["quickstudy"].tried_ms]
+    keys = [("quickstudy", way) for way in found["quickstudy"].correct]
     keys += [(entry.library, entry.way) for entry in entries[1:] if entry.way]
     computes = {key: peers.ways(key[0], single)[key[1]](single) for key in keys}
     times = race(computes, repeats, CASE_SECONDS if case.thorough else CASE_SECONDS / 4)
     entries[1:1] = [fixed(name, times, found["quickstudy"]) for name in FIXED]
+    loop, floor = (work.operations(computes[key]) / rate for key in (LOOP, FLOOR))
     for entry in entries:
         if (key := (entry.library, entry.way)) in times:
-            settle(entry, times[key], times, work.operations(computes[FLOOR if key == FLOOR else LOOP]) / rate)
+            settle(entry, times[key], times, at_best=floor if key == FLOOR else loop)
             entry.launches = work.launches(computes[key], device)
             if case.thorough:
                 remember(entry, case, device)
@@ -84,7 +85,7 @@ def run(case: Case, repeats: int | None, device: str, rate: float) -> dict[str, 
 
 
 def tried(library: str, case: Case, single: Problem, double: Problem, reference: peers.Result, device: str) -> Tried:
-    """Which ways of a library are correct, and how fast in a short trial."""
+    """Which ways of a library compute the right gradient."""
     found = Tried()
     for way, prepare in peers.ways(library, single).items():
         if way == "compile" and not case.thorough:
@@ -96,10 +97,10 @@ def tried(library: str, case: Case, single: Problem, double: Problem, reference:
             else:
                 error, limit = relative_error(prepare(double)(), reference), TOLERANCE
             found.errors[way] = error
-            if error <= limit:
-                found.tried_ms[way] = 1e3 * trial(prepare(single))
-            else:
-                found.problems[way] = f"WRONG by {error:.1e}"
+            if not error <= limit:
+                raise RuntimeError(f"WRONG by {error:.1e}")
+            prepare(single)()
+            found.correct.append(way)
         except Exception as error:  # whatever goes wrong in a way is its result; the others go on
             found.problems[way] = "not installed" if peers.missing(library) else told(error)
     return found
@@ -115,14 +116,6 @@ def in_single(prepare: peers.Way, single: Problem, reference: peers.Result) -> t
     return error, max(10 * rounding, 1e-5)
 
 
-def trial(compute: Callable[[], Any]) -> float:
-    """The shortest time of up to five calls, or of as many as fit in a second."""
-    taken: list[float] = []
-    while len(taken) < 5 and sum(taken) < 1.0:
-        taken.append(work.seconds(compute))
-    return min(taken)
-
-
 def automatic(problem: Problem) -> Entry:
     """Quickstudy as `train` runs it: with the engine that it chooses by itself."""
     own = peers.learner(problem)
@@ -130,9 +123,9 @@ def automatic(problem: Problem) -> Entry:
     return Entry("quickstudy", "quickstudy", choice.engine, told(choice.reason))
 
 
-def fastest_peer(name: str, found: Tried) -> Entry:
-    way = min(found.tried_ms, key=found.tried_ms.__getitem__, default=None)
-    return Entry(name, name, way, "fastest in the trial" if way else reasons(found, found.problems))
+def of_peer(name: str, found: Tried) -> Entry:
+    way = next(iter(found.correct), None)
+    return Entry(name, name, way, "its first correct way" if way else reasons(found, found.problems))
 
 
 def fixed(name: str, times: dict[Key, list[float]], found: Tried) -> Entry:

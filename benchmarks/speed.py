@@ -119,7 +119,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="keep the cases that were saved by the same commit")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--smallest", action="store_true", help="seconds only, to see it work; saves only with --out")
-    parser.add_argument("--repeats", type=int, help="rounds per case (default: about 20 s of them)")
+    parser.add_argument("--repeats", type=int, help="rounds per case (default: about 15 s of them)")
     parser.add_argument("--out", type=Path, help="JSON file; .md and .svg beside it (benchmarks/results/speed.json)")
     args = parser.parse_args()
     if (args.repeats or 1) < 1 or (args.smallest and args.cases):

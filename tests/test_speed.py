@@ -106,8 +106,8 @@ def test_regret_and_ratios_are_those_of_the_medians(load, cases):
     race = load("race")
     times = {("quickstudy", "vmap"): [2.0, 4.0, 3.0], ("quickstudy", "loop"): [1.5] * 3, ("higher", "once"): [6.0] * 3}
     times |= {race.FLOOR: [1.0] * 3}
-    found = {"quickstudy": race.Tried(problems={"compile": "missing"}), "higher": race.Tried(tried_ms={"once": 5.0})}
-    entries = [race.Entry("quickstudy", "quickstudy", "vmap", ""), race.fastest_peer("higher", found["higher"])]
+    found = {"quickstudy": race.Tried(problems={"compile": "missing"}), "higher": race.Tried(correct=["once"])}
+    entries = [race.Entry("quickstudy", "quickstudy", "vmap", ""), race.of_peer("higher", found["higher"])]
     entries += [race.fixed(name, times, found["quickstudy"]) for name in race.FIXED]
     for entry in entries:
         if (entry.library, entry.way) in times:
