@@ -122,7 +122,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="rounds per case (default: about 15 s of them)")
     parser.add_argument("--out", type=Path, help="JSON file; .md and .svg beside it (benchmarks/results/speed.json)")
     args = parser.parse_args()
-    if (args.repeats or 1) < 1 or (args.smallest and args.cases):
+    if (args.repeats is not None and args.repeats < 1) or (args.smallest and args.cases):
         parser.error("--repeats must be at least 1, and --smallest measures its own cases")
     args.repeats = args.repeats or (2 if args.smallest else None)
     args.out = args.out or (None if args.smallest else RESULTS / "speed.json")
