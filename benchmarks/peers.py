@@ -2,34 +2,26 @@
 
 A way takes a `Problem`, prepares what can be prepared once (a copy of the model, optimizers; not timed) and returns a
 function that computes the loss and the gradients anew from the weights; that function is what is timed. Peers are
-imported inside their ways, so that one that is missing or broken concerns nobody else.
+imported inside their ways, so that one that is missing or broken concerns nobody else. Where every parameter has a
+learned rate (MetaSGD), the rates' gradients follow those of the parameters.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
+from functools import cache, partial
+from importlib import import_module, metadata, util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import quickstudy as qs
+from benchmarks import built
+from benchmarks.cases import Problem
 from quickstudy.engine import unstack
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What every contestant is given: the same weights, the same tasks."""
-
-    model: nn.Module
-    loss: Callable[[Tensor, Tensor], Tensor]
-    lr: float  # of the inner loop
-    steps: int  # of the inner loop
-    episodes: qs.Episode  # [tasks, examples, ...]
-
 
 Result = tuple[Tensor, list[Tensor]]  # the mean meta-loss, its gradient in the order of model.parameters()
 Way = Callable[[Problem], Callable[[], Result]]
@@ -52,45 +44,72 @@ def plain_training(problem: Problem) -> Callable[[], Result]:
     return compute
 
 
-def quickstudy(problem: Problem, engine: str) -> Callable[[], Result]:
-    learner = qs.MAML(copy.deepcopy(problem.model), loss=problem.loss, lr=problem.lr, steps=problem.steps)
-    theta = learner.init()
+# --- Quickstudy ------------------------------------------------------------------------------------------------------
+
+
+def learner(problem: Problem, **more: Any) -> qs.Learner:
+    cls = qs.MetaSGD if problem.rates else qs.MAML
+    return cls(copy.deepcopy(problem.model), loss=problem.loss, lr=problem.lr, steps=problem.steps, **more)
+
+
+def quickstudy(problem: Problem, engine: str, **more: Any) -> Callable[[], Result]:
+    own = learner(problem, **more)
+    theta = own.init()
 
     def compute() -> Result:
-        loss, gradient = qs.meta_gradient(learner, theta, problem.episodes, engine)
+        loss, gradient = qs.meta_gradient(own, theta, problem.episodes, engine)
         return loss, list(gradient.values())
 
     return compute
 
 
+def quickstudy_compiled(problem: Problem) -> Callable[[], Result]:
+    compiling = import_module("quickstudy.compiling")
+    own = learner(problem)
+    theta = own.init()
+    function = cache(lambda: compiling.compiled(own, theta, problem.episodes))  # in the first call, which warms up
+
+    def compute() -> Result:
+        loss, gradient = function()(theta, problem.episodes)
+        return loss, [gradient[name] for name in theta]
+
+    return compute
+
+
+# --- peers -----------------------------------------------------------------------------------------------------------
+
+
 def higher_patched_once(problem: Problem) -> Callable[[], Result]:
     """As its README, but in one context and with one backward: patching anew for each task costs 1.1 to 1.8 times."""
     innerloop = partial(import_module("higher").innerloop_ctx, copy_initial_weights=False, track_higher_grads=True)
-    model = copy.deepcopy(problem.model)
+    model, rates = _own(problem)
     parameters = list(model.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=problem.lr)
+    optimizer = torch.optim.SGD([{"params": [p]} for p in parameters] if rates else parameters, lr=problem.lr)
+    override = {"lr": rates} if rates else None
     tasks = unstack(problem.episodes)
 
     def compute() -> Result:
         losses = []
-        with innerloop(model, optimizer) as (patched, inner):
+        with innerloop(model, optimizer, override=override) as (patched, inner):
             start = patched.fast_params
             for support, query in tasks:
                 patched.update_params(start)
                 for _ in range(problem.steps):
                     inner.step(problem.loss(patched(support.x), support.y))
                 losses.append(problem.loss(patched(query.x), query.y))
-        return _differentiate(torch.stack(losses).mean(), parameters)
+        return _differentiate(torch.stack(losses).mean(), parameters + rates)
 
     return compute
 
 
-def torchopt_meta_sgd(problem: Problem) -> Callable[[], Result]:
+def torchopt_meta_optimizer(problem: Problem) -> Callable[[], Result]:
     """As its few-shot example: MetaSGD steps the module itself, whose state is set back after each task."""
     torchopt = import_module("torchopt")
-    model = copy.deepcopy(problem.model)
+    model, rates = _own(problem)
     parameters = list(model.parameters())
-    inner = torchopt.MetaSGD(model, lr=problem.lr)
+    containers = torchopt.utils.extract_module_containers(model, with_buffers=False)[0]
+    order = [next(i for i, p in enumerate(parameters) if p is leaf) for leaf in torchopt.pytree.tree_leaves(containers)]
+    inner = torchopt.MetaOptimizer(model, _torchopt_rule(problem, [rates[i] for i in order if rates]))
     model_state = torchopt.extract_state_dict(model, by="reference", detach_buffers=True)
     inner_state = torchopt.extract_state_dict(inner, by="reference")
     tasks = unstack(problem.episodes)
@@ -103,7 +122,7 @@ def torchopt_meta_sgd(problem: Problem) -> Callable[[], Result]:
             losses.append(problem.loss(model(query.x), query.y))
             torchopt.recover_state_dict(model, model_state)
             torchopt.recover_state_dict(inner, inner_state)
-        return _differentiate(torch.stack(losses).mean(), parameters)
+        return _differentiate(torch.stack(losses).mean(), parameters + rates)
 
     return compute
 
@@ -111,9 +130,9 @@ def torchopt_meta_sgd(problem: Problem) -> Callable[[], Result]:
 def torchopt_vmap(problem: Problem) -> Callable[[], Result]:
     """As its functorch example (maml_omniglot_vmap): the functional API under vmap, all tasks at once."""
     torchopt = import_module("torchopt")
-    model = copy.deepcopy(problem.model)
+    model, rates = _own(problem)
     names, start = zip(*model.named_parameters(), strict=True)
-    inner = torchopt.sgd(lr=problem.lr)
+    inner = _torchopt_rule(problem, rates)
 
     def loss_at(phi: tuple[Tensor, ...], batch: qs.Batch) -> Tensor:
         named = dict(zip(names, phi, strict=True))
@@ -126,18 +145,95 @@ def torchopt_vmap(problem: Problem) -> Callable[[], Result]:
             phi = torchopt.apply_updates(phi, updates, inplace=False)
         return loss_at(phi, episode.query)
 
-    return lambda: _differentiate(torch.func.vmap(task_loss)(problem.episodes).mean(), start)
+    return lambda: _differentiate(torch.func.vmap(task_loss)(problem.episodes).mean(), [*start, *rates])
+
+
+def _torchopt_rule(problem: Problem, rates: list[Tensor]) -> Any:
+    """Plain descent; with learned rates, a transformation of its own kind."""
+    torchopt = import_module("torchopt")
+    if not rates:
+        return torchopt.sgd(lr=problem.lr, moment_requires_grad=True)
+
+    def update(slopes: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:
+        return tuple(-rate * slope for rate, slope in zip(rates, slopes, strict=True)), state
+
+    return torchopt.base.GradientTransformation(lambda params: torchopt.base.EmptyState(), update)
+
+
+def learn2learn_clones(problem: Problem) -> Callable[[], Result]:
+    """As its README: a differentiable clone of the module for each task, adapted step by step."""
+    name = "MetaSGD" if problem.rates else "MAML"
+    module = built.learn2learn("algorithms.meta_sgd" if problem.rates else "algorithms.maml")
+    wrapped = getattr(module, name)(copy.deepcopy(problem.model), lr=problem.lr)
+    parameters = [*wrapped.module.parameters(), *(wrapped.lrs if problem.rates else ())]
+    tasks = unstack(problem.episodes)
+
+    def compute() -> Result:
+        losses = []
+        for support, query in tasks:
+            clone = wrapped.clone()
+            for _ in range(problem.steps):
+                clone.adapt(problem.loss(clone(support.x), support.y))
+            losses.append(problem.loss(clone(query.x), query.y))
+        return _differentiate(torch.stack(losses).mean(), parameters)
+
+    return compute
+
+
+def _own(problem: Problem) -> tuple[nn.Module, list[Tensor]]:
+    """A copy of the model, and a rate for each parameter where rates are learned."""
+    model = copy.deepcopy(problem.model)
+    rates = [torch.full_like(p, problem.lr).requires_grad_() for p in model.parameters()] if problem.rates else []
+    return model, rates
 
 
 def _differentiate(loss: Tensor, parameters: Sequence[Tensor]) -> Result:
     return loss.detach(), list(torch.autograd.grad(loss, parameters))
 
 
-CONTESTANTS: dict[str, dict[str, Way]] = {
-    "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in ("vmap", "threads", "loop")},
-    "quickstudy-loop": {"loop": partial(quickstudy, engine="loop")},
+# --- all -------------------------------------------------------------------------------------------------------------
+
+PEERS: dict[str, dict[str, Way]] = {
     "higher": {"patched once": higher_patched_once},
-    "torchopt": {"MetaSGD": torchopt_meta_sgd},
+    "torchopt": {"MetaSGD": torchopt_meta_optimizer},
     "torchopt under vmap": {"vmap": torchopt_vmap},  # its functional API, mapped over tasks by torch
+    "learn2learn": {"clones": learn2learn_clones},
 }
-PEERS = {"higher": "higher", "torchopt": "torchopt", "torchopt under vmap": "torchopt"}  # contestant -> package
+LIBRARIES: dict[str, dict[str, Way]] = {
+    "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in ("vmap", "threads", "loop")}
+    | {"compile": quickstudy_compiled},
+    "quickstudy adjoints": {
+        adjoint: partial(quickstudy, engine="loop", adjoint=adjoint) for adjoint in ("unroll", "remat", "mixed")
+    },
+    "floor": {"plain training": plain_training},
+    **PEERS,
+}
+
+
+def ways(library: str, problem: Problem) -> dict[str, Way]:
+    """The ways of a library. Attention has no second derivative but in its mathematical form: peers may use that."""
+    found = LIBRARIES[library]
+    if library not in PEERS or not any(isinstance(layer, nn.MultiheadAttention) for layer in problem.model.modules()):
+        return found
+    return found | {f"{name}, mathematical attention": partial(_mathematical, way=way) for name, way in found.items()}
+
+
+def _mathematical(problem: Problem, way: Way) -> Callable[[], Result]:
+    compute = way(problem)
+
+    def within() -> Result:
+        with sdpa_kernel(SDPBackend.MATH):
+            return compute()
+
+    return within
+
+
+def missing(library: str) -> bool:
+    package = library.split()[0]  # "quickstudy adjoints", "torchopt under vmap"
+    return not built.folder().exists() if package == "learn2learn" else util.find_spec(package) is None
+
+
+def versions() -> dict[str, str]:
+    """Of torch and of the peers that are there."""
+    found = {name: metadata.version(name) for name in ("torch", "higher", "torchopt") if not missing(name)}
+    return found | ({} if missing("learn2learn") else {"learn2learn": built.VERSION})

@@ -1,0 +1,130 @@
+"""The peak memory of a contestant: a few meta-gradients in a fresh process of its own.
+
+    python -m benchmarks.memory CASE LIBRARY WAY [--device cuda]        prints JSON; benchmarks.speed starts it
+
+Before the first meta-gradient the process has imported what the way needs and built the problem: its peak until then is
+what "above import" is counted from. On a GPU it is what torch allocated there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import re
+import resource
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import cases, peers, work
+
+ROOT = Path(__file__).resolve().parents[1]
+GRADIENTS = 3
+LIMIT = 60.0  # seconds for a process: what compiles longer does not race
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a process in MB (2**20 bytes), and how long its gradients took."""
+
+    peak_mb: float
+    above_mb: float  # over its peak before the first gradient
+    warm_up_s: float  # the first gradient, with compiling where the way compiles
+    seconds: float  # the fastest of the further ones
+
+
+@functools.cache
+def alone(case: str, library: str, way: str, device: str = "cpu") -> Memory:
+    """Measure in a process of its own, once. Raises RuntimeError with its last line, or when it takes too long."""
+    command = [sys.executable, "-m", "benchmarks.memory", case, library, way, "--device", device]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"not ready after {LIMIT:g} s") from error
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def measure(case: str, library: str, way: str, device: str) -> Memory:
+    problem = cases.find(case).problem(torch.float32, device)
+    compute = peers.ways(library, problem)[way](problem)
+    if way != "compile":  # one tiny gradient imports what is only imported when it is used
+        peers.ways(library, problem)[way](cases.SMALLEST[0].problem(torch.float32, device))()
+    before = peak_mb(device)
+    warm_up = work.seconds(compute)
+    taken = min(work.seconds(compute) for _ in range(GRADIENTS - 1))
+    peak = peak_mb(device)
+    return Memory(peak, peak - before, warm_up, taken)
+
+
+def peak_mb(device: str) -> float:
+    """The peak of this process so far: resident memory, or on a GPU what torch allocated."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:  # Linux hands ru_maxrss down from the process that started this one; VmHWM is its own
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 2**10
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+# --- many inner steps against few ------------------------------------------------------------------------------------
+
+STEPPING = (("quickstudy adjoints", "unroll"), ("quickstudy adjoints", "remat"), ("quickstudy adjoints", "mixed"))
+STEPPING += (("higher", "patched once"), ("torchopt", "MetaSGD"), ("learn2learn", "clones"))
+
+
+def inner_steps(few: cases.Case, many: cases.Case, ways: Sequence[tuple[str, str]], device: str) -> dict[str, Any]:
+    """The memory of few and of many inner steps of one task, by each adjoint of Quickstudy and by the peers."""
+    reference = peers.quickstudy(many.problem(torch.float64, device), "loop")()
+    found = [key for key in ways if not peers.missing(key[0])]
+    rows = [_row(few, many, reference, library, way, device) for library, way in found]
+    return {"description": many.description, "steps": [few.steps, many.steps], "rows": rows}
+
+
+def _row(
+    few: cases.Case, many: cases.Case, reference: peers.Result, library: str, way: str, device: str
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": library, "way": way}
+    try:
+        double = many.problem(torch.float64, device)
+        row["error"] = relative_error(peers.ways(library, double)[way](double)(), reference)
+        row["few"], row["many"] = (asdict(alone(case.name, library, way, device)) for case in (few, many))
+    except Exception as error:  # whatever goes wrong in one way is its result; the others go on
+        row["problem"] = told(error)
+    return row
+
+
+def relative_error(result: peers.Result, reference: peers.Result) -> float:
+    """The larger one of the loss's and of the whole gradient's."""
+    (loss, slope), (true_loss, true_slope) = ((a, torch.cat([g.flatten() for g in b])) for a, b in (result, reference))
+    return max(float((a - b).norm() / b.norm()) for a, b in ((loss, true_loss), (slope, true_slope)))
+
+
+def told(error: Exception) -> str:
+    """The first line, without the folders of this machine."""
+    text = str(error).strip() or type(error).__name__
+    named = text if isinstance(error, RuntimeError) else f"{type(error).__name__}: {text}"
+    return re.sub(r"\S*/", "", named.splitlines()[0])[:300]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("case", "library", "way"):
+        parser.add_argument(name)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(words)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' deprecations
+        print(json.dumps(asdict(measure(args.case, args.library, args.way, args.device))))
+
+
+if __name__ == "__main__":
+    main()
