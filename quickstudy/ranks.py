@@ -15,6 +15,8 @@ import hashlib
 import io
 import json
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +30,7 @@ from quickstudy.episodes import Episodes, part_of
 from quickstudy.errors import ConfigError, RankError
 from quickstudy.learner import Theta
 
+PATIENCE = 600.0  # seconds that the first rank waits for the others to come
 DESCRIBED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
 
 
@@ -64,7 +67,9 @@ def joined(device: str | torch.device = "cpu") -> Iterator[torch.device]:
         device = _own_device(device)
         _share_cores()
         with _others():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[operator]
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=_of_this_start(store, rank, size), rank=rank, world_size=size)
     with contextlib.nullcontext() if first() else _silent():
         yield device
     if joins:  # after an error the process ends, and waits for nobody
@@ -77,14 +82,38 @@ def launched() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun started the ranks anew after one had failed: then a run goes on from its checkpoint."""
-    return launched() and dist.is_initialized() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether torchrun started any rank anew after one had failed: then a run goes on from its checkpoint."""
+    count = _local("TORCHELASTIC_RESTART_COUNT", 0) if dist.is_available() and dist.is_initialized() else 0
+    return bool(total(torch.tensor([count])) > 0)  # each machine counts its own failures
 
 
 def alone(what: str) -> None:
     """Raises ConfigError where there are several ranks, for what only one process can do."""
     if size() > 1 or (launched() and int(os.environ["WORLD_SIZE"]) > 1):
         raise ConfigError(f"{what} runs in one process. Start it without torchrun: only training and evaluation share.")
+
+
+def _of_this_start(store: Any, rank: int, size: int) -> Any:
+    """The part of torchrun's store that no earlier start of the ranks has written to.
+
+    torchrun keeps one store through all restarts, so the addresses of dead processes are in it, and what it tells of
+    restarts differs between machines. So every process asks under a new name, and the first answers until all know.
+    """
+    if rank:
+        name = uuid.uuid4().hex
+        store.set(f"quickstudy/asking/{rank}", name)
+        start = store.get(name).decode()  # waits for it
+        store.add(f"quickstudy/answered/{start}", 1)
+    else:
+        start, deadline = str(store.add("quickstudy/starts", 1)), time.monotonic() + PATIENCE
+        while store.add(f"quickstudy/answered/{start}", 0) < size - 1:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"of {size} ranks not all have come")
+            for key in (f"quickstudy/asking/{other}" for other in range(1, size)):
+                if store.check([key]):
+                    store.set(store.get(key).decode(), start)
+            time.sleep(0.01)
+    return dist.PrefixStore(f"quickstudy/start/{start}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _own_device(device: torch.device) -> torch.device:

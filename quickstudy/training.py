@@ -426,8 +426,8 @@ def _check_first(learner: Learner, theta: Theta, episodes: Episodes) -> None:
 def _check_ranks(trained: Trained, state: TrainingState, settings: dict[str, Any]) -> None:
     """Refuse ranks that would go on from different weights, iterations or settings: their means would mean nothing."""
     fixed = {f"{n}.{k}": v for n, model in networks(trained.learner).items() for k, v in constants(model).items()}
-    weights = {"theta": files.fingerprint(trained.theta), "constants": files.fingerprint(fixed)}
-    ranks.check_same(settings=settings, iteration=state.iteration, weights=weights)
+    theta, constant = files.fingerprint(trained.theta), files.fingerprint(fixed)
+    ranks.check_same(settings=settings, iteration=state.iteration, theta=theta, network=constant)
 
 
 def _write_protocol(folder: Path | None, training: dict[str, Any]) -> None:
