@@ -33,6 +33,8 @@ from quickstudy.machine import machine
 
 SEED = 0
 WARM_UP = 3  # iterations that are not counted
+COLUMNS = ("", "ranks", "global meta-batch", "iterations per second", "tasks per second", "times", "drawing (ms)")
+COLUMNS += ("all-reduce (ms)",)
 REDUCED = 30  # all-reduces, to time one
 
 
@@ -162,19 +164,14 @@ def page(result: dict[str, Any]) -> str:
     lines += [f"Machine: {about}; one thread in each process", ""]
     lines += [
         "Strong scaling: the same global meta-batch on more ranks. Weak scaling: the same meta-batch on each rank. "
-        "Times: tasks per second against one rank, where 2 is perfect for two ranks. In brackets the least and the most "
-        "of the rounds.",
+        "Times: tasks per second against one rank, where 2 is perfect for two ranks. In brackets the slowest and the "
+        "fastest round.",
     ]
     for case in result["cases"]:
         lines += ["", f"## {case['name']}", ""]
         lines += [f"{case['description']}; theta {case['bytes']:,} bytes, engine {case['engine']}, {case['rounds']} "]
         lines[-1] += f"rounds of {case['iterations']} iterations."
-        lines += [
-            "",
-            "| | ranks | global meta-batch | iterations per second | tasks per second | times | drawing (ms) |",
-        ]
-        lines[-1] += " all-reduce (ms) |"
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += ["", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         for row in case["rows"]:
             slowest, fastest = (1 / end(row["seconds_of_rounds"]) for end in (max, min))
             rate = f"{row['iterations_per_second']:.3g} ({slowest:.3g} to {fastest:.3g})"
@@ -192,9 +189,8 @@ def main(cases: tuple[str, ...] = tuple(CASES), rounds: int = 5, smallest: bool 
         rounds: how often each setup is measured.
         smallest: one round of two iterations, to see that it works; writes nothing.
     """
-    found = [
-        compare(CASES[name], 1 if smallest else rounds, 2 if smallest else CASES[name].iterations) for name in cases
-    ]
+    picked = [CASES[name] for name in cases]
+    found = [compare(case, 1, 2) if smallest else compare(case, rounds, case.iterations) for case in picked]
     command = " ".join(["python -m benchmarks.scaling", *sys.argv[1:]])
     result = {"command": command, "seed": SEED, "commit": commit(), "machine": machine(), "cases": found}
     if not smallest:
