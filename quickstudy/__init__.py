@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.nn.functional import cross_entropy, mse_loss
 
-from quickstudy import errors, nn, tasks
+from quickstudy import errors, nn, ranks, tasks
 from quickstudy.advice import Advice, advise
 from quickstudy.answers import Answers, classification_calibration
 from quickstudy.baselines import per_task, pooled
@@ -130,6 +130,7 @@ __all__ = [
     "out_of_scope",
     "per_task",
     "pooled",
+    "ranks",
     "recalibrated",
     "scoped",
     "task_embeddings",

@@ -46,10 +46,8 @@ class TrainingState:
         self.since_best = 0 if self.best[0][1] is theta else self.since_best + 1
 
 
-def open_run(
-    folder: Path | None, config: dict[str, Any], about: dict[str, Any], state: TrainingState, resume: bool
-) -> bool:
-    """Make the run folder, or load its checkpoint into `state`; True when resumed."""
+def open_run(folder: Path | None, config: dict[str, Any], iterations: int, state: TrainingState, resume: bool) -> bool:
+    """Load the run folder's checkpoint into `state`; True when there was one. Nothing is written yet."""
     if folder is None:
         if resume:
             raise ConfigError("resume=True needs a run folder: pass out=...")
@@ -67,14 +65,21 @@ def open_run(
     known = (folder / "checkpoint.safetensors").exists()
     if known:
         _load_checkpoint(folder, state)
-        if state.iteration > about["iterations"]:
+        if state.iteration > iterations:
             raise RunError(
                 f"the run in {str(folder)!r} has done {state.iteration} iterations already, more than the "
-                f"{about['iterations']} asked for. Ask for as many or more, or start a new run in another folder."
+                f"{iterations} asked for. Ask for as many or more, or start a new run in another folder."
             )
-        _cut_metrics(folder / "metrics.jsonl", state.iteration)
-    files.write_json(folder / "config.json", config | about)
     return known
+
+
+def begin_run(folder: Path | None, config: dict[str, Any], state: TrainingState) -> None:
+    """Make the run folder, or leave in it what was there at the state's iteration."""
+    if folder is None:
+        return
+    if (folder / "metrics.jsonl").exists():
+        _cut_metrics(folder / "metrics.jsonl", state.iteration)
+    files.write_json(folder / "config.json", config)
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, arg
 
-from quickstudy import __version__, factory, files, inputs, recipes, runs, scope, seeds
+from quickstudy import __version__, factory, files, inputs, ranks, recipes, runs, scope, seeds
 from quickstudy.advice import advise
 from quickstudy.checking import check_meta_gradient
 from quickstudy.comparing import compare_learners
@@ -70,7 +70,14 @@ quickstudy COMMAND --help tells the options. A first try that works anywhere:
 
 
 def train(argv: list[str]) -> None:
-    tasks_name, learner_name, options, fields = _train_options(argv)
+    given = _train_options(argv)
+    with ranks.joined(_device(given[2].device)) as device:
+        _train(*given, device)
+
+
+def _train(
+    tasks_name: str, learner_name: str, options: TrainOptions, fields: dict[str, Any], device: torch.device
+) -> None:
     cls = LEARNERS[learner_name]
     request = _request(tasks_name, options)
     out = Path(options.out or f"runs/{Path(tasks_name).name.split('.')[0]}-{learner_name}")
@@ -98,7 +105,7 @@ def train(argv: list[str]) -> None:
         scheduler=schedule_of(outer.schedule, options.iterations),
         clip=options.clip,
         resume=options.resume,
-        device=_device(options.device),
+        device=device,
         tensorboard=options.tensorboard,
         about={"request": request._asdict()},
     )
@@ -234,6 +241,11 @@ def evaluate(argv: list[str]) -> None:
     options = _parse(EvaluateOptions, argv, "evaluate")
     if options.episodes < 2:
         raise ConfigError(f"an interval needs at least 2 test episodes, got {options.episodes}.")
+    with ranks.joined():
+        _evaluate(options)
+
+
+def _evaluate(options: EvaluateOptions) -> None:
     trained = runs.load_run(options.run)
     given = {name: getattr(options, name) for name in ("ways", "shots", "queries", "data")}
     request = _request_of(options.run)._replace(**{k: v for k, v in given.items() if v is not None})
@@ -249,6 +261,8 @@ def evaluate(argv: list[str]) -> None:
         names=None if options.controls is None else list(options.controls),
         engine=options.engine,
     )
+    if not ranks.first():
+        return
     for score in scores:
         print(score)
     for name, score in scores[0].controls.items():
@@ -402,6 +416,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "check": check,
     "list": list_all,
 }
+SHARED = ("train", "evaluate")  # what several processes do together
 
 
 def _parse(options: Any, argv: list[str], command: str) -> Any:
@@ -422,12 +437,16 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(
                 f"unknown command {command!r}; there are {', '.join(COMMANDS)}.{suggest(command, COMMANDS)}"
             )
+        if command not in SHARED:
+            ranks.alone(f"'quickstudy {command}'")
         return COMMANDS[command](rest) or 0
     except QuickstudyError as error:
-        print(f"quickstudy: {error}", file=sys.stderr)
+        where = f" (rank {ranks.rank()})" if ranks.rank() else ""
+        print(f"quickstudy{where}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped. A training run continues with the same command and --resume.", file=sys.stderr)
+        if ranks.first():
+            print("\nstopped. A training run continues with the same command and --resume.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `quickstudy predict ... | head`
         return 0

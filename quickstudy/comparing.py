@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from quickstudy import files
+from quickstudy import files, ranks
 from quickstudy.answers import classification_calibration
 from quickstudy.calibration import interval_coverage
 from quickstudy.comparison import Entry, LearnerComparison, Trial
@@ -102,6 +102,7 @@ def compare_learners(
     >>> learners = {"protonet": lambda: qs.ProtoNet(qs.nn.conv4(filters=8))}
     >>> found = qs.compare_learners(learners, *tasks, out="runs/which", minutes=1)  # doctest: +SKIP
     """
+    ranks.alone("compare_learners")  # equal time is that of one process
     sizes = (minutes, meta_batch, tuple(seeds), episodes)
     given = Given(train, val, test, *sizes, Path(out), resume, torch.device(device), progress, dict(about or {}))
     _check(given, learners)

@@ -61,7 +61,13 @@ def count(episodes: Episodes) -> int:
 
 def first_tasks(episodes: Episodes, n: int) -> Episodes:
     """The first n of a batch of episodes."""
-    return episodes[:n] if isinstance(episodes, list) else mapped(lambda t: t[:n], episodes)
+    return part_of(episodes, range(n))
+
+
+def part_of(episodes: Episodes, places: range) -> Episodes:
+    """The tasks of a batch from places.start on, before places.stop; the batch may come out empty."""
+    cut = slice(places.start, places.stop)
+    return episodes[cut] if isinstance(episodes, list) else mapped(lambda t: t[cut], episodes)
 
 
 def mapped(change: Callable[[Tensor], Tensor], episodes: Episodes) -> Episodes:

@@ -37,6 +37,10 @@ class ProtocolError(QuickstudyError, ValueError):
     """Scores that were measured under different protocols."""
 
 
+class RankError(QuickstudyError, RuntimeError):
+    """The other processes of a training cannot be reached."""
+
+
 class AccuracyWarning(UserWarning):
     """A number is less exact than was asked for."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import warnings
@@ -16,7 +15,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from quickstudy import engine as engines
-from quickstudy import seeds
+from quickstudy import ranks, seeds
 from quickstudy.ensemble import best_thetas, mean_answer
 from quickstudy.episodes import (
     Episodes,
@@ -172,7 +171,8 @@ def evaluate(
     `transductive`: None as the network declares; False normalises queries with the support set's statistics.
     `ensemble`: so many of the thetas that did best on validation learn each task, and their answers are averaged: class
     probabilities, or values. It takes training with `keep`; the controls are those of the best theta alone.
-    `controls`: names out of quickstudy.controls.CONTROLS. `progress(n)` is called with episodes done since.
+    `controls`: names out of quickstudy.controls.CONTROLS. `progress(n)` is called with episodes done since. In a
+    process group every rank calls this alike: they share the episodes, and all get the score.
 
     Raises ConfigError for settings the learner does not have and for an ensemble of more thetas than training kept,
     NonFiniteError when an output is not finite.
@@ -245,8 +245,7 @@ def _score(
     control: str | None = None,
 ) -> Score:
     device = device_of(thetas[0])
-    blocks = sample_blocks(tasks, episodes, seed, device)
-    first = next(blocks)
+    first = sample_block(tasks, episodes, seed, device, 0)
     outputs = check_episodes(learner, thetas[0], first)
     metric = "accuracy" if is_classification(first) else "mean squared error"
 
@@ -255,15 +254,17 @@ def _score(
 
     few = first_tasks(first, TRIAL)
     with seeds.seeded(seed, "choose"):
-        choice = engines.choose(lambda name: measure(few, name), engine, count(few), device)
-    values = []
-    for number, block in enumerate(itertools.chain([first], blocks)):
+        choice = ranks.same_engine(engines.choose(lambda name: measure(few, name), engine, count(few), device))
+    result = torch.zeros(episodes, dtype=torch.float64)
+    for number in range(ranks.rank(), math.ceil(episodes / BLOCK), ranks.size()):  # the ranks take turns
+        block = sample_block(tasks, episodes, seed, device, number) if number else first
         check_values(block, outputs)
+        begin = number * BLOCK
         with seeds.seeded(seed, "evaluate", number):
-            values.append(measure(block, choice.engine))
+            result[begin : begin + BLOCK] = measure(block, choice.engine).double().cpu()
         if progress:
-            progress(len(values[-1]))
-    result = torch.cat(values).double().cpu()
+            progress(min(ranks.size() * BLOCK, episodes - begin))
+    result = ranks.total(result)
     if not torch.isfinite(result).all():
         first = int((~torch.isfinite(result)).nonzero()[0])
         raise NonFiniteError(
@@ -298,9 +299,14 @@ def _ensemble_score(learner: Learner, thetas: Sequence[Theta], episode: Episode)
 
 def sample_blocks(tasks: Any, episodes: int, seed: int, device: torch.device) -> Iterator[Episodes]:
     """Episodes 0..episodes-1 of the test seed in blocks; each is drawn with a generator of its own."""
-    for start in range(0, episodes, BLOCK):
-        numbers = range(start, min(start + BLOCK, episodes))
-        yield moved(concat([tasks.sample(1, seeds.generator(seed, "test", i)) for i in numbers]), device)
+    for number in range(math.ceil(episodes / BLOCK)):
+        yield sample_block(tasks, episodes, seed, device, number)
+
+
+def sample_block(tasks: Any, episodes: int, seed: int, device: torch.device, number: int) -> Episodes:
+    """The block of that number, from 0."""
+    places = range(number * BLOCK, min((number + 1) * BLOCK, episodes))
+    return moved(concat([tasks.sample(1, seeds.generator(seed, "test", i)) for i in places]), device)
 
 
 def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | None:

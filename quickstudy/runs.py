@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quickstudy import controls, files, seeds
+from quickstudy import controls, files, ranks, seeds
 from quickstudy.answers import classification_calibration
 from quickstudy.calibration import interval_coverage
 from quickstudy.confusion import told_of
@@ -82,7 +82,8 @@ def evaluate_run(
     movement.json where the steps move the layers of a model; those with an `embed` embeddings.json, those with a
     distribution of values calibration.json; answers to classes are in answers.json.
 
-    `ensemble` thetas answer together for the scores and answers.json; all else is of the best theta alone.
+    `ensemble` thetas answer together for the scores and answers.json; all else is of the best theta alone. In a process
+    group every rank calls this alike: they share the scores, all else is done and written by the first.
     """
     learner = for_test(trained.learner, tasks, steps)
     names = controls.available(learner, tasks) if names is None else names
@@ -92,16 +93,18 @@ def evaluate_run(
     moved = min(episodes, MOVEMENT_EPISODES) if moves_layers(trained, tasks, steps) else 0
     classes = getattr(tasks, "ways", None) is not None
     todo = episodes * (1 + len(names) + both + classes) + few * len(curve) + moved
-    with counting_bar("evaluating", todo, progress) as count:
+    with counting_bar("evaluating", todo, progress and ranks.first()) as count:
         common = {"seed": seed, "engine": engine, "progress": count}
         full = {"episodes": episodes, "steps": steps, "ensemble": ensemble, **common}
         scores = [evaluate(trained, tasks, controls=names, **full)]
         if both:
             scores.append(evaluate(trained, tasks, transductive=False, **full))
+        steps_curve = [(k, evaluate(trained, tasks, episodes=few, steps=k, **common)) for k in curve]
+        if not ranks.first():  # what the others share is done: the rest is the first's
+            return scores
         if classes:
             answers = classification_calibration(trained, tasks, **full)
             files.write_json(Path(folder) / "answers.json", answers.to_dict())
-        steps_curve = [(k, evaluate(trained, tasks, episodes=few, steps=k, **common)) for k in curve]
         if moved:
             movement = layer_movement(trained, tasks, episodes=moved, seed=seed, steps=steps, progress=count)
             files.write_json(Path(folder) / "movement.json", movement.to_dict())

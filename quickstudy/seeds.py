@@ -24,7 +24,7 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
 @contextmanager
 def seeded(seed: int, stream: str, index: int = 0) -> Iterator[None]:
     """Draw from torch's global generators as seeded here; the caller's generators go on afterwards as if untouched."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # all of them: unnamed, several make torch warn
         torch.manual_seed(derive(seed, stream, index))
         yield
 

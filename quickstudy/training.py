@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import threading
@@ -18,8 +19,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from quickstudy import engine as engines
-from quickstudy import files, seeds
-from quickstudy.checkpoint import TrainingState, append_metrics, open_run, save_checkpoint, schedule_state
+from quickstudy import files, ranks, seeds
+from quickstudy.checkpoint import TrainingState, append_metrics, begin_run, open_run, save_checkpoint, schedule_state
 from quickstudy.episodes import Episodes, count, first_tasks, is_classification, moved, unstack, whole
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
@@ -27,8 +28,9 @@ from quickstudy.inner import first_non_finite
 from quickstudy.learner import Learner, Outer, Theta
 from quickstudy.learner_files import describe_learner
 from quickstudy.machine import machine
+from quickstudy.model import constants
 from quickstudy.progress import training_bar
-from quickstudy.protocol import describe
+from quickstudy.protocol import describe, networks
 from quickstudy.tensorboard import check_tensorboard, events
 from quickstudy.trained import Trained
 
@@ -41,10 +43,11 @@ class Step(NamedTuple):
     """One iteration of the outer loop, after its update."""
 
     iteration: int  # iterations done, from 1
-    loss: float  # mean meta-loss before the update
-    episodes: Episodes
+    loss: float  # mean meta-loss before the update, over the tasks of all ranks
+    episodes: Episodes  # this rank's share of them
     sampling: float  # seconds spent on drawing episodes
-    computing: float  # seconds spent on the meta-gradient and the update
+    computing: float  # seconds spent on the meta-gradient, its mean over the ranks and the update
+    interrupted: bool = False  # whether any rank was asked to stop before the update
 
 
 def meta_steps(
@@ -59,24 +62,47 @@ def meta_steps(
     start: int = 0,
     engine: str = "loop",
     clip: float | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Run iterations start+1..iterations, updating theta in place and yielding after each.
 
     Iteration i draws its episodes and its random numbers from (seed, i) alone, so a run that is cut and continued is
-    the same as one that is not. `optimizer` must have been built on `list(theta.values())`.
+    the same as one that is not. `optimizer` must have been built on `list(theta.values())`. In a process group the
+    tasks are shared out to the ranks, which all yield at the same iterations; `interrupted` tells whether this rank was
+    asked to stop.
 
     Raises NonFiniteError, before any update, when the loss or a gradient is not finite.
     """
     device = next(iter(theta.values())).device
+    draw = functools.partial(_draw, tasks, meta_batch, seed, device)
+    ahead = None
     for iteration in range(start, iterations):
+        episodes, sampling = ahead or draw(iteration)
         began = time.perf_counter()
-        episodes = moved(tasks.sample(meta_batch, seeds.generator(seed, "train", iteration)), device)
-        drawn = time.perf_counter()
-        with seeds.seeded(seed, "iteration", iteration):
-            loss, slope = engines.meta_gradient(learner.at(iteration / iterations), theta, episodes, engine)
+        with seeds.seeded(seed, ranks.stream("iteration"), iteration):
+            loss, slope = _share_gradient(learner.at(iteration / iterations), theta, episodes, engine)
+        mean = ranks.begin_mean(loss, slope, count(episodes) / meta_batch, interrupted())
+        # While the ranks talk to each other the next tasks are drawn; a single one has nothing to wait for.
+        ahead = draw(iteration + 1) if ranks.size() > 1 and iteration + 1 < iterations else None
+        loss, slope, stop = mean()
         _check_finite(iteration + 1, loss, slope)
         _update(theta, slope, optimizer, clip)
-        yield Step(iteration + 1, float(loss), episodes, drawn - began, time.perf_counter() - drawn)
+        computing = time.perf_counter() - began - (ahead[1] if ahead else 0.0)
+        yield Step(iteration + 1, float(loss), episodes, sampling, computing, stop)
+
+
+def _draw(tasks: Any, meta_batch: int, seed: int, device: torch.device, iteration: int) -> tuple[Episodes, float]:
+    """This rank's tasks of an iteration, and the seconds that it took to draw them."""
+    began = time.perf_counter()
+    episodes = moved(ranks.draw(tasks, meta_batch, seeds.generator(seed, "train", iteration)), device)
+    return episodes, time.perf_counter() - began
+
+
+def _share_gradient(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> tuple[Tensor, Theta]:
+    if count(episodes):
+        return engines.meta_gradient(learner, theta, episodes, engine)
+    nothing = {name: torch.zeros_like(value) for name, value in theta.items()}  # more ranks than tasks
+    return next(iter(nothing.values())).sum(), nothing
 
 
 def _update(theta: Theta, slope: Theta, optimizer: Optimizer, clip: float | None) -> None:
@@ -148,7 +174,10 @@ def train(
     tensorboard      also write the learning curve into the run folder as TensorBoard's event files (needs its package)
     about            plain values to keep in config.json
 
-    Raises ConfigError, DataError, RunError or NonFiniteError. Ctrl-C saves a checkpoint before it passes on.
+    Inside a process group (`qs.ranks.joined`, or one of your own) every rank calls this alike and computes its share of
+    each meta-batch; the first one writes the folder, which all must see. See docs/scaling.md.
+
+    Raises ConfigError, DataError, RunError, NonFiniteError or RankError. Ctrl-C saves a checkpoint before it passes on.
     """
     _check_settings(iterations, meta_batch, val_episodes, val_every, patience, keep)
     if compile and engine not in ("auto", "vmap", "compile"):
@@ -178,19 +207,27 @@ def train(
         first = moved(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
         _check_first(learner, theta, first)
     state.keep = keep
-    resumed = open_run(folder, config, {"iterations": iterations, **(about or {})}, state, resume)
+    resumed = open_run(folder, config, iterations, state, resume or ranks.restarted())
     rest = {"iterations": iterations, "val_every": val_every, "val_episodes": val_episodes, "keep": state.keep}
+    if ranks.size() > 1:
+        given = {"patience": patience, "clip": clip, "val": val is not None, "out": out is not None}
+        _check_ranks(trained, state, config | rest | given)
+        rest["ranks"] = ranks.size()
+        folder = folder if ranks.first() else None  # all have looked into it, one writes
+    begin_run(folder, config | {"iterations": iterations, **(about or {})}, state)
     _write_protocol(folder, config | rest)
     if not theta:  # nothing to learn: the learner is ready as it is
         return _finish(trained, state, folder)
     if not resumed:
         began = time.monotonic()
-        state.engine, state.reason = choose_engine(learner, theta, first, engine, seed, iterations)
+        few = first_tasks(first, -(-meta_batch // ranks.size()))  # as many as the first rank has in an iteration
+        state.engine, state.reason = ranks.same_engine(choose_engine(learner, theta, few, engine, seed, iterations))
         state.timing["choosing"] = state.timing["total"] = time.monotonic() - began
         save_checkpoint(folder, state)
     every = val_every or max(1, iterations // 10)
     settings = _Settings(folder, val, every, val_episodes, patience, seed, tensorboard)
-    steps = meta_steps(
+    steps = functools.partial(
+        meta_steps,
         learner,
         theta,
         tasks,
@@ -217,7 +254,12 @@ class _Settings(NamedTuple):
 
 
 def _run(
-    steps: Iterator[Step], trained: Trained, state: TrainingState, settings: _Settings, iterations: int, progress: bool
+    steps: Callable[..., Iterator[Step]],
+    trained: Trained,
+    state: TrainingState,
+    settings: _Settings,
+    iterations: int,
+    progress: bool,
 ) -> None:
     if _out_of_patience(state, settings):  # a run that had stopped early, resumed
         return
@@ -226,9 +268,9 @@ def _run(
     before = dict(state.timing)
     engine = f"{state.engine} ({state.reason})"
     board = events(settings.folder if settings.tensorboard else None, before["total"])
-    bars = training_bar(iterations, state.iteration, engine, progress)
+    bars = training_bar(iterations, state.iteration, engine, progress and ranks.first())
     with bars as bar, board as show, _interruptible() as interrupted:
-        for step in steps:
+        for step in steps(interrupted=interrupted):
             _account(state, step)
             state.timing["total"] = before["total"] + time.monotonic() - began
             state.timing["processor"] = before["processor"] + time.process_time() - busy
@@ -236,10 +278,11 @@ def _run(
             bar(step, line)
             append_metrics(settings.folder, line)
             show(line)
-            if interrupted() or time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            stop = step.interrupted if ranks.size() > 1 else interrupted()  # all ranks stop after the same iteration
+            if stop or time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 save_checkpoint(settings.folder, state)
                 saved = time.monotonic()
-            if interrupted():
+            if stop:
                 raise KeyboardInterrupt
             if _out_of_patience(state, settings):
                 break
@@ -258,7 +301,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         return
 
     def handle(number: int, frame: Any) -> None:
-        if asked:
+        if asked and ranks.size() == 1:  # of several ranks torchrun ends those that take too long
             raise KeyboardInterrupt
         asked.append(number)
 
@@ -284,7 +327,7 @@ def _line(trained: Trained, state: TrainingState, step: Step, settings: _Setting
     validate = settings.val is not None and (step.iteration % settings.val_every == 0 or last)
     if step.iteration % LOG_EVERY == 0 or validate or last:
         line = {"iteration": step.iteration, "loss": sum(state.window) / len(state.window)}
-        line |= _training_score(trained, step.episodes) if trained.learner.episodic else {}
+        line |= _training_score(trained, step.episodes) if trained.learner.episodic and ranks.first() else {}
         line["seconds"] = round(state.timing["total"], 3)
         state.window.clear()
     if validate:
@@ -376,6 +419,7 @@ def _finish(trained: Trained, state: TrainingState, folder: Path | None) -> Trai
         final.save(folder / "learner.qs")
         engine = {"engine": state.engine, "reason": state.reason}
         files.write_json(folder / "timing.json", state.timing | engine | {"machine": machine()})
+    ranks.barrier()  # no rank reads the folder before the first has written it
     return final
 
 
@@ -391,6 +435,13 @@ def _check_first(learner: Learner, theta: Theta, episodes: Episodes) -> None:
             f"{type(learner).__name__} cannot pretrain on these tasks: {str(error).splitlines()[0]}. Its model needs "
             "an output for each training class (len(tasks.classes)) and the inputs' channels and size."
         ) from error
+
+
+def _check_ranks(trained: Trained, state: TrainingState, settings: dict[str, Any]) -> None:
+    """Refuse ranks that would go on from different weights, iterations or settings: their means would mean nothing."""
+    fixed = {f"{n}.{k}": v for n, model in networks(trained.learner).items() for k, v in constants(model).items()}
+    theta, constant = files.fingerprint(trained.theta), files.fingerprint(fixed)
+    ranks.check_same(settings=settings, iteration=state.iteration, theta=theta, network=constant)
 
 
 def _write_protocol(folder: Path | None, training: dict[str, Any]) -> None:

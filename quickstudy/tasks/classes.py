@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quickstudy.episodes import part_of
 from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
 
@@ -79,6 +80,13 @@ class ClassTasks:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n episodes: x [n, ways * k, ...] float, y [n, ways * k] int64, class after class."""
         support, query = self.rows(n, generator)
+        return Episode(self._batch(support, generator), self._batch(query, generator))
+
+    def share(self, n: int, places: range, generator: torch.Generator | None = None) -> Episode:
+        """The tasks `places` of `sample(n, generator)`: of the others no example is read."""
+        if self.augment is not None:  # it draws numbers of its own for every image
+            return part_of(self.sample(n, generator), places)  # type: ignore[return-value]
+        support, query = (rows[places.start : places.stop] for rows in self.rows(n, generator))
         return Episode(self._batch(support, generator), self._batch(query, generator))
 
     def rows(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,206 @@
+"""How much faster two processes train than one.
+
+    python -m benchmarks.scaling                two cases, about ten minutes on 2 quiet cores; nothing else should run
+    python -m benchmarks.scaling --smallest     seconds, to see that it works; writes nothing
+
+Each process has one thread. One rank, two ranks at the same global meta-batch (strong scaling) and two ranks at twice
+that (weak scaling) are measured in turns, each a torchrun of its own: whatever else the machine does hits all alike.
+An iteration is everything that `meta_steps` does, with drawing and the all-reduce; the time of the all-reduce alone is
+measured beside it. Writes results/scaling.json and .md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import tyro
+
+import quickstudy as qs
+from benchmarks.reproduce import RESULTS, ROOT, commit
+from quickstudy import files, ranks
+from quickstudy.machine import machine
+
+SEED = 0
+WARM_UP = 3  # iterations that are not counted
+COLUMNS = ("", "ranks", "global meta-batch", "iterations per second", "tasks per second", "times", "drawing (ms)")
+COLUMNS += ("all-reduce (ms)",)
+REDUCED = 30  # all-reduces, to time one
+
+
+@dataclass(frozen=True)
+class Case:
+    """A learner and its tasks; the meta-batch is that of one rank, and of two in strong scaling."""
+
+    name: str
+    description: str
+    build: Callable[[], tuple[qs.Learner, Any]]
+    meta_batch: int
+    engine: str
+    iterations: int
+
+
+class Setup(NamedTuple):
+    name: str
+    ranks: int
+    meta_batches: int  # how many times that of the case
+
+
+SETUPS = (Setup("one rank", 1, 1), Setup("strong", 2, 1), Setup("weak", 2, 2))
+
+
+def sinusoid() -> tuple[qs.Learner, Any]:
+    return qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01, steps=1), qs.tasks.sinusoid("train", 10, 10)
+
+
+def conv4(filters: int = 64) -> tuple[qs.Learner, Any]:
+    return qs.MAML(qs.nn.conv4(filters=filters), lr=0.4, steps=1), qs.tasks.glyphs("train", 5, 1, 15)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("sinusoid", "sine waves, MLP 1-40-40-1, 10 shots, 1 inner step, vmap", sinusoid, 24, "vmap", 200),
+        Case("conv4", "characters, Conv4-64, 5-way 1-shot, 15 queries, 1 inner step", conv4, 16, "loop", 12),
+    )
+}
+
+
+# --- one process -----------------------------------------------------------------------------------------------------
+
+
+def work(case: Case, meta_batch: int, iterations: int, out: Path) -> None:
+    """What each rank runs: seconds of each iteration, and of an all-reduce of theta's size."""
+    with ranks.joined():
+        torch.set_num_threads(1)
+        torch.manual_seed(SEED)
+        learner, tasks = case.build()
+        theta = learner.init()
+        optimizer = torch.optim.Adam(list(theta.values()))
+        sizes = {"iterations": WARM_UP + iterations, "meta_batch": meta_batch, "seed": SEED, "engine": case.engine}
+        began, found = time.perf_counter(), []
+        for step in qs.meta_steps(learner, theta, tasks, optimizer, **sizes):
+            now = time.perf_counter()
+            found.append({"seconds": now - began, "sampling": step.sampling})
+            began = now
+        told = {"iterations": found[WARM_UP:], "reduce": reduce_seconds(theta), "threads": torch.get_num_threads()}
+        if ranks.first():
+            files.write_json(out, told | {"bytes": sum(v.numel() * v.element_size() for v in theta.values())})
+
+
+def reduce_seconds(theta: dict[str, torch.Tensor]) -> float:
+    """Median time of one all-reduce of the meta-gradient and the loss; next to nothing for one rank."""
+    taken = []
+    for _ in range(REDUCED):
+        ranks.barrier()
+        began = time.perf_counter()
+        ranks.begin_mean(torch.zeros(()), theta, 1.0, False)()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def measure(case: Case, setup: Setup, iterations: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        meta_batch = str(case.meta_batch * setup.meta_batches)
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(setup.ranks)]
+        command = [sys.executable, *launch, "-m", "benchmarks.scaling"]
+        command += ["--worker", case.name, meta_batch, str(iterations), str(out)]
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        subprocess.run(command, check=True, cwd=ROOT, env=env)
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def compare(case: Case, rounds: int, iterations: int) -> dict[str, Any]:
+    """All setups in turns; a setup's rate is the median over its rounds of the median iteration."""
+    found: dict[str, list[dict[str, Any]]] = {setup.name: [] for setup in SETUPS}
+    for i in range(rounds):
+        for setup in SETUPS[i % len(SETUPS) :] + SETUPS[: i % len(SETUPS)]:
+            found[setup.name].append(measure(case, setup, iterations))
+            print(f"{case.name}, round {i + 1} of {rounds}: {setup.name}", file=sys.stderr)
+    rows = [row_of(case, setup, found[setup.name]) for setup in SETUPS]
+    for row in rows:
+        row["times"] = row["tasks_per_second"] / rows[0]["tasks_per_second"]
+    about = {"name": case.name, "description": case.description, "engine": case.engine, "iterations": iterations}
+    return about | {"rounds": rounds, "bytes": found["one rank"][0]["bytes"], "rows": rows}
+
+
+def row_of(case: Case, setup: Setup, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    def median(name: str) -> list[float]:
+        return [statistics.median(step[name] for step in one["iterations"]) for one in rounds]
+
+    seconds, meta_batch = median("seconds"), case.meta_batch * setup.meta_batches
+    middle = statistics.median(seconds)
+    return {
+        "setup": setup.name,
+        "ranks": setup.ranks,
+        "meta_batch": meta_batch,
+        "seconds": middle,
+        "seconds_of_rounds": seconds,
+        "iterations_per_second": 1 / middle,
+        "tasks_per_second": meta_batch / middle,
+        "sampling": statistics.median(median("sampling")),
+        "reduce": statistics.median(one["reduce"] for one in rounds),
+    }
+
+
+def page(result: dict[str, Any]) -> str:
+    about = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
+    lines = ["# scaling", "", f"Command: `{result['command']}`, seed {SEED} (commit {result['commit']})", ""]
+    lines += [f"Machine: {about}; one thread in each process", ""]
+    lines += [
+        "Strong scaling: the same global meta-batch on more ranks. Weak scaling: the same meta-batch on each rank. "
+        "Times: tasks per second against one rank, where 2 is perfect for two ranks. In brackets the slowest and the "
+        "fastest round.",
+    ]
+    for case in result["cases"]:
+        lines += ["", f"## {case['name']}", ""]
+        lines += [f"{case['description']}; theta {case['bytes']:,} bytes, engine {case['engine']}, {case['rounds']} "]
+        lines[-1] += f"rounds of {case['iterations']} iterations."
+        lines += ["", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+        for row in case["rows"]:
+            slowest, fastest = (1 / end(row["seconds_of_rounds"]) for end in (max, min))
+            rate = f"{row['iterations_per_second']:.3g} ({slowest:.3g} to {fastest:.3g})"
+            cells = [row["setup"], row["ranks"], row["meta_batch"], rate, f"{row['tasks_per_second']:.3g}"]
+            cells += [f"{row['times']:.2f}", f"{1e3 * row['sampling']:.2f}", f"{1e3 * row['reduce']:.2f}"]
+            lines += ["| " + " | ".join(map(str, cells)) + " |"]
+    return "\n".join(lines) + "\n"
+
+
+def main(cases: tuple[str, ...] = tuple(CASES), rounds: int = 5, smallest: bool = False) -> None:
+    """Measure and write the tables.
+
+    Args:
+        cases: which of sinusoid and conv4.
+        rounds: how often each setup is measured.
+        smallest: one round of two iterations, to see that it works; writes nothing.
+    """
+    picked = [CASES[name] for name in cases]
+    found = [compare(case, 1, 2) if smallest else compare(case, rounds, case.iterations) for case in picked]
+    command = " ".join(["python -m benchmarks.scaling", *sys.argv[1:]])
+    result = {"command": command, "seed": SEED, "commit": commit(), "machine": machine(), "cases": found}
+    if not smallest:
+        files.write_json(RESULTS / "scaling.json", result)
+        (RESULTS / "scaling.md").write_text(page(result), encoding="utf-8")
+    print(page(result))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(CASES[sys.argv[2]], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    else:
+        tyro.cli(main)
