@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib import import_module, metadata, util
 from typing import Any
 
@@ -61,22 +61,6 @@ def quickstudy(problem: Problem, engine: str, **more: Any) -> Callable[[], Resul
         return loss, list(gradient.values())
 
     return compute
-
-
-def quickstudy_compiled(problem: Problem) -> Callable[[], Result]:
-    compiling = import_module("quickstudy.compiling")
-    own = learner(problem)
-    theta = own.init()
-    function = cache(lambda: compiling.compiled(own, theta, problem.episodes))  # in the first call, which warms up
-
-    def compute() -> Result:
-        loss, gradient = function()(theta, problem.episodes)
-        return loss, [gradient[name] for name in theta]
-
-    return compute
-
-
-# --- peers -----------------------------------------------------------------------------------------------------------
 
 
 def higher_patched_once(problem: Problem) -> Callable[[], Result]:
@@ -200,8 +184,7 @@ PEERS: dict[str, dict[str, Way]] = {
     "learn2learn": {"clones": learn2learn_clones},
 }
 LIBRARIES: dict[str, dict[str, Way]] = {
-    "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in ("vmap", "threads", "loop")}
-    | {"compile": quickstudy_compiled},
+    "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in ("vmap", "threads", "loop", "compile")},
     "quickstudy adjoints": {
         adjoint: partial(quickstudy, engine="loop", adjoint=adjoint) for adjoint in ("unroll", "remat", "mixed")
     },

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ class Step(NamedTuple):
     iteration: int  # iterations done, from 1
     loss: float  # mean meta-loss before the update, over the tasks of all ranks
     episodes: Episodes  # this rank's share of them
-    sampling: float  # seconds spent on drawing episodes
+    sampling: float  # seconds waited for the episodes, which are drawn in the background
     computing: float  # seconds spent on the meta-gradient, its mean over the ranks and the update
     interrupted: bool = False  # whether any rank was asked to stop before the update
 
@@ -74,28 +75,27 @@ def meta_steps(
     Raises NonFiniteError, before any update, when the loss or a gradient is not finite.
     """
     device = next(iter(theta.values())).device
-    draw = functools.partial(_draw, tasks, meta_batch, seed, device)
-    ahead = None
-    for iteration in range(start, iterations):
-        episodes, sampling = ahead or draw(iteration)
-        began = time.perf_counter()
-        with seeds.seeded(seed, ranks.stream("iteration"), iteration):
-            loss, slope = _share_gradient(learner.at(iteration / iterations), theta, episodes, engine)
-        mean = ranks.begin_mean(loss, slope, count(episodes) / meta_batch, interrupted())
-        # While the ranks talk to each other the next tasks are drawn; a single one has nothing to wait for.
-        ahead = draw(iteration + 1) if ranks.size() > 1 and iteration + 1 < iterations else None
-        loss, slope, stop = mean()
-        _check_finite(iteration + 1, loss, slope)
-        _update(theta, slope, optimizer, clip)
-        computing = time.perf_counter() - began - (ahead[1] if ahead else 0.0)
-        yield Step(iteration + 1, float(loss), episodes, sampling, computing, stop)
+    with ThreadPoolExecutor(1, "episodes", initializer=torch.set_num_threads, initargs=(1,)) as background:
+        draw = functools.partial(background.submit, _draw, tasks, meta_batch, seed, device)
+        ahead = draw(start) if start < iterations else None
+        for iteration in range(start, iterations):
+            began = time.perf_counter()
+            assert ahead is not None  # there is one for every iteration
+            episodes = ahead.result()
+            drawn = time.perf_counter()
+            # The next tasks are drawn while this iteration computes, and while the ranks talk to each other.
+            ahead = draw(iteration + 1) if iteration + 1 < iterations else None
+            with seeds.seeded(seed, ranks.stream("iteration"), iteration):
+                loss, slope = _share_gradient(learner.at(iteration / iterations), theta, episodes, engine)
+            loss, slope, stop = ranks.begin_mean(loss, slope, count(episodes) / meta_batch, interrupted())()
+            _check_finite(iteration + 1, loss, slope)
+            _update(theta, slope, optimizer, clip)
+            yield Step(iteration + 1, float(loss), episodes, drawn - began, time.perf_counter() - drawn, stop)
 
 
-def _draw(tasks: Any, meta_batch: int, seed: int, device: torch.device, iteration: int) -> tuple[Episodes, float]:
-    """This rank's tasks of an iteration, and the seconds that it took to draw them."""
-    began = time.perf_counter()
-    episodes = moved(ranks.draw(tasks, meta_batch, seeds.generator(seed, "train", iteration)), device)
-    return episodes, time.perf_counter() - began
+def _draw(tasks: Any, meta_batch: int, seed: int, device: torch.device, iteration: int) -> Episodes:
+    """This rank's tasks of an iteration."""
+    return moved(ranks.draw(tasks, meta_batch, seeds.generator(seed, "train", iteration)), device)
 
 
 def _share_gradient(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> tuple[Tensor, Theta]:
