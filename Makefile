@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo
+# Files of tests go to as many processes as there are cores; a file stays in one, for what its tests share.
+SHARED_OUT := --numprocesses auto --dist loadfile
 
 .PHONY: demo test check format clean
 
@@ -21,13 +23,13 @@ demo: .venv/ready  ## train on generated characters, evaluate, learn new ones, a
 	$(BIN)/quickstudy report $(RUN)
 
 test: .venv/ready  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED_OUT)
 
 check: .venv/ready  ## lint, format, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED_OUT)
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
