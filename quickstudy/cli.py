@@ -101,6 +101,7 @@ def _train(
         patience=options.patience,
         keep=options.keep,
         engine=options.engine,
+        chunk=options.chunk,
         optimizer=optimizer_of(outer),
         scheduler=schedule_of(outer.schedule, options.iterations),
         clip=options.clip,

@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.errors import ConfigError, first_line
 from quickstudy.learner import Theta, set_training, training
-from quickstudy.seeds import as_drawn, random_states
+from quickstudy.seeds import as_drawn, drawn_since, random_states
 from quickstudy.tracing import forward_mode, inside_transform, inside_vmap
 
 LossAt = Callable[..., Tensor]  # (phi, *given) -> the loss, a scalar
@@ -194,8 +194,7 @@ def _forward(ctx: Any, function: LossAt, spec: Any, flat: Sequence[Tensor]) -> A
         value = function(leaves, *given)
         _check_all_given(value, leaves)
         slope = _pull(value, leaves, torch.ones_like(value))
-    drew = any(not torch.equal(a, b) for a, b in zip(before, random_states(), strict=True))
-    ctx.random = before if drew else None
+    ctx.random = before if drawn_since(before) else None
     return value.detach(), *slope.values()
 
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from quickstudy.compiling import compiled
-from quickstudy.episodes import Episodes, alike, first_tasks, fitted, unstack
+from quickstudy.episodes import Episodes, alike, chunks, count, first_tasks, fitted, unstack
 from quickstudy.errors import ConfigError, EngineWarning, first_line, suggest
 from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.model import without_chance
-from quickstudy.seeds import random_states
+from quickstudy.seeds import drawn_since, random_states
 
 ENGINES = ("auto", "vmap", "threads", "loop", "compile")
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
@@ -46,23 +46,26 @@ class Choice(NamedTuple):
     reason: str
 
 
-def meta_gradient(learner: Learner, theta: Theta, episodes: Episodes, engine: str = "loop") -> tuple[Tensor, Theta]:
+def meta_gradient(
+    learner: Learner, theta: Theta, episodes: Episodes, engine: str = "loop", chunk: int | None = None
+) -> tuple[Tensor, Theta]:
     """Mean meta-loss over a batch of episodes (a scalar) and its gradient in theta.
 
-    `engine`: "vmap", "threads" or "loop" (see `choose` for "auto").
+    `engine`: "vmap", "threads", "loop" or "compile" (see `choose` for "auto"). `chunk`: how many tasks "vmap" and
+    "compile" take together at the most, which bounds their memory; None: all.
     """
-    if engine == "compile":
-        return _compiled(learner, theta, episodes)
-    if engine == "vmap":
+    if engine in ("vmap", "compile"):
+        together = _compiled if engine == "compile" else _together
+        if engine == "compile" and isinstance(episodes, list):
+            raise RuntimeError("a compiled program serves tasks of one size, these have several")
         groups = alike(learner, episodes)
-        return _mean((_together(one.learner, theta, one.episodes), len(one.places)) for one in groups)
+        parts = ((one.learner, part) for one in groups for part in chunks(one.episodes, chunk))
+        return _mean((together(one, theta, part), count(part)) for one, part in parts)
     tasks = _fitted(learner, episodes)
     return _mean((found, 1) for found in _map(lambda task: _task_gradient(task[0], theta, task[1]), tasks, engine))
 
 
-def _compiled(learner: Learner, theta: Theta, episodes: Episodes) -> tuple[Tensor, Theta]:
-    if isinstance(episodes, list):
-        raise RuntimeError("a compiled program serves tasks of one size, these have several")
+def _compiled(learner: Learner, theta: Theta, episodes: Episode) -> tuple[Tensor, Theta]:
     return compiled(learner, theta, episodes, _together)(theta, episodes)
 
 
@@ -238,7 +241,7 @@ def _check_same(result: Any, reference: Any) -> None:
 def watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
     before = random_states()
     result = attempt()
-    return result, any(not torch.equal(a, b) for a, b in zip(before, random_states(), strict=True))
+    return result, drawn_since(before)
 
 
 def _seconds(function: Callable[[], T]) -> tuple[T, float]:

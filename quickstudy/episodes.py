@@ -6,7 +6,7 @@ Tasks of equal size run together under vmap, whatever the learner: no learner ha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,6 +68,13 @@ def part_of(episodes: Episodes, places: range) -> Episodes:
     """The tasks of a batch from places.start on, before places.stop; the batch may come out empty."""
     cut = slice(places.start, places.stop)
     return episodes[cut] if isinstance(episodes, list) else mapped(lambda t: t[cut], episodes)
+
+
+def chunks(episodes: Episode, size: int | None) -> Iterator[Episode]:
+    """The tasks of a batch, at most `size` at a time; None: all at once."""
+    tasks = count(episodes)
+    for start in range(0, tasks, size or tasks):
+        yield mapped(lambda t, at=start: t[at : at + (size or tasks)], episodes)  # type: ignore[misc]
 
 
 def mapped(change: Callable[[Tensor], Tensor], episodes: Episodes) -> Episodes:

@@ -81,6 +81,7 @@ class TrainOptions(TaskOptions):
     out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder
     resume: Annotated[bool, FlagCreatePairsOff] = False  # go on from the run folder's checkpoint
     engine: Literal["auto", "vmap", "threads", "loop", "compile"] = "auto"  # how tasks are run together
+    chunk: Annotated[int | None, number("all")] = None  # how many tasks vmap takes together at the most
     val_every: Annotated[int | None, number("a tenth of all")] = None  # iterations between validations
     val_episodes: int = 100  # episodes of a validation
     patience: Annotated[int | None, number("never")] = None  # stop after so many validations without a better one

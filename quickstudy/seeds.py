@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def derive(seed: int, stream: str, index: int = 0) -> int:
@@ -31,7 +32,15 @@ def seeded(seed: int, stream: str, index: int = 0) -> Iterator[None]:
 
 def random_states() -> list[Tensor]:
     """Where torch's global generators stand."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+    with _disable_current_modes():  # a tracer has no values: these it must leave alone
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def drawn_since(states: list[Tensor]) -> bool:
+    """Whether anything was drawn from torch's global generators since they stood so."""
+    now = random_states()
+    with _disable_current_modes():
+        return any(not torch.equal(a, b) for a, b in zip(states, now, strict=True))
 
 
 @contextmanager

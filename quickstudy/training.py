@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +62,7 @@ def meta_steps(
     seed: int = 0,
     start: int = 0,
     engine: str = "loop",
+    chunk: int | None = None,
     clip: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
@@ -76,7 +77,10 @@ def meta_steps(
     """
     device = next(iter(theta.values())).device
     with ThreadPoolExecutor(1, "episodes", initializer=torch.set_num_threads, initargs=(1,)) as background:
-        draw = functools.partial(background.submit, _draw, tasks, meta_batch, seed, device)
+
+        def draw(iteration: int) -> Future[Episodes]:
+            return background.submit(_draw, tasks, meta_batch, seed, device, iteration)
+
         ahead = draw(start) if start < iterations else None
         for iteration in range(start, iterations):
             began = time.perf_counter()
@@ -86,7 +90,7 @@ def meta_steps(
             # The next tasks are drawn while this iteration computes, and while the ranks talk to each other.
             ahead = draw(iteration + 1) if iteration + 1 < iterations else None
             with seeds.seeded(seed, ranks.stream("iteration"), iteration):
-                loss, slope = _share_gradient(learner.at(iteration / iterations), theta, episodes, engine)
+                loss, slope = _share_gradient(learner.at(iteration / iterations), theta, episodes, engine, chunk)
             loss, slope, stop = ranks.begin_mean(loss, slope, count(episodes) / meta_batch, interrupted())()
             _check_finite(iteration + 1, loss, slope)
             _update(theta, slope, optimizer, clip)
@@ -98,9 +102,11 @@ def _draw(tasks: Any, meta_batch: int, seed: int, device: torch.device, iteratio
     return moved(ranks.draw(tasks, meta_batch, seeds.generator(seed, "train", iteration)), device)
 
 
-def _share_gradient(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> tuple[Tensor, Theta]:
+def _share_gradient(
+    learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None
+) -> tuple[Tensor, Theta]:
     if count(episodes):
-        return engines.meta_gradient(learner, theta, episodes, engine)
+        return engines.meta_gradient(learner, theta, episodes, engine, chunk)
     nothing = {name: torch.zeros_like(value) for name, value in theta.items()}  # more ranks than tasks
     return next(iter(nothing.values())).sum(), nothing
 
@@ -146,6 +152,7 @@ def train(
     keep: int = 1,
     engine: str = "auto",
     compile: bool = False,
+    chunk: int | None = None,
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     clip: float | None = None,
@@ -166,6 +173,7 @@ def train(
     keep             how many of the best thetas are kept in `Trained.best`, for an ensemble at evaluation
     engine           "auto" measures vmap, threads and loop on the first iteration, and in a long training of a small
                      model "compile"; its warm-up is told, and counted in the run's timing
+    chunk            how many tasks vmap takes together at the most: less memory, more time; None: all
     compile          the same as engine="compile": the meta-gradient as one compiled program, where that can be done
     optimizer        maps parameters to a torch optimizer; `scheduler` maps that to a learning-rate schedule, stepped
                      once per iteration; None: as the learner's `outer()` says, for most Adam with learning rate 1e-3.
@@ -179,7 +187,7 @@ def train(
 
     Raises ConfigError, DataError, RunError, NonFiniteError or RankError. Ctrl-C saves a checkpoint before it passes on.
     """
-    _check_settings(iterations, meta_batch, val_episodes, val_every, patience, keep)
+    _check_settings(iterations, meta_batch, val_episodes, val_every, patience, keep, chunk)
     if compile and engine not in ("auto", "vmap", "compile"):
         raise ConfigError(f"compile=True compiles what vmap computes; it does not go with engine={engine!r}.")
     engine = "compile" if compile else engine
@@ -221,7 +229,8 @@ def train(
     if not resumed:
         began = time.monotonic()
         few = first_tasks(first, -(-meta_batch // ranks.size()))  # as many as the first rank has in an iteration
-        state.engine, state.reason = ranks.same_engine(choose_engine(learner, theta, few, engine, seed, iterations))
+        choice = choose_engine(learner, theta, few, engine, seed, iterations, chunk)
+        state.engine, state.reason = ranks.same_engine(choice)
         state.timing["choosing"] = state.timing["total"] = time.monotonic() - began
         save_checkpoint(folder, state)
     every = val_every or max(1, iterations // 10)
@@ -237,6 +246,7 @@ def train(
         seed=seed,
         start=state.iteration,
         engine=state.engine,
+        chunk=chunk,
         clip=clip,
     )
     _run(steps, trained, state, settings, iterations, progress)
@@ -355,14 +365,20 @@ def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> di
 
 
 def choose_engine(
-    learner: Learner, theta: Theta, episodes: Episodes, engine: str, seed: int, iterations: int = 0
+    learner: Learner,
+    theta: Theta,
+    episodes: Episodes,
+    engine: str,
+    seed: int,
+    iterations: int = 0,
+    chunk: int | None = None,
 ) -> engines.Choice:
     """The engine for so many meta-gradients of a training; "auto" tries each on these episodes."""
 
     def attempt(name: str) -> tuple[Tensor, Theta]:
         if name == "compile" and learner.at(0.0) is not learner:
             raise RuntimeError("the learner changes in the course of training")
-        return engines.meta_gradient(learner, theta, episodes, name)
+        return engines.meta_gradient(learner, theta, episodes, name, chunk)
 
     with seeds.seeded(seed, "choose"):
         return engines.choose(
@@ -453,7 +469,7 @@ def _write_protocol(folder: Path | None, training: dict[str, Any]) -> None:
 
 def _check_settings(iterations: int, meta_batch: int, val_episodes: int, *others: int | None) -> None:
     named = {"iterations": iterations, "meta_batch": meta_batch, "val_episodes": val_episodes}
-    optional = zip(("val_every", "patience", "keep"), others, strict=True)
+    optional = zip(("val_every", "patience", "keep", "chunk"), others, strict=True)
     named |= {name: value for name, value in optional if value is not None}
     for name, value in named.items():
         if value < 1:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy import engine
+from quickstudy.episodes import chunks
 from quickstudy.errors import ConfigError, EngineWarning
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.tracing import inside_transform
@@ -549,6 +550,20 @@ def test_what_vmap_gets_right_passes_the_check_in_float32_too(name):
     unchanged = snapshot(learner.model, single)
     engine.check_vmap(learner, learner.init(), single)
     assert unchanged()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 9])
+def test_chunks_of_tasks_give_the_same_mean(chunk):
+    learner = qs.MAML(qs.nn.mlp(4, 3, activation="tanh"), lr=0.2)
+    theta, seen = learner.init(), []
+    episodes = random_episodes(5)
+    wanted = qs.meta_gradient(learner, theta, episodes, "loop")
+    found = qs.meta_gradient(learner, theta, episodes, "vmap", chunk)
+    assert engine.relative_difference(found, wanted) < 1e-12
+    for part in chunks(episodes, chunk):
+        seen.append(part.query.x)
+        assert len(part.query.x) <= chunk
+    assert torch.equal(torch.cat(seen), episodes.query.x)
 
 
 # --- compiled --------------------------------------------------------------------------------------------------------
