@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import quickstudy as qs
-from benchmarks.rows import BEHIND
+from benchmarks.rows import BEHIND, METRIC_BEHIND
 from quickstudy.evaluation import Score, in_words
 
 
@@ -73,8 +73,9 @@ def behind(result: dict[str, Any]) -> list[str]:
     """Why a learner of the family falls below its bar by more than the interval, where it does."""
     learner = {row["name"]: row["settings"]["learner"] for row in result["rows"]}
     lower = [learner[d["row"]] for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
-    told = [f"- **{name}**: {BEHIND[name]}" for name in dict.fromkeys(lower) if name in BEHIND]
     bar = next((d["baseline"].rsplit("-", 1)[0] for d in result["paired"] if d["decided"]), "")
+    why = METRIC_BEHIND if bar == "protonet" else BEHIND
+    told = [f"- **{name}**: {why[name]}" for name in dict.fromkeys(lower) if name in why]
     bar = {"maml": "MAML", "protonet": "ProtoNet"}.get(bar, bar)
     heading = (
         f"Behind {bar} by more than the interval, and why (what stands in no row above was measured once, by hand):"

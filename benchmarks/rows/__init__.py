@@ -4,7 +4,7 @@ from benchmarks.rows.cifar import cifar_rows
 from benchmarks.rows.foundation import BASELINES, OMNIGLOT, SINUSOID
 from benchmarks.rows.gradient import BEHIND, FAMILY, Entry, long_rows, short_rows
 from benchmarks.rows.memory import memory_long_rows, memory_rows
-from benchmarks.rows.metric import metric_long_rows, metric_rows
+from benchmarks.rows.metric import METRIC_BEHIND, metric_long_rows, metric_rows
 from benchmarks.rows.row import Row, Test
 from benchmarks.rows.sinusoid import SINUSOID_FIELDS, STEPS, sinusoid_rows
 
@@ -12,6 +12,7 @@ __all__ = [
     "BASELINES",
     "BEHIND",
     "FAMILY",
+    "METRIC_BEHIND",
     "OMNIGLOT",
     "SINUSOID",
     "SINUSOID_FIELDS",
