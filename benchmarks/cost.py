@@ -207,8 +207,8 @@ def table_of_others(result: dict[str, Any]) -> str:
     lines = heading("cost-others", "python -m benchmarks.cost --family others", result)
     lines += [
         "Time of an iteration per task on all cores, memory held for derivatives in one task, and the time in which "
-        "one such task is learned and its queries are answered; in brackets against ProtoNet at the same sizes. Rows on "
-        "features are measured with a Conv4 of their own; features that are made once leave the rest of it.",
+        "one such task is learned and its queries are answered; in brackets against ProtoNet at the same sizes. Rows "
+        "on features are measured with a Conv4 of their own; features that are made once leave the rest of it.",
         "",
         "| row | ways, shots, queries | ms per task | memory (MiB) | ms to adapt and answer | values in theta |",
         "|---|---|---|---|---|---|",
