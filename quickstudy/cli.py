@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import OmitArgPrefixes, arg
 
 from quickstudy import __version__, factory, files, inputs, ranks, recipes, runs, scope, seeds
@@ -331,7 +331,7 @@ def predict(argv: list[str]) -> None:
     if options.json:
         print(json.dumps(answers, indent=1, ensure_ascii=False))
         return
-    table = Table("input", "label", "probability")
+    table = Table(Column("input", overflow="fold"), "label", "probability")
     for answer in answers:
         sure = "" if answer["probability"] is None else f"{answer['probability']:.3f}"
         label = "none of these" if answer["label"] is None else answer["label"]
