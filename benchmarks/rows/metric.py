@@ -62,6 +62,8 @@ METRIC_BEHIND = {
     "falls: 0.13 after half of the iterations, 0.07 after all.",
     "cnp": "a network has to learn to compare a query with a class's vector, from 1 to 5 examples drawn anew. Its loss "
     "still falls: 1.88 after half of the iterations, 1.12 after all.",
+    "anp": "as cnp, and attention has to be learned besides: its loss has hardly moved, 1.88 after half of the "
+    "iterations, 1.78 after all.",
     "baselinepp": "it classifies all training characters at once, and is far from done: its loss is 2.97 after half of "
     "the iterations, 2.52 after all.",
     "simpleshot": "it learns from all characters as classes, without tasks: its loss is 0.62 after half of the "
