@@ -41,9 +41,9 @@ class Memory:
 
 
 @functools.cache
-def alone(case: str, library: str, way: str, device: str = "cpu") -> Memory:
+def alone(case: str, contestant: str, way: str, device: str = "cpu") -> Memory:
     """Measure in a process of its own, once. Raises RuntimeError with its last line, or when it takes too long."""
-    command = [sys.executable, "-m", "benchmarks.memory", case, library, way, "--device", device]
+    command = [sys.executable, "-m", "benchmarks.memory", case, contestant, way, "--device", device]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired as error:
@@ -53,11 +53,11 @@ def alone(case: str, library: str, way: str, device: str = "cpu") -> Memory:
     return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def measure(case: str, library: str, way: str, device: str) -> Memory:
+def measure(case: str, contestant: str, way: str, device: str) -> Memory:
     problem = cases.find(case).problem(torch.float32, device)
-    compute = peers.ways(library, problem)[way](problem)
+    compute = peers.ways(contestant, problem)[way](problem)
     if way != "compile":  # one tiny gradient imports what is only imported when it is used
-        peers.ways(library, problem)[way](cases.SMALLEST[0].problem(torch.float32, device))()
+        peers.ways(contestant, problem)[way](cases.SMALLEST[0].problem(torch.float32, device))()
     before = peak_mb(device)
     warm_up = work.seconds(compute)
     taken = min(work.seconds(compute) for _ in range(GRADIENTS - 1))
@@ -85,18 +85,18 @@ def inner_steps(few: cases.Case, many: cases.Case, ways: Sequence[tuple[str, str
     """The memory of few and of many inner steps of one task, by each adjoint of Quickstudy and by the peers."""
     reference = peers.quickstudy(many.problem(torch.float64, device), "loop")()
     found = [key for key in ways if not peers.missing(key[0])]
-    rows = [_row(few, many, reference, library, way, device) for library, way in found]
+    rows = [_row(few, many, reference, contestant, way, device) for contestant, way in found]
     return {"description": many.description, "steps": [few.steps, many.steps], "rows": rows}
 
 
 def _row(
-    few: cases.Case, many: cases.Case, reference: peers.Result, library: str, way: str, device: str
+    few: cases.Case, many: cases.Case, reference: peers.Result, contestant: str, way: str, device: str
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": library, "way": way}
+    row: dict[str, Any] = {"name": contestant, "way": way}
     try:
         double = many.problem(torch.float64, device)
-        row["error"] = relative_error(peers.ways(library, double)[way](double)(), reference)
-        row["few"], row["many"] = (asdict(alone(case.name, library, way, device)) for case in (few, many))
+        row["error"] = relative_error(peers.ways(contestant, double)[way](double)(), reference)
+        row["few"], row["many"] = (asdict(alone(case.name, contestant, way, device)) for case in (few, many))
     except Exception as error:  # whatever goes wrong in one way is its result; the others go on
         row["problem"] = told(error)
     return row
@@ -117,13 +117,13 @@ def told(error: Exception) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("case", "library", "way"):
+    for name in ("case", "contestant", "way"):
         parser.add_argument(name)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(words)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' deprecations
-        print(json.dumps(asdict(measure(args.case, args.library, args.way, args.device))))
+        print(json.dumps(asdict(measure(args.case, args.contestant, args.way, args.device))))
 
 
 if __name__ == "__main__":

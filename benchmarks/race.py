@@ -46,7 +46,7 @@ class Entry:
     """A contestant in one case."""
 
     name: str
-    library: str
+    contestant: str
     way: str | None  # the one that races, if any is correct
     reason: str  # why that one, or why none
     median_ms: float | None = None
@@ -67,13 +67,13 @@ def run(case: Case, repeats: int | None, device: str, rate: float) -> dict[str, 
     entries = [automatic(single), *(of_peer(name, found[name]) for name in peers.PEERS)]
     entries.append(Entry("floor", *FLOOR, "what plain training takes"))
     keys = [("quickstudy", way) for way in found["quickstudy"].correct]
-    keys += [(entry.library, entry.way) for entry in entries[1:] if entry.way]
+    keys += [(entry.contestant, entry.way) for entry in entries[1:] if entry.way]
     computes = {key: peers.ways(key[0], single)[key[1]](single) for key in keys}
     times = race(computes, repeats, CASE_SECONDS if case.thorough else CASE_SECONDS / 4)
     entries[1:1] = [fixed(name, times, found["quickstudy"]) for name in FIXED]
     loop, floor = (work.operations(computes[key]) / rate for key in (LOOP, FLOOR))
     for entry in entries:
-        if (key := (entry.library, entry.way)) in times:
+        if (key := (entry.contestant, entry.way)) in times:
             settle(entry, times[key], times, at_best=floor if key == FLOOR else loop)
             entry.launches = work.launches(computes[key], device)
             if case.thorough:
@@ -171,7 +171,7 @@ def settle(entry: Entry, taken: list[float], times: dict[Key, list[float]], at_b
 
 def remember(entry: Entry, case: Case, device: str) -> None:
     try:
-        entry.memory = asdict(memory.alone(case.name, entry.library, str(entry.way), device))
+        entry.memory = asdict(memory.alone(case.name, entry.contestant, str(entry.way), device))
     except RuntimeError as error:
         entry.no_memory = told(error)
 

@@ -47,17 +47,20 @@ def descend(
 
     "implicit" takes the steps without a graph and differentiates the end alone, as if it were the minimum of
     L(phi) + |phi - phi_0|^2 / (2 lr K): its derivative in phi_0 is (I + lr K H)^{-1}, which is prod_k (I - lr H_k) to
-    first order in lr. `lr` is then one number.
+    first order in lr. `lr` is then one number, and the descent a plain one.
     """
+    if adjoint == "implicit" and (rest.get("rule", "sgd") != "sgd" or not isinstance(lr, (int, float))):
+        raise ConfigError(
+            'adjoint="implicit" is for plain descent, rule="sgd", with one inner learning rate, a number. Use "remat" '
+            "for other rules and for learned rates."
+        )
     along = "first_order" if adjoint == "implicit" else adjoint
     phi = start
     for step in trajectory(loss_at, start, lr=lr, steps=steps, given=given, adjoint=along, **rest):
         phi = step
     if adjoint != "implicit" or not steps:
         return phi
-    if not isinstance(lr, (int, float)):
-        raise ConfigError('adjoint="implicit" needs one inner learning rate, a number. Use "remat" for learned rates.')
-    return implicit_derivative(_of_step(loss_at, steps - 1), start, phi, given, lr * steps)
+    return implicit_derivative(_of_step(loss_at, steps - 1), start, phi, given, lr * steps)  # type: ignore[arg-type]
 
 
 def trajectory(

@@ -217,6 +217,11 @@ def test_the_implicit_adjoint_says_what_it_cannot() -> None:
         inner.descend(
             lambda p: p["w"].sum(), {"w": torch.ones(1)}, lr={"w": torch.ones(1)}, steps=1, adjoint="implicit"
         )
+    episodes = random_episodes(2)
+    for rule in ("momentum", "adam"):  # its formula is that of plain descent
+        learner = qs.MAML(net(), adjoint="implicit", rule=rule)
+        with pytest.raises(ConfigError, match='rule="sgd"'):
+            engine.meta_gradient(learner, learner.init(), episodes)
     steep = {"w": torch.linspace(1, 60, 60, requires_grad=True)}
     with pytest.warns(AccuracyWarning, match="conjugate gradient stopped"):
         phi = inner.descend(

@@ -110,8 +110,8 @@ def test_regret_and_ratios_are_those_of_the_medians(load, cases):
     entries = [race.Entry("quickstudy", "quickstudy", "vmap", ""), race.of_peer("higher", found["higher"])]
     entries += [race.fixed(name, times, found["quickstudy"]) for name in race.FIXED]
     for entry in entries:
-        if (entry.library, entry.way) in times:
-            race.settle(entry, times[entry.library, entry.way], times, at_best=0.3)
+        if (entry.contestant, entry.way) in times:
+            race.settle(entry, times[entry.contestant, entry.way], times, at_best=0.3)
     plain = race.plain(cases.SMALLEST[0], entries, found, times)
     named = {entry["name"]: entry for entry in plain["contestants"]}
     assert plain["regret"] == 2.0 and plain["best_way"] == "loop"

@@ -7,12 +7,14 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from problems import clusters
 
 import quickstudy as qs
 from quickstudy import files, training
@@ -306,3 +308,27 @@ def test_metrics_and_config_are_plain_and_complete(tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["learner"]["fields"]["lr"] == 0.01
     assert config["learner"]["fields"]["model"]["network"]["hidden"] == [8]
+
+
+def test_the_options_of_the_engine(tmp_path):
+    source, learner, threads = clusters(), qs.MAML(torch.nn.Linear(4, 3), lr=0.1), set()
+
+    class Told:
+        """A source that tells which thread asks it."""
+
+        def sample(self, n, generator):
+            threads.add(threading.current_thread().name)
+            return source.sample(n, generator)
+
+    common = {"iterations": 3, "meta_batch": 5, "engine": "vmap", "progress": False}
+    whole = qs.train(learner, Told(), out=tmp_path / "run", **common)
+    parts = qs.train(learner, source, chunk=2, **common)
+    for name, value in whole.theta.items():
+        torch.testing.assert_close(parts.theta[name], value)
+    assert any(name.startswith("episodes") for name in threads)
+    timing = json.loads((tmp_path / "run" / "timing.json").read_text())
+    assert 0 < timing["choosing"] <= timing["total"]
+    with pytest.raises(ConfigError, match=r"compile=True .* engine='threads'"):
+        qs.train(learner, source, compile=True, **common | {"engine": "threads"})
+    with pytest.raises(ConfigError, match="chunk must be at least 1"):
+        qs.train(learner, source, chunk=0, **common)
