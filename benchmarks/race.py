@@ -23,6 +23,7 @@ from quickstudy import training
 TOLERANCE = 1e-8  # relative error in float64, where rounding gives 1e-15
 CASE_SECONDS = 15.0  # of racing per case; without compile and memory a quarter
 ROUNDS = (7, 200)  # fewest and most that are planned for it
+ITERATIONS = 60_000  # of the training that the automatic choice is made for: as of MAML on images (Finn 2017)
 FIXED = {  # contestants that are Quickstudy's fastest out of these ways
     "quickstudy without compile": ("vmap", "threads", "loop"),
     "quickstudy with compile": ("compile",),
@@ -64,7 +65,10 @@ def run(case: Case, repeats: int | None, device: str, rate: float) -> dict[str, 
     single, double = (case.problem(dtype, device) for dtype in (torch.float32, torch.float64))
     reference = peers.quickstudy(double, "loop")()
     found = {name: tried(name, case, single, double, reference, device) for name in ("quickstudy", *peers.PEERS)}
-    entries = [automatic(single), *(of_peer(name, found[name]) for name in peers.PEERS)]
+    entries = [
+        automatic(single, ITERATIONS if case.thorough else 0),
+        *(of_peer(name, found[name]) for name in peers.PEERS),
+    ]
     entries.append(Entry("floor", *FLOOR, "what plain training takes"))
     keys = [("quickstudy", way) for way in found["quickstudy"].correct]
     keys += [(entry.contestant, entry.way) for entry in entries[1:] if entry.way]
@@ -116,10 +120,10 @@ def in_single(prepare: peers.Way, single: Problem, reference: peers.Result) -> t
     return error, max(10 * rounding, 1e-5)
 
 
-def automatic(problem: Problem) -> Entry:
+def automatic(problem: Problem, iterations: int) -> Entry:
     """Quickstudy as `train` runs it: with the engine that it chooses by itself."""
     own = peers.learner(problem)
-    choice = training.choose_engine(own, own.init(), problem.episodes, "auto", SEED)
+    choice = training.choose_engine(own, own.init(), problem.episodes, "auto", SEED, iterations)
     return Entry("quickstudy", "quickstudy", choice.engine, told(choice.reason))
 
 

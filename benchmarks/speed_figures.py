@@ -14,7 +14,7 @@ from benchmarks.peers import PEERS
 from quickstudy.report.plots import PRINTED, style
 
 MARKS = {  # contestant: marker, colour
-    "quickstudy with compile": ("D", "s1"),
+    "quickstudy without compile": ("D", "s1"),
     "quickstudy loop": ("s", "s1"),
     **dict(zip(PEERS, (("o", "s2"), ("^", "s3"), ("v", "s4"), ("P", "s5")), strict=True)),
     "floor": ("|", "muted"),

@@ -117,10 +117,26 @@ class _Mapped(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, function: LossAt, spec: Any, adjoint: str, *flat: Tensor) -> Any:  # type: ignore[override]
+        dims, _ = pytree.tree_unflatten(list(in_dims[3:]), spec)
+        if adjoint == "unroll" and all(dim is None for dim in dims.values()):
+            value, slope = _at_one_point(info, function, spec, flat, in_dims[3:])
+            return (value, *slope.values()), (0,) * (1 + len(slope))
         point, given = pytree.tree_unflatten(stacked(info, flat, in_dims[3:]), spec)
         mapped = torch.func.vmap(function, randomness=info.randomness)
         value, slope = value_and_gradient(mapped, point, given, adjoint)
         return (value, *slope.values()), (0,) * (1 + len(slope))
+
+
+def _at_one_point(
+    info: Any, function: LossAt, spec: Any, flat: Sequence[Tensor], dims: Sequence[int | None]
+) -> tuple[Tensor, Theta]:
+    """All tasks at the same point, as in a first inner step: the forward pass and most of the way back are shared."""
+    point, given = pytree.tree_unflatten(list(flat), spec)
+    _, along = pytree.tree_unflatten(list(dims), spec)
+    mapped = torch.func.vmap(
+        lambda *given: _by_transform(function, point, given), in_dims=tuple(along), randomness=info.randomness
+    )
+    return mapped(*given)
 
 
 def stacked(info: Any, flat: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:

@@ -93,8 +93,15 @@ def trajectory(
         direction, state = update.direction(slope, state)
         rate = _of_step(lr, k)
         rates = rate if isinstance(rate, Mapping) else dict.fromkeys(phi, rate)
-        phi = {name: value - rates[name] * direction[name] for name, value in phi.items()}
+        phi = {name: _moved(value, rates[name], direction[name]) for name, value in phi.items()}
         yield phi
+
+
+def _moved(value: Tensor, rate: float | Tensor, direction: Tensor) -> Tensor:
+    """value - rate * direction; where the rate is a number in one pass, and in one more for its derivative."""
+    if isinstance(rate, Tensor):
+        return value - rate * direction
+    return torch.add(value, direction, alpha=-rate)
 
 
 def _of_step(each: PerStep[T], k: int) -> T:
