@@ -5,7 +5,7 @@ RUN := runs/demo
 # Files of tests go to as many processes as there are cores; a file stays in one, for what its tests share.
 SHARED_OUT := --numprocesses auto --dist loadfile
 
-.PHONY: demo test check format clean
+.PHONY: demo test check gpu format clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quickstudy needs Python 3.11 or newer")'
@@ -30,6 +30,12 @@ check: .venv/ready  ## lint, format, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest $(SHARED_OUT)
+
+gpu: .venv/ready  ## every benchmark of speed and memory on a GPU; OMNIGLOT=folder adds the time to 98 % there
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[peers]'
+	$(BIN)/python -m benchmarks.speed --device cuda --out benchmarks/results/speed-gpu.json
+	$(BIN)/python -m benchmarks.planning --device cuda
+	$(if $(OMNIGLOT),$(BIN)/python -m benchmarks.to_accuracy --device cuda --data $(OMNIGLOT))
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

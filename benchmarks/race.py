@@ -18,7 +18,7 @@ import torch
 from benchmarks import memory, peers, work
 from benchmarks.cases import SEED, Case, Problem
 from benchmarks.memory import relative_error, told
-from quickstudy import training
+from quickstudy import choosing
 
 TOLERANCE = 1e-8  # relative error in float64, where rounding gives 1e-15
 CASE_SECONDS = 15.0  # of racing per case; without compile and memory a quarter
@@ -123,7 +123,7 @@ def in_single(prepare: peers.Way, single: Problem, reference: peers.Result) -> t
 def automatic(problem: Problem, iterations: int) -> Entry:
     """Quickstudy as `train` runs it: with the engine that it chooses by itself."""
     own = peers.learner(problem)
-    choice = training.choose_engine(own, own.init(), problem.episodes, "auto", SEED, iterations)
+    choice = choosing.choose_engine(own, own.init(), problem.episodes, "auto", SEED, iterations)
     return Entry("quickstudy", "quickstudy", choice.engine, told(choice.reason))
 
 

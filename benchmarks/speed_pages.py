@@ -19,8 +19,8 @@ STEPS += ("s at {1}", "error in float64")
 CURVES = ("axis", "value", "quickstudy ms", "way", "fastest peer", "its ms", "its ratio", "floor ms")
 LEGEND = (
     "One meta-gradient in float32. Ratio: a contestant's time over Quickstudy's automatic choice; above 1 is slower "
-    "than Quickstudy. The choice is made as for a training of 60,000 iterations, so that compiling can pay. Regret: the "
-    "automatic choice's time over that of the fastest fixed way of Quickstudy. WRONG: "
+    "than Quickstudy. The choice is made as for a training of 60,000 iterations, so that compiling can pay. Regret: "
+    "the automatic choice's time over that of the fastest fixed way of Quickstudy. WRONG: "
     "its gradient is not that of the loop in float64, and it does not race (compile is checked in float32, within ten "
     "times the loop's own rounding). Floors: its time over the floor's, which is as many forward and backward passes "
     "of plain training with all examples in one batch. Share: matrix products and convolutions that the loop needs "

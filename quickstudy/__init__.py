@@ -54,6 +54,7 @@ from quickstudy.learners.transfer.baseline_pp import BaselinePP
 from quickstudy.learners.transfer.finetune import FineTune
 from quickstudy.learners.transfer.simple_shot import SimpleShot
 from quickstudy.movement import Movement, layer_movement
+from quickstudy.planning import Setting, plan
 from quickstudy.protocol import Protocol
 from quickstudy.scope import OutOfScope, out_of_scope, scoped
 from quickstudy.trained import Predictor, Trained, load
@@ -105,6 +106,7 @@ __all__ = [
     "RelationNet",
     "Reptile",
     "Score",
+    "Setting",
     "SimpleShot",
     "TaskEmbeddings",
     "Trained",
@@ -129,6 +131,7 @@ __all__ = [
     "nn",
     "out_of_scope",
     "per_task",
+    "plan",
     "pooled",
     "ranks",
     "recalibrated",

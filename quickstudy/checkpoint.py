@@ -18,7 +18,15 @@ from quickstudy import files
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.learner import Theta
 
-PLAIN = ("engine", "reason", "iteration", "since_best", "timing", "window")  # entries of the state that are plain
+PLAIN = (
+    "engine",
+    "reason",
+    "chunk",
+    "iteration",
+    "since_best",
+    "timing",
+    "window",
+)  # entries of the state that are plain
 
 
 @dataclass
@@ -30,6 +38,7 @@ class TrainingState:
     scheduler: LRScheduler | None
     engine: str = "loop"
     reason: str = ""
+    chunk: int | None = None
     iteration: int = 0
     keep: int = 1  # how many of the best thetas are kept
     best: list[tuple[float, Theta]] = field(default_factory=list)  # validation scores (higher is better), best first
@@ -132,7 +141,7 @@ def _load_checkpoint(folder: Path, state: TrainingState) -> None:
     if state.scheduler is not None and schedule is not None:
         state.scheduler.load_state_dict(schedule)
     for name in PLAIN:
-        setattr(state, name, plain[name])
+        setattr(state, name, plain.get(name, getattr(state, name)))  # older checkpoints hold no chunk
 
 
 def _best(plain: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[float, Theta]]:

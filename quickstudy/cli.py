@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, adapt, predict, compare, report, check, list."""
+"""The command line: train, plan, evaluate, adapt, predict, compare, report, check, list."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import tyro
@@ -22,16 +22,17 @@ from rich.console import Console
 from rich.table import Column, Table
 from tyro.conf import OmitArgPrefixes, arg
 
-from quickstudy import __version__, factory, files, inputs, ranks, recipes, runs, scope, seeds
+from quickstudy import __version__, factory, files, inputs, memory, ranks, recipes, runs, scope, seeds
 from quickstudy.advice import advise
 from quickstudy.checking import check_meta_gradient
 from quickstudy.comparing import compare_learners
 from quickstudy.controls import CONTROLS
 from quickstudy.engine import ENGINES
-from quickstudy.errors import ConfigError, DataError, QuickstudyError, suggest
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line, suggest
 from quickstudy.evaluation import in_words
 from quickstudy.learner import Learner
 from quickstudy.learners import LEARNERS
+from quickstudy.memory import in_words as in_bytes
 from quickstudy.nn.conv4 import DOWNSAMPLING
 from quickstudy.nn.norm import POLICIES
 from quickstudy.options import (
@@ -39,20 +40,26 @@ from quickstudy.options import (
     CheckOptions,
     CompareOptions,
     EvaluateOptions,
+    PlanOptions,
     PredictOptions,
     ReportOptions,
     TaskOptions,
     TrainOptions,
 )
+from quickstudy.planning import plan as plan_training
+from quickstudy.progress import settings_bar
 from quickstudy.trained import Predictor, Trained, load
 from quickstudy.training import optimizer_of, schedule_of
 from quickstudy.training import train as train_learner
+
+Options = TypeVar("Options", bound=TrainOptions)
 
 OVERVIEW = f"""Quickstudy {__version__}: train once on many small tasks, then learn a new task from a few examples.
 
   quickstudy train TASKS LEARNER        meta-train; TASKS is glyphs, cifar_fs, ..., a folder of class folders, a table
                                         (--task, --target), a table of ratings (--user, --item,
                                         --rating) or a table of texts (--text, --label)
+  quickstudy plan TASKS LEARNER         memory and time of that training, and what fits (--memory 2GB)
   quickstudy evaluate RUN               score on unseen tasks, with interval and controls
   quickstudy adapt RUN SUPPORT --out F  learn one new task: a folder with a subfolder per class, or a table
   quickstudy predict F INPUT...         answer for new images, rows or texts (--json for programs)
@@ -70,7 +77,7 @@ quickstudy COMMAND --help tells the options. A first try that works anywhere:
 
 
 def train(argv: list[str]) -> None:
-    given = _train_options(argv)
+    given = _train_options(argv, "train", TrainOptions)
     with ranks.joined(_device(given[2].device)) as device:
         _train(*given, device)
 
@@ -81,11 +88,7 @@ def _train(
     cls = LEARNERS[learner_name]
     request = _request(tasks_name, options)
     out = Path(options.out or f"runs/{Path(tasks_name).name.split('.')[0]}-{learner_name}")
-    torch.manual_seed(seeds.derive(options.seed, "weights"))
-    tasks = recipes.open_tasks(request, "train")
-    for note in getattr(tasks, "notes", ()):
-        print(f"note: {note}", file=sys.stderr)
-    learner = recipes.build_learner(cls, tasks, fields, _network_options(options))
+    tasks, learner = _built(request, cls, options, fields)
     given = {"lr": options.outer_lr, "schedule": options.schedule}
     outer = learner.outer()._replace(**{name: value for name, value in given.items() if value is not None})
     trained = train_learner(
@@ -102,6 +105,8 @@ def _train(
         keep=options.keep,
         engine=options.engine,
         chunk=options.chunk,
+        precision=options.precision,
+        channels_last=options.channels_last,
         optimizer=optimizer_of(outer),
         scheduler=schedule_of(outer.schedule, options.iterations),
         clip=options.clip,
@@ -115,6 +120,17 @@ def _train(
     print(f"next: quickstudy evaluate {out}")
 
 
+def _built(
+    request: recipes.Request, cls: type[Learner], options: TrainOptions, fields: dict[str, Any]
+) -> tuple[Any, Learner]:
+    """Training tasks, and a learner for them with new weights."""
+    torch.manual_seed(seeds.derive(options.seed, "weights"))
+    tasks = recipes.open_tasks(request, "train")
+    for note in getattr(tasks, "notes", ()):
+        print(f"note: {note}", file=sys.stderr)
+    return tasks, recipes.build_learner(cls, tasks, fields, _network_options(options))
+
+
 def _validation_tasks(request: recipes.Request, preprocess: Any) -> Any:
     """The validation split; None where there are too few classes or tasks for one. Says so, also of the test split."""
     opened = {}
@@ -126,26 +142,29 @@ def _validation_tasks(request: recipes.Request, preprocess: Any) -> Any:
     return opened.get("val")
 
 
-def _train_options(argv: list[str]) -> tuple[str, str, TrainOptions, dict[str, Any]]:
+def _train_options(
+    argv: list[str], command: str, kind_of_options: type[Options]
+) -> tuple[str, str, Options, dict[str, Any]]:
     """The two words that say what to train on what, and the options, among them the learner's own fields."""
     words = [a for a in argv[:2] if not a.startswith("-")]
     if len(words) < 2:
-        _parse(TrainOptions, [a for a in argv if a in ("-h", "--help")], "train TASKS LEARNER")  # --help ends here
+        _parse(kind_of_options, [a for a in argv if a in ("-h", "--help")], f"{command} TASKS LEARNER")  # ends here
         raise ConfigError(
-            "say first what to train on what, then the options: quickstudy train TASKS LEARNER [OPTIONS], as in: "
-            "quickstudy train glyphs protonet --ways 5"
+            f"say first what to train on what, then the options: quickstudy {command} TASKS LEARNER [OPTIONS], as in: "
+            f"quickstudy {command} glyphs protonet --ways 5"
         )
     name, cls = recipes.find_learner(words[1])
     kind = recipes.kind_of(words[0], any(word.split("=")[0] in ("--text", "--label") for word in argv))
     fields = _field_options(cls, recipes.FIELDS.get((kind, name), {}))
     sizes = recipes.DEFAULTS.get(words[0], recipes.DEFAULTS[kind])
     parts = [
-        ("training", TrainOptions, field(default_factory=lambda: TrainOptions(**sizes))),
+        ("training", kind_of_options, field(default_factory=lambda: kind_of_options(**sizes))),
         (name, fields, field(default_factory=fields)),
     ]
     both = dataclasses.make_dataclass("Train", parts if dataclasses.fields(fields) else parts[:1])
-    both.__doc__ = f"Meta-train {cls.__name__} on {words[0]} and keep the run in a folder."
-    parsed = _parse(both, argv[2:], f"train {words[0]} {words[1]}")
+    purpose = "keep the run in a folder" if command == "train" else "say what that needs, without doing it"
+    both.__doc__ = f"Meta-train {cls.__name__} on {words[0]} and {purpose}."
+    parsed = _parse(both, argv[2:], f"{command} {words[0]} {words[1]}")
     return words[0], name, parsed.training, dataclasses.asdict(getattr(parsed, name, fields()))
 
 
@@ -183,6 +202,34 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device is available here. Use --device cpu.")
     return device
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def plan(argv: list[str]) -> None:
+    tasks_name, learner_name, options, fields = _train_options(argv, "plan", PlanOptions)
+    tasks, learner = _built(_request(tasks_name, options), LEARNERS[learner_name], options, fields)
+    with settings_bar() as bar:
+        found = plan_training(
+            learner,
+            tasks,
+            progress=bar,
+            device=_device(options.device),
+            **{
+                name: getattr(options, name)
+                for name in ("meta_batch", "memory", "engine", "chunk", "precision", "channels_last", "seed")
+            },
+        )
+    from quickstudy.report.words import duration  # matplotlib takes a second to import, and memory
+
+    table = Table("engine", "adjoint", "chunk", "peak memory", "per iteration", f"{options.iterations:,} iterations")
+    for one in found:
+        size = "?" if one.memory is None else in_bytes(one.memory)
+        cells = (one.adjoint or "", str(one.chunk or ("all" if one.engine == "vmap" else "")), size)
+        table.add_row(one.engine, *cells, *map(duration, (one.seconds, options.iterations * one.seconds)))
+    Console().print(table)
+    print(f"fastest: quickstudy train {tasks_name} {learner_name} ... {found[0].options()}")
 
 
 # --- compare ---------------------------------------------------------------------------------------------------------
@@ -409,6 +456,7 @@ def list_all(argv: list[str]) -> None:
 # A command may return what to exit with, 0 unless it does.
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
+    "plan": plan,
     "compare": compare,
     "evaluate": evaluate,
     "adapt": adapt,
@@ -417,6 +465,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "check": check,
     "list": list_all,
 }
+LESS_MEMORY = "Take --engine loop, fewer --queries or a smaller network; 'quickstudy plan' tells what a training needs."
 SHARED = ("train", "evaluate")  # what several processes do together
 
 
@@ -444,6 +493,11 @@ def run(argv: Sequence[str]) -> int:
     except QuickstudyError as error:
         where = f" (rank {ranks.rank()})" if ranks.rank() else ""
         print(f"quickstudy{where}: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        print(f"quickstudy: memory ran out: {first_line(error)}. {LESS_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if ranks.first():

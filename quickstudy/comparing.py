@@ -24,6 +24,7 @@ import torch
 from quickstudy import files, ranks
 from quickstudy.answers import classification_calibration
 from quickstudy.calibration import interval_coverage
+from quickstudy.choosing import choose_engine
 from quickstudy.comparison import Entry, LearnerComparison, Trial
 from quickstudy.controls import ChangedSupport, without_support
 from quickstudy.episodes import fitted, moved, unstack
@@ -37,7 +38,7 @@ from quickstudy.runs import adaptation_timing
 from quickstudy.seeds import derive, generator
 from quickstudy.tasks.groups import GroupTasks
 from quickstudy.trained import Trained, load
-from quickstudy.training import choose_engine, meta_steps, optimizer_of
+from quickstudy.training import meta_steps, optimizer_of
 from quickstudy.training import train as train_learner
 
 VALIDATIONS, VALIDATED = 5, 50  # in a training, and episodes of each: little beside the training itself

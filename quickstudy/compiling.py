@@ -9,9 +9,10 @@ these shapes only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,23 +24,27 @@ from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.model import prepare
 
 MetaGradient = Callable[[Theta, Episode], tuple[Tensor, Theta]]
+Program = Callable[[list[Tensor]], Sequence[Tensor]]  # it empties the list that it is given
 _known: weakref.WeakKeyDictionary[Learner, dict[Any, MetaGradient]] = weakref.WeakKeyDictionary()
 
 
-def compiled(learner: Learner, theta: Theta, episodes: Episode, function: Callable[..., Any]) -> MetaGradient:
-    """(theta, episodes) -> function(learner, theta, episodes) for tensors of these shapes, compiled once for each.
+def compiled(
+    learner: Learner, theta: Theta, episodes: Episode, function: Callable[..., Any], precision: str = "float32"
+) -> MetaGradient:
+    """(theta, episodes) -> function(learner, theta, episodes, precision) for these shapes, compiled once for each.
 
     Raises RuntimeError, with the reason, for what cannot be compiled: draws at random, decisions that depend on a
     tensor's values, a machine without a compiler.
     """
     known = _known.setdefault(learner, {})
     leaves, spec = pytree.tree_flatten((theta, episodes))
-    key = (spec, tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves), torch.get_num_threads())
+    shapes = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+    key = (spec, shapes, torch.get_num_threads(), precision)
     if key not in known:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch, about itself
-                known[key] = _compile(learner, leaves, spec, function)
+                known[key] = _compile(learner, leaves, spec, functools.partial(function, precision=precision))
         except Exception as error:  # the tracer and the compiler raise of every kind
             raise RuntimeError(first_line(error)) from error
     return known[key]
@@ -52,14 +57,40 @@ def _compile(learner: Learner, leaves: list[Tensor], spec: Any, function: Callab
         if isinstance(model := getattr(learner, field.name), nn.Module):
             prepare(model)
     program, out = _traced(learner, leaves, spec, function)
-    run = compile_fx_inner(program, leaves)
+    run: Program = compile_fx_inner(program, leaves)  # type: ignore[assignment]
+    run = _as_one_graph(run, leaves) if all(leaf.is_cuda for leaf in leaves) else run
 
     def compute(theta: Theta, episodes: Episode) -> tuple[Tensor, Theta]:
         with torch.no_grad():
-            found = run([leaf.detach() for leaf in pytree.tree_leaves((theta, episodes))])  # type: ignore[operator]
+            found = run([leaf.detach() for leaf in pytree.tree_leaves((theta, episodes))])
         return pytree.tree_unflatten(list(found), out)
 
     return compute
+
+
+@torch.no_grad()
+def _as_one_graph(run: Program, leaves: list[Tensor]) -> Program:
+    """The program as one CUDA graph, whose kernels are started together; as it is where that cannot be recorded."""
+    held, side = [leaf.detach().clone() for leaf in leaves], torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is recorded must have run before, and elsewhere than on the main stream
+        for _ in range(3):
+            run(list(held))
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            found = run(list(held))
+    except RuntimeError:
+        return run
+
+    def replay(leaves: list[Tensor]) -> list[Tensor]:
+        for place, leaf in zip(held, leaves, strict=True):
+            place.copy_(leaf)
+        graph.replay()
+        return [tensor.clone() for tensor in found]  # the next replay writes to the same memory
+
+    return replay
 
 
 def _traced(learner: Learner, leaves: list[Tensor], spec: Any, function: Callable[..., Any]) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 from quickstudy.errors import ConfigError, first_line
 from quickstudy.learner import Theta, set_training, training
 from quickstudy.seeds import as_drawn, drawn_since, random_states
-from quickstudy.tracing import forward_mode, inside_transform, inside_vmap
+from quickstudy.tracing import below_vmap, forward_mode, inside_transform, inside_vmap, leading
 
 LossAt = Callable[..., Tensor]  # (phi, *given) -> the loss, a scalar
 Given = Sequence[Any]  # what a loss depends on beside phi: tensors, or dicts and tuples of them
@@ -52,7 +52,7 @@ def value_and_gradient(
     if adjoint == "first_order":
         point, given = pytree.tree_map(torch.Tensor.detach, (point, tuple(given)))
     if inside_vmap(pytree.tree_leaves((point, given))) and given:
-        return _apply(_Mapped, function, point, given, adjoint)
+        return _below_vmap(function, point, given, adjoint)
     if inside_transform():
         return _by_transform(function, point, given)
     # Outside of vmap the tape is about a third cheaper than torch.func.grad (docs/performance.md).
@@ -95,54 +95,31 @@ def _is_watched(function: LossAt, point: Theta, given: Given) -> bool:
     return function({name: value.detach() for name, value in point.items()}, *given).requires_grad
 
 
-def _apply(kind: type[Function], function: LossAt, point: Theta, given: Given, *more: Any) -> tuple[Tensor, Theta]:
+def _apply(kind: type[Function], function: LossAt, point: Theta, given: Given) -> tuple[Tensor, Theta]:
     flat, spec = pytree.tree_flatten((point, tuple(given)))
-    value, *slopes = kind.apply(function, spec, *more, *flat)  # type: ignore[misc]
+    value, *slopes = kind.apply(function, spec, *flat)  # type: ignore[misc]
     return value, dict(zip(point, slopes, strict=True))
 
 
 # --- many tasks ------------------------------------------------------------------------------------------------------
 
 
-class _Mapped(Function):
+def _below_vmap(function: LossAt, point: Theta, given: Given, adjoint: str) -> tuple[Tensor, Theta]:
     """The gradients of all tasks at once, taken one transform further down."""
-
-    @staticmethod
-    def forward(*inputs: Any) -> Any:
-        raise NotImplementedError("only vmap calls this")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, function: LossAt, spec: Any, adjoint: str, *flat: Tensor) -> Any:  # type: ignore[override]
-        dims, _ = pytree.tree_unflatten(list(in_dims[3:]), spec)
+    with below_vmap() as level:
+        (point, given), (dims, along) = level.unwrapped((point, tuple(given)))
         if adjoint == "unroll" and all(dim is None for dim in dims.values()):
-            value, slope = _at_one_point(info, function, spec, flat, in_dims[3:])
-            return (value, *slope.values()), (0,) * (1 + len(slope))
-        point, given = pytree.tree_unflatten(stacked(info, flat, in_dims[3:]), spec)
-        mapped = torch.func.vmap(function, randomness=info.randomness)
-        value, slope = value_and_gradient(mapped, point, given, adjoint)
-        return (value, *slope.values()), (0,) * (1 + len(slope))
-
-
-def _at_one_point(
-    info: Any, function: LossAt, spec: Any, flat: Sequence[Tensor], dims: Sequence[int | None]
-) -> tuple[Tensor, Theta]:
-    """All tasks at the same point, as in a first inner step: the forward pass and most of the way back are shared."""
-    point, given = pytree.tree_unflatten(list(flat), spec)
-    _, along = pytree.tree_unflatten(list(dims), spec)
-    mapped = torch.func.vmap(
-        lambda *given: _by_transform(function, point, given), in_dims=tuple(along), randomness=info.randomness
-    )
-    return mapped(*given)
+            # The first inner step: the tasks share the forward pass and most of the way back.
+            value, slope = level.mapped(lambda *given: _by_transform(function, point, given), along)(*given)
+        else:
+            point, given = level.stacked((point, given), (dims, along))
+            value, slope = value_and_gradient(level.mapped(function), point, given, adjoint)
+    return level.wrapped(value), {name: level.wrapped(one) for name, one in slope.items()}
 
 
 def stacked(info: Any, flat: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
     """Inputs of a rule for `vmap`, each with a leading task axis: those of all tasks alike are expanded."""
-    pairs = zip(flat, dims, strict=True)
-    return [t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs]
+    return [leading(t, dim, info.batch_size) for t, dim in zip(flat, dims, strict=True)]
 
 
 # --- adjoints that compute again --------------------------------------------------------------------------------------

@@ -28,11 +28,16 @@ from quickstudy.episodes import Episodes, alike, chunks, count, first_tasks, fit
 from quickstudy.errors import ConfigError, EngineWarning, first_line, suggest
 from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.model import without_chance
+from quickstudy.numerics import autocast
 from quickstudy.seeds import drawn_since, random_states
 
 ENGINES = ("auto", "vmap", "threads", "loop", "compile")
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
 LONG = 5.0  # seconds after which a trial is not repeated for the sake of a better measurement
+ROUNDS = 3  # of trials, otherwise
+ROUNDING = (
+    0.02  # engines agree up to rounding, which grows in float32 through kinks (ReLU, pooling) to some thousandths
+)
 SMALL = 0.05  # seconds of an iteration under vmap up to which the start of operations counts, not their arithmetic
 COMPILING = 60.0  # seconds that a training must take before a compiler is tried: about four times what it needs
 T = TypeVar("T")
@@ -44,29 +49,36 @@ class Choice(NamedTuple):
 
     engine: str
     reason: str
+    chunk: int | None = None  # how many tasks vmap takes together at the most; None: all
 
 
 def meta_gradient(
-    learner: Learner, theta: Theta, episodes: Episodes, engine: str = "loop", chunk: int | None = None
+    learner: Learner,
+    theta: Theta,
+    episodes: Episodes,
+    engine: str = "loop",
+    chunk: int | None = None,
+    precision: str = "float32",
 ) -> tuple[Tensor, Theta]:
     """Mean meta-loss over a batch of episodes (a scalar) and its gradient in theta.
 
     `engine`: "vmap", "threads", "loop" or "compile" (see `choose` for "auto"). `chunk`: how many tasks "vmap" and
-    "compile" take together at the most, which bounds their memory; None: all.
+    "compile" take together at the most, which bounds their memory; None: all. `precision`: "float32" or "bf16", see
+    `quickstudy.numerics`.
     """
     if engine in ("vmap", "compile"):
-        together = _compiled if engine == "compile" else _together
+        together = functools.partial(_compiled if engine == "compile" else _together, precision=precision)
         if engine == "compile" and isinstance(episodes, list):
             raise RuntimeError("a compiled program serves tasks of one size, these have several")
         groups = alike(learner, episodes)
         parts = ((one.learner, part) for one in groups for part in chunks(one.episodes, chunk))
         return _mean((together(one, theta, part), count(part)) for one, part in parts)
-    tasks = _fitted(learner, episodes)
-    return _mean((found, 1) for found in _map(lambda task: _task_gradient(task[0], theta, task[1]), tasks, engine))
+    tasks, one = _fitted(learner, episodes), functools.partial(_task_gradient, theta, precision)
+    return _mean((found, 1) for found in _map(one, tasks, engine))
 
 
-def _compiled(learner: Learner, theta: Theta, episodes: Episode) -> tuple[Tensor, Theta]:
-    return compiled(learner, theta, episodes, _together)(theta, episodes)
+def _compiled(learner: Learner, theta: Theta, episodes: Episode, precision: str) -> tuple[Tensor, Theta]:
+    return compiled(learner, theta, episodes, _together, precision)(theta, episodes)
 
 
 def _fitted(learner: Learner, episodes: Episodes) -> list[tuple[Learner, Episode]]:
@@ -123,11 +135,12 @@ def choose(
     device: torch.device,
     check: Callable[[], None] = lambda: None,
     iterations: int = 0,
+    tolerance: float = ROUNDING,
 ) -> Choice:
     """The engine to use for `attempt(engine) -> tensors`, which is run a few times to find out.
 
     `check` raises RuntimeError where vmap must not be trusted, see `check_vmap`. `iterations` is how often it will run:
-    "auto" compiles what runs long enough.
+    "auto" compiles what runs long enough. `tolerance`: how far results may be apart, relative to their norm.
 
     What fails under vmap but runs in a loop falls back to the loop or to threads, and says so once; what fails in the
     loop too is the caller's own error and is raised. Random learners (dropout) do not run on threads, whose order of
@@ -139,13 +152,13 @@ def choose(
         return Choice("loop", "as asked" if engine == "loop" else "one task only")
     others = ["vmap", *_other_than_vmap(device)]
     if engine == "auto":
-        return _fastest(attempt, others, check, iterations)
+        return _fastest(attempt, others, check, iterations, tolerance)
     try:
         if engine in ("vmap", "compile"):
             check()
         (result, drew), seconds = _seconds(lambda: watching_generator(lambda: attempt(engine)))
         if engine == "compile":
-            _check_same(result, attempt("vmap"))
+            _check_same(result, attempt("vmap"), tolerance)
             return Choice(engine, f"as asked, compiled in {seconds:.0f} s")
         if not (engine == "threads" and drew):
             return Choice(engine, "as asked")
@@ -153,7 +166,7 @@ def choose(
     except CANNOT as error:
         why = f"{engine} cannot: {first_line(error)}"
     others = others if engine == "compile" else others[1:]
-    choice = _fastest(attempt, [name for name in others if name != engine], check)
+    choice = _fastest(attempt, [name for name in others if name != engine], check, 0, tolerance)
     warnings.warn(f"engine {engine!r} is replaced by {choice.engine!r}: {why}", EngineWarning, stacklevel=3)
     return Choice(choice.engine, why)
 
@@ -195,36 +208,46 @@ def relative_difference(a: Any, b: Any) -> float:
 
 
 def _fastest(
-    attempt: Callable[[str], Any], candidates: list[str], check: Callable[[], None], iterations: int = 0
+    attempt: Callable[[str], Any],
+    candidates: list[str],
+    check: Callable[[], None],
+    iterations: int,
+    tolerance: float,
 ) -> Choice:
     """The fastest of the loop and the candidates that can do it and give the loop's result."""
-    (reference, drew), loop_seconds = _seconds(lambda: watching_generator(lambda: attempt("loop")))
-    if loop_seconds < LONG:  # that run warmed up, and is not what the others are held against
-        loop_seconds = _seconds(lambda: attempt("loop"))[1]
-    seconds, notes = {"loop": loop_seconds}, []
+    (reference, drew), first = _seconds(lambda: watching_generator(lambda: attempt("loop")))
+    warm, notes = {"loop": first}, []  # seconds of a first attempt: what can do it has warmed up, or compiled
 
-    def measure(name: str) -> None:
+    def warm_up(name: str) -> None:
         try:
             if name == "vmap":
                 check()
-            result, first = _seconds(lambda: attempt(name))  # allocates and warms up, or compiles
+            result, warm[name] = _seconds(lambda: attempt(name))
             if not drew:
-                _check_same(result, reference)
-            if name == "compile":
-                notes.append(f"compiled in {first:.0f} s")
-            again = first <= LONG or name == "compile"
-            seconds[name] = min(_seconds(lambda: attempt(name))[1] for _ in range(2)) if again else first
+                _check_same(result, reference, tolerance)
         except CANNOT as error:
+            warm.pop(name, None)
             notes.append(f"{name} cannot: {first_line(error)}")
 
     for name in candidates:
         if not (name == "threads" and drew):
-            measure(name)
+            warm_up(name)
+    seconds = _raced(attempt, warm)
     if _worth_compiling(seconds, iterations) and not drew:
-        measure("compile")
+        warm_up("compile")
+        if "compile" in warm:
+            notes.append(f"compiled in {warm['compile']:.0f} s")
+            seconds |= {"compile": min(_seconds(lambda: attempt("compile"))[1] for _ in range(ROUNDS))}
     best = min(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     return Choice(best, "; ".join([f"fastest of {times}", *notes]))
+
+
+def _raced(attempt: Callable[[str], Any], warm: dict[str, float]) -> dict[str, float]:
+    """The best of a few rounds in turns, so that what else the machine does for a while hits all alike."""
+    quick = [name for name, first in warm.items() if first <= LONG]
+    rounds = [{name: _seconds(lambda name=name: attempt(name))[1] for name in quick} for _ in range(ROUNDS)]
+    return {name: min((one[name] for one in rounds if name in quick), default=warm[name]) for name in warm}
 
 
 def _worth_compiling(seconds: dict[str, float], iterations: int) -> bool:
@@ -232,9 +255,8 @@ def _worth_compiling(seconds: dict[str, float], iterations: int) -> bool:
     return vmap <= min(SMALL, *seconds.values()) and vmap * iterations > COMPILING
 
 
-def _check_same(result: Any, reference: Any) -> None:
-    """Engines agree up to rounding, which grows in float32 through kinks (ReLU, pooling) to a share of a thousandth."""
-    if not relative_difference(result, reference) <= 0.02:
+def _check_same(result: Any, reference: Any, tolerance: float) -> None:
+    if not relative_difference(result, reference) <= tolerance:
         raise RuntimeError("it gives another result than the loop")
 
 
@@ -266,17 +288,19 @@ def _differentiate(loss: Tensor, leaves: Theta) -> Theta:
     return dict(zip(leaves, slopes, strict=True))
 
 
-def _task_gradient(learner: Learner, theta: Theta, episode: Episode) -> tuple[Tensor, Theta]:
-    leaves = _leaves(theta)
+def _task_gradient(theta: Theta, precision: str, task: tuple[Learner, Episode]) -> tuple[Tensor, Theta]:
+    leaves, (learner, episode) = _leaves(theta), task
     with torch.enable_grad():
-        loss = learner.meta_loss(leaves, episode)
+        with autocast(precision, episode.query.y.device):
+            loss = learner.meta_loss(leaves, episode)
         return loss.detach(), _differentiate(loss, leaves)
 
 
-def _together(learner: Learner, theta: Theta, episodes: Episode) -> tuple[Tensor, Theta]:
+def _together(learner: Learner, theta: Theta, episodes: Episode, precision: str) -> tuple[Tensor, Theta]:
     leaves = _leaves(theta)
     with torch.enable_grad():
-        loss = _vmap(lambda episode: learner.meta_loss(leaves, episode), episodes).mean()
+        with autocast(precision, episodes.query.y.device):
+            loss = _vmap(lambda episode: learner.meta_loss(leaves, episode), episodes).mean()
         return loss.detach(), _differentiate(loss, leaves)
 
 

@@ -33,6 +33,10 @@ class NonFiniteError(QuickstudyError, ArithmeticError):
     """A loss or gradient became infinite or NaN."""
 
 
+class OutOfMemoryError(QuickstudyError, MemoryError):
+    """Memory ran out; the message names a setting that needs less."""
+
+
 class ProtocolError(QuickstudyError, ValueError):
     """Scores that were measured under different protocols."""
 

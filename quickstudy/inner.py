@@ -98,9 +98,9 @@ def trajectory(
 
 
 def _moved(value: Tensor, rate: float | Tensor, direction: Tensor) -> Tensor:
-    """value - rate * direction; where the rate is a number in one pass, and in one more for its derivative."""
+    """value - rate * direction; the same in one pass where the rate is a number, and in one for its derivative."""
     if isinstance(rate, Tensor):
-        return value - rate * direction
+        return torch.addcmul(value, rate, direction, value=-1)
     return torch.add(value, direction, alpha=-rate)
 
 

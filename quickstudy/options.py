@@ -81,13 +81,26 @@ class TrainOptions(TaskOptions):
     out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder
     resume: Annotated[bool, FlagCreatePairsOff] = False  # go on from the run folder's checkpoint
     engine: Literal["auto", "vmap", "threads", "loop", "compile"] = "auto"  # how tasks are run together
-    chunk: Annotated[int | None, number("all")] = None  # how many tasks vmap takes together at the most
+    chunk: Annotated[int | None, number("all that fit")] = None  # how many tasks vmap takes together at the most
+    precision: Literal["float32", "bf16"] = "float32"  # of the meta-loss; how far bf16 is off is measured and told
+    channels_last: Annotated[bool, FlagCreatePairsOff] = False  # lay out images with their channels last in memory
     val_every: Annotated[int | None, number("a tenth of all")] = None  # iterations between validations
     val_episodes: int = 100  # episodes of a validation
     patience: Annotated[int | None, number("never")] = None  # stop after so many validations without a better one
     keep: int = 1  # how many of the best checkpoints on validation are kept, for 'evaluate --ensemble'
     clip: Annotated[float | None, number("none")] = None  # bound on the norm of the meta-gradient
     tensorboard: Annotated[bool, FlagCreatePairsOff] = False  # also write the curve for TensorBoard, in the run folder
+
+
+@dataclass
+class PlanOptions(TrainOptions):
+    """Say what a training will need before it runs: peak memory and time of every exact way to run it.
+
+    Takes the options of 'quickstudy train', so that TASKS, LEARNER and what follows can stay as they are. Names the
+    fastest setting that stays within --memory: engine, adjoint and chunk.
+    """
+
+    memory: Annotated[str | None, word("what there is")] = None  # for the whole process, as 500MB or 2GB
 
 
 @dataclass

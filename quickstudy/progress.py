@@ -61,3 +61,10 @@ def counting_bar(what: str, total: int, shown: bool = True) -> Iterator[Callable
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda n: progress.advance(task, n)
+
+
+@contextmanager
+def settings_bar() -> Iterator[Callable[[Any], None]]:
+    """Tells on the terminal which setting was measured last; call it with each."""
+    with Console(stderr=True).status("measuring") as status:
+        yield lambda setting: status.update(f"measured {setting.options()}")

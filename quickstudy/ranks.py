@@ -217,8 +217,9 @@ def barrier() -> None:
 
 def same_engine(choice: Choice) -> Choice:
     """The first rank's choice: engines agree to rounding only, and a clock may tell another rank another one."""
-    chosen = total(torch.tensor([ENGINES.index(choice.engine) if first() else 0]))
-    return choice._replace(engine=ENGINES[int(chosen)])
+    told = [ENGINES.index(choice.engine), choice.chunk or 0] if first() else [0, 0]
+    engine, chunk = total(torch.tensor(told)).tolist()
+    return choice._replace(engine=ENGINES[engine], chunk=chunk or None)
 
 
 def check_same(**facts: Any) -> None:

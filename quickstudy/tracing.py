@@ -1,13 +1,16 @@
-"""Whether one of torch's function transforms is watching."""
+"""Whether one of torch's function transforms is watching, and the way to below a `vmap`."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch.utils import _pytree as pytree
 
 _functorch: Any = torch._C._functorch  # type: ignore[attr-defined]  # torch has no public way to ask
 
@@ -36,3 +39,46 @@ def inside_vmap(tensors: Sequence[Tensor]) -> bool:
     if top is None or top.key() != _functorch.TransformType.Vmap or torch.compiler.is_compiling():
         return False
     return any(_functorch.is_batchedtensor(t) and _functorch.maybe_get_level(t) == top.level() for t in tensors)
+
+
+class VmapLevel(NamedTuple):
+    """A `vmap` seen from below: what its tensors are without it, and how they come back."""
+
+    number: int
+    size: int  # tasks
+    randomness: str
+
+    def unwrapped(self, tree: Any) -> tuple[Any, Any]:
+        """The tensors of a tree, and in its place for each the axis of the tasks; None where they share it."""
+        flat, spec = pytree.tree_flatten(tree)
+        mine = [_functorch.is_batchedtensor(t) and _functorch.maybe_get_level(t) == self.number for t in flat]
+        dims = [_functorch.maybe_get_bdim(t) if own else None for t, own in zip(flat, mine, strict=True)]
+        plain = [_functorch.get_unwrapped(t) if own else t for t, own in zip(flat, mine, strict=True)]
+        return pytree.tree_unflatten(plain, spec), pytree.tree_unflatten(dims, spec)
+
+    def stacked(self, tree: Any, dims: Any) -> Any:
+        """Each tensor with a leading axis of the tasks."""
+        flat, spec = pytree.tree_flatten(tree)
+        along = pytree.tree_leaves(dims, is_leaf=lambda dim: dim is None)
+        return pytree.tree_unflatten([leading(t, d, self.size) for t, d in zip(flat, along, strict=True)], spec)
+
+    def mapped(self, function: Callable[..., Any], along: Any = 0) -> Callable[..., Any]:
+        """The function for all tasks at once."""
+        return torch.func.vmap(function, in_dims=along, randomness=self.randomness)
+
+    def wrapped(self, tensor: Tensor) -> Tensor:
+        """A tensor with a leading axis of the tasks, as the `vmap` knows it."""
+        return _functorch._add_batch_dim(tensor, 0, self.number)
+
+
+@contextmanager
+def below_vmap() -> Iterator[VmapLevel]:
+    """Inside, the innermost transform, a `vmap`, is not there; its tensors have to be unwrapped."""
+    interpreter: Any = retrieve_current_functorch_interpreter()
+    with interpreter.lower():
+        yield VmapLevel(interpreter.level(), interpreter.batch_size(), interpreter.randomness())
+
+
+def leading(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """With a leading axis of so many tasks: moved there, or expanded where all share the tensor."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

@@ -20,9 +20,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
 from quickstudy import engine as engines
-from quickstudy import files, ranks, seeds
+from quickstudy import files, numerics, ranks, seeds
 from quickstudy.checkpoint import TrainingState, append_metrics, begin_run, open_run, save_checkpoint, schedule_state
-from quickstudy.episodes import Episodes, count, first_tasks, is_classification, moved, unstack, whole
+from quickstudy.choosing import choose_engine, error_in_words, share_gradient
+from quickstudy.episodes import Episodes, count, first_tasks, is_classification, moved, unstack
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
 from quickstudy.inner import first_non_finite
@@ -63,6 +64,8 @@ def meta_steps(
     start: int = 0,
     engine: str = "loop",
     chunk: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
     clip: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
@@ -73,13 +76,13 @@ def meta_steps(
     tasks are shared out to the ranks, which all yield at the same iterations; `interrupted` tells whether this rank was
     asked to stop.
 
-    Raises NonFiniteError, before any update, when the loss or a gradient is not finite.
+    Raises NonFiniteError, before any update, when the loss or a gradient is not finite, and OutOfMemoryError.
     """
     device = next(iter(theta.values())).device
     with ThreadPoolExecutor(1, "episodes", initializer=torch.set_num_threads, initargs=(1,)) as background:
 
         def draw(iteration: int) -> Future[Episodes]:
-            return background.submit(_draw, tasks, meta_batch, seed, device, iteration)
+            return background.submit(_draw, tasks, meta_batch, seed, device, channels_last, iteration)
 
         ahead = draw(start) if start < iterations else None
         for iteration in range(start, iterations):
@@ -90,23 +93,27 @@ def meta_steps(
             # The next tasks are drawn while this iteration computes, and while the ranks talk to each other.
             ahead = draw(iteration + 1) if iteration + 1 < iterations else None
             with seeds.seeded(seed, ranks.stream("iteration"), iteration):
-                loss, slope = _share_gradient(learner.at(iteration / iterations), theta, episodes, engine, chunk)
+                now = learner.at(iteration / iterations)
+                loss, slope = _share_gradient(now, theta, episodes, engine, chunk, precision)
             loss, slope, stop = ranks.begin_mean(loss, slope, count(episodes) / meta_batch, interrupted())()
             _check_finite(iteration + 1, loss, slope)
             _update(theta, slope, optimizer, clip)
             yield Step(iteration + 1, float(loss), episodes, drawn - began, time.perf_counter() - drawn, stop)
 
 
-def _draw(tasks: Any, meta_batch: int, seed: int, device: torch.device, iteration: int) -> Episodes:
+def _draw(
+    tasks: Any, meta_batch: int, seed: int, device: torch.device, channels_last: bool, iteration: int
+) -> Episodes:
     """This rank's tasks of an iteration."""
-    return moved(ranks.draw(tasks, meta_batch, seeds.generator(seed, "train", iteration)), device)
+    drawn = moved(ranks.draw(tasks, meta_batch, seeds.generator(seed, "train", iteration)), device)
+    return numerics.images_channels_last(drawn) if channels_last else drawn
 
 
 def _share_gradient(
-    learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None
+    learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None, precision: str
 ) -> tuple[Tensor, Theta]:
     if count(episodes):
-        return engines.meta_gradient(learner, theta, episodes, engine, chunk)
+        return share_gradient(learner, theta, episodes, engine, chunk, precision)
     nothing = {name: torch.zeros_like(value) for name, value in theta.items()}  # more ranks than tasks
     return next(iter(nothing.values())).sum(), nothing
 
@@ -153,6 +160,8 @@ def train(
     engine: str = "auto",
     compile: bool = False,
     chunk: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
     optimizer: Callable[[list[Tensor]], Optimizer] | None = None,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     clip: float | None = None,
@@ -173,8 +182,11 @@ def train(
     keep             how many of the best thetas are kept in `Trained.best`, for an ensemble at evaluation
     engine           "auto" measures vmap, threads and loop on the first iteration, and in a long training of a small
                      model "compile"; its warm-up is told, and counted in the run's timing
-    chunk            how many tasks vmap takes together at the most: less memory, more time; None: all
+    chunk            how many tasks vmap takes together at the most: less memory, more time; None: all that fit
     compile          the same as engine="compile": the meta-gradient as one compiled program, where that can be done
+    precision        "bf16" computes meta-losses under torch's autocast to bfloat16; theta and its updates stay float32
+    channels_last    lay out images and kernels of convolutions with their channels last. How far the two move the
+                     meta-gradient is measured on the first meta-batch, told, and kept in timing.json
     optimizer        maps parameters to a torch optimizer; `scheduler` maps that to a learning-rate schedule, stepped
                      once per iteration; None: as the learner's `outer()` says, for most Adam with learning rate 1e-3.
                      `clip` bounds the gradient norm
@@ -185,12 +197,14 @@ def train(
     Inside a process group (`qs.ranks.joined`, or one of your own) every rank calls this alike and computes its share of
     each meta-batch; the first one writes the folder, which all must see. See docs/scaling.md.
 
-    Raises ConfigError, DataError, RunError, NonFiniteError or RankError. Ctrl-C saves a checkpoint before it passes on.
+    Raises ConfigError, DataError, RunError, NonFiniteError, OutOfMemoryError or RankError. Ctrl-C saves a checkpoint
+    before it passes on.
     """
     _check_settings(iterations, meta_batch, val_episodes, val_every, patience, keep, chunk)
     if compile and engine not in ("auto", "vmap", "compile"):
         raise ConfigError(f"compile=True compiles what vmap computes; it does not go with engine={engine!r}.")
     engine = "compile" if compile else engine
+    numerics.check_precision(precision)
     if keep > 1 and val is None:
         raise ConfigError(f"keep={keep} keeps the best thetas on validation, but there are no validation tasks (val).")
     folder = None if out is None else Path(out)
@@ -202,6 +216,8 @@ def train(
         tasks = tasks.pooled()
     theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
     trained = Trained(learner, theta, describe(tasks), preprocess, extractor=extractor, text_encoder=text_encoder)
+    if channels_last:
+        theta.update(numerics.channels_last(theta))
     state = _prepare(trained, optimizer, scheduler or schedule_of(learner.outer().schedule, iterations))
     config = {
         "learner": describe_learner(learner),
@@ -210,6 +226,8 @@ def train(
         "seed": seed,
         "optimizer": _described(state.optimizer, state.optimizer.defaults),
         "scheduler": _described(state.scheduler, schedule_state(state.scheduler)),
+        **({"precision": precision} if precision != "float32" else {}),
+        **({"channels_last": True} if channels_last else {}),
     }
     if theta:  # before anything is written: a folder is made for a run that can begin
         first = moved(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
@@ -224,13 +242,17 @@ def train(
         folder = folder if ranks.first() else None  # all have looked into it, one writes
     begin_run(folder, config | {"iterations": iterations, **(about or {})}, state)
     _write_protocol(folder, config | rest)
+    state.chunk = chunk or state.chunk
     if not theta:  # nothing to learn: the learner is ready as it is
         return _finish(trained, state, folder)
     if not resumed:
         began = time.monotonic()
         few = first_tasks(first, -(-meta_batch // ranks.size()))  # as many as the first rank has in an iteration
-        choice = choose_engine(learner, theta, few, engine, seed, iterations, chunk)
-        state.engine, state.reason = ranks.same_engine(choice)
+        few = numerics.images_channels_last(few) if channels_last else few
+        choice = choose_engine(learner, theta, few, engine, seed, iterations, chunk, precision)
+        state.engine, state.reason, state.chunk = ranks.same_engine(choice)
+        if precision != "float32" or channels_last:
+            state.reason += f"; {error_in_words(learner, theta, few, seed, precision, channels_last)}"
         state.timing["choosing"] = state.timing["total"] = time.monotonic() - began
         save_checkpoint(folder, state)
     every = val_every or max(1, iterations // 10)
@@ -246,7 +268,9 @@ def train(
         seed=seed,
         start=state.iteration,
         engine=state.engine,
-        chunk=chunk,
+        chunk=state.chunk,
+        precision=precision,
+        channels_last=channels_last,
         clip=clip,
     )
     _run(steps, trained, state, settings, iterations, progress)
@@ -362,33 +386,6 @@ def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> di
     value = score.mean if score.protocol.metric == "accuracy" else -score.mean
     state.remember(value)
     return {"val": score.mean, "val_interval": score.interval}
-
-
-def choose_engine(
-    learner: Learner,
-    theta: Theta,
-    episodes: Episodes,
-    engine: str,
-    seed: int,
-    iterations: int = 0,
-    chunk: int | None = None,
-) -> engines.Choice:
-    """The engine for so many meta-gradients of a training; "auto" tries each on these episodes."""
-
-    def attempt(name: str) -> tuple[Tensor, Theta]:
-        if name == "compile" and learner.at(0.0) is not learner:
-            raise RuntimeError("the learner changes in the course of training")
-        return engines.meta_gradient(learner, theta, episodes, name, chunk)
-
-    with seeds.seeded(seed, "choose"):
-        return engines.choose(
-            attempt,
-            engine,
-            count(episodes),
-            whole(episodes)[0].query.y.device,
-            check=lambda: engines.check_vmap(learner, theta, episodes),
-            iterations=iterations,
-        )
 
 
 def _prepare(

@@ -633,3 +633,18 @@ def test_auto_takes_what_was_compiled_only_if_it_is_faster_and_right():
     assert tried(1.0, 0.05).engine == "vmap"
     wrong = tried(2.0, 0.001)
     assert wrong.engine == "vmap" and "compile cannot: it gives another result" in wrong.reason
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_compiled_program_replays_as_one_graph_and_reads_its_inputs_anew():
+    torch.set_default_dtype(torch.float32)
+    device = torch.device("cuda")
+    learner = qs.MAML(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).to(device), lr=0.1, steps=2)
+    for seed in range(3):  # other weights and other tasks each time
+        theta = {name: value + 0.1 * seed for name, value in learner.init().items()}
+        episodes = Episode(*(Batch(x.float().to(device), y.to(device)) for x, y in random_episodes(4, seed=seed)))
+        exact = qs.meta_gradient(learner, theta, episodes, "vmap")
+        assert engine.relative_difference(qs.meta_gradient(learner, theta, episodes, "compile"), exact) < 1e-4

@@ -1,0 +1,133 @@
+"""How a training runs its tasks: the engine that is fastest, in chunks that memory holds, found out once.
+
+What was measured for a learner and tasks of these shapes holds for the rest of the process; it is checked again, which
+is cheap, for another learner of the same description. Other processes measure anew: the machine may be busier.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quickstudy import engine as engines
+from quickstudy import memory, planning, seeds
+from quickstudy.episodes import Episodes, count, mapped, whole
+from quickstudy.errors import OutOfMemoryError, QuickstudyError, first_line
+from quickstudy.learner import Learner, Theta
+from quickstudy.learner_files import describe_learner
+
+APART = {"float32": engines.ROUNDING, "bf16": 1.0}  # between engines; in bf16 kinks (ReLU, pooling) fall otherwise
+_known: dict[str, engines.Choice] = {}
+
+
+def choose_engine(
+    learner: Learner,
+    theta: Theta,
+    episodes: Episodes,
+    engine: str,
+    seed: int,
+    iterations: int = 0,
+    chunk: int | None = None,
+    precision: str = "float32",
+) -> engines.Choice:
+    """The engine and the chunk for so many meta-gradients of a training; "auto" tries each engine on these episodes."""
+    together = chunk
+
+    def attempt(name: str) -> tuple[Tensor, Theta]:
+        if name == "compile" and learner.at(0.0) is not learner:
+            raise RuntimeError("the learner changes in the course of training")
+        return engines.meta_gradient(learner, theta, episodes, name, together, precision)
+
+    def check() -> None:
+        nonlocal together
+        fits = _checked_and_measured(learner, theta, episodes)
+        if chunk is None and fits is not None and fits < count(episodes):
+            together = fits
+
+    key = _key(learner, theta, episodes, (iterations, chunk, precision, torch.get_num_threads()))
+    before = _known.get(key) if engine == "auto" else None
+    with seeds.seeded(seed, "choose"):
+        device = whole(episodes)[0].query.y.device
+        asked = before.engine if before else engine
+        found = engines.choose(attempt, asked, count(episodes), device, check, iterations, APART[precision])
+    if before and found.engine == before.engine:
+        found = found._replace(reason=before.reason)
+    if together != chunk and found.engine in ("vmap", "compile"):
+        found = found._replace(chunk=together, reason=f"{found.reason}; {together} tasks at a time, for memory")
+    else:
+        found = found._replace(chunk=chunk)
+    if engine == "auto":
+        _known[key] = found
+    return found
+
+
+def _key(learner: Learner, theta: Theta, episodes: Episodes, more: tuple[Any, ...]) -> str:
+    shapes = [(str(t.shape), str(t.dtype), str(t.device)) for t in theta.values()]
+    mapped(lambda t: shapes.append((str(t.shape), str(t.dtype), str(t.device))) or t, episodes)
+    return json.dumps([type(learner).__qualname__, describe_learner(learner), shapes, more], default=str)
+
+
+def _checked_and_measured(learner: Learner, theta: Theta, episodes: Episodes) -> int | None:
+    """How many tasks vmap can take together in what memory is free, from the check on two of them; None: unknown.
+
+    The check computes two tasks in float64, as much as four. They count as two: not all can be used to the last byte.
+    """
+    device = whole(episodes)[0].query.y.device
+    before = memory.taken(device)
+    with memory.peak(device) as peak:
+        engines.check_vmap(learner, theta, episodes)
+    return planning.tasks_within((peak.bytes - before) / 2, device) if peak.bytes and before else None
+
+
+def share_gradient(
+    learner: Learner,
+    theta: Theta,
+    episodes: Episodes,
+    engine: str,
+    chunk: int | None = None,
+    precision: str = "float32",
+) -> tuple[Tensor, Theta]:
+    """`engine.meta_gradient`. Raises OutOfMemoryError, with a setting that fits, where memory runs out."""
+    try:
+        return engines.meta_gradient(learner, theta, episodes, engine, chunk, precision)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        said = first_line(error)
+    # Here the error is gone, and with it the frames that held what did not fit.
+    raise out_of_memory(said, learner, theta, episodes, engine, chunk)
+
+
+def out_of_memory(
+    said: str, learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None
+) -> QuickstudyError:
+    """The error that names a setting that fits, found by trying."""
+    fits = planning.first_that_fits(learner, theta, episodes, engine, chunk)
+    together = f" of {min(chunk or count(episodes), count(episodes))} tasks" if engine in ("vmap", "compile") else ""
+    return OutOfMemoryError(
+        f"memory ran out in the meta-gradient{together} with engine {engine!r}: {said}. "
+        + (
+            f"What fits: {fits.options()}. 'quickstudy plan' tells what each setting needs."
+            if fits
+            else "No exact setting that was tried fits: take fewer ways, queries or a smaller network."
+        )
+    )
+
+
+def error_in_words(
+    learner: Learner, theta: Theta, episodes: Episodes, seed: int, precision: str, channels_last: bool
+) -> str:
+    """How far cheaper numbers move the meta-gradient of these episodes, relative to its norm."""
+    plain = {name: value.contiguous() for name, value in theta.items()}
+
+    def gradient(theta: Theta, episodes: Episodes, precision: str) -> Theta:
+        with seeds.seeded(seed, "numerics"):  # what is drawn is the same for both
+            return share_gradient(learner.at(0.0), theta, episodes, "loop", None, precision)[1]
+
+    exact = gradient(plain, mapped(lambda t: t.contiguous(), episodes), "float32")
+    off = engines.relative_difference(gradient(theta, episodes, precision), exact)
+    what = " and ".join([precision] * (precision != "float32") + ["channels last"] * channels_last)
+    return f"{what}: the first meta-gradient is {off:.1e} off float32's"

@@ -1,0 +1,229 @@
+"""What a meta-gradient will need, before it runs at full size: peak memory and time, and the setting that fits.
+
+Each setting is measured where that is cheap. Tasks come one chunk after another, so one chunk tells for all; in inner
+steps memory and time are affine, so a quarter and half of them tell the rest. Chunks grow from one task on, and stop
+where the next one would not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from quickstudy import engine as engines
+from quickstudy import memory, numerics, seeds
+from quickstudy.episodes import Episodes, count, first_tasks, moved
+from quickstudy.errors import ConfigError
+from quickstudy.learner import Learner, Theta
+
+EXACT = ("unroll", "remat")  # the adjoints to choose from; the others are another meta-gradient, or slower
+FEW = 4  # inner steps up to which they are taken as they are
+TIMES = 3  # of which the middle one counts
+COPIES = 4  # of theta that a training holds beside: its gradient, Adam's two averages, the best one
+ENGINES = ("vmap", "threads", "loop")
+Sized = Callable[[int | None], Learner]  # inner steps -> the learner with so many
+Run = Callable[[Learner, Episodes, str, bool], None]  # a meta-gradient with this engine, checked first or not
+
+
+class Setting(NamedTuple):
+    """How tasks are run together, and what one iteration needs for that."""
+
+    engine: str
+    adjoint: str | None  # None: as the learner has it
+    chunk: int | None  # tasks mapped together under vmap; None: all
+    memory: float | None  # peak of the whole process in bytes; None: the system does not tell
+    seconds: float  # of an iteration, without drawing its tasks
+
+    def options(self) -> str:
+        """The setting as options of the command line."""
+        words = {"engine": self.engine, "adjoint": self.adjoint, "chunk": self.chunk}
+        return " ".join(f"--{name} {value}" for name, value in words.items() if value is not None)
+
+
+def plan(
+    learner: Learner,
+    tasks: Any,
+    *,
+    meta_batch: int = 16,
+    memory: float | str | None = None,
+    engine: str = "auto",
+    chunk: int | None = None,
+    precision: str = "float32",
+    channels_last: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Callable[[Setting], None] = lambda found: None,
+) -> list[Setting]:
+    """The settings in which `train` could run these, the fastest first; with `memory` only those that stay within.
+
+    memory     bytes, or a size such as "2GB", of the whole process (on a GPU: of what torch allocates there)
+    engine     "vmap", "threads" or "loop" for that one alone; `chunk` for chunks of this size alone
+    progress   is told each setting as soon as it is known
+
+    All give the same meta-gradient up to rounding. It is computed a few times for each: in all some ten times what an
+    iteration takes. Raises ConfigError, with the least that is needed, where nothing stays within.
+    """
+    limit = _limit(memory)
+    if engine not in ("auto", *ENGINES):
+        raise ConfigError(f"plan knows the engines auto, {', '.join(ENGINES)}; got {engine!r}.")
+    numerics.check_precision(precision)
+    if not learner.episodic and hasattr(tasks, "pooled"):
+        tasks = tasks.pooled()
+    theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
+    if not theta:
+        raise ConfigError(f"{type(learner).__name__} learns nothing across tasks: there is no training to plan.")
+    episodes = moved(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), torch.device(device))
+    if channels_last:
+        theta, episodes = numerics.channels_last(theta), numerics.images_channels_last(episodes)
+    names, found = ENGINES if engine == "auto" else (engine,), []
+    for setting in settings(learner, theta, episodes, limit, names, chunk, precision):
+        found.append(setting)
+        progress(setting)
+    return fitting(found, limit)
+
+
+def fitting(found: list[Setting], limit: float | None) -> list[Setting]:
+    """Those that need at most so many bytes, the fastest first. Raises ConfigError where there is none."""
+    if limit is not None and any(one.memory is None for one in found):
+        raise ConfigError("this system does not tell how much memory a process took: leave the limit out.")
+    if not found:
+        raise ConfigError("none of these engines can run this learner, or what it needs is more than there is.")
+    able = [one for one in found if limit is None or (one.memory or 0.0) <= limit]
+    if not able:
+        least = min(found, key=lambda one: one.memory or 0.0)
+        raise ConfigError(
+            f"no exact setting stays within {memory.in_words(limit or 0.0)}: the least is "
+            f"{memory.in_words(least.memory or 0.0)}, with {least.options()}. Take fewer queries or a smaller network, "
+            "or, for another meta-gradient, adjoint first_order."
+        )
+    return sorted(able, key=lambda one: one.seconds)
+
+
+def _limit(given: float | str | None) -> float | None:
+    return memory.bytes_of(given) if isinstance(given, str) else given
+
+
+# --- what each needs -------------------------------------------------------------------------------------------------
+
+
+def settings(
+    learner: Learner,
+    theta: Theta,
+    episodes: Episodes,
+    limit: float | None = None,
+    names: Sequence[str] = ENGINES,
+    chunk: int | None = None,
+    precision: str = "float32",
+) -> Iterator[Setting]:
+    """The exact settings that can run these; of chunks those that should fit into `limit`, or into what there is."""
+    device = next(iter(theta.values())).device
+    most = min([size for size in (limit, memory.room(device)) if size is not None], default=math.inf)
+    beside = COPIES * sum(value.nbytes for value in theta.values())
+
+    def run(learner: Learner, episodes: Episodes, name: str, check: bool) -> None:
+        if name == "vmap" and check:
+            engines.check_vmap(learner, theta, episodes)  # as before a training, which may need more than a chunk does
+        engines.meta_gradient(learner, theta, episodes, name, None, precision)
+
+    for adjoint in _adjoints(learner):
+        for name in names:
+            before, last = memory.taken(device) or 0.0, 0.0
+            for together in _together(name, count(episodes), chunk):
+                if before + 2 * (last - before) > most:  # about what twice as many tasks would take
+                    break
+                try:
+                    few = first_tasks(episodes, together)
+                    peak, seconds = _need(_sized(learner, adjoint), few, name, run, device)
+                except (*engines.CANNOT, MemoryError):  # a training would take another engine, or a smaller chunk
+                    break
+                last = peak or 0.0
+                size = together if name == "vmap" and together < count(episodes) else None
+                rounds = count(episodes) / together if name == "vmap" else math.ceil(count(episodes) / together)
+                yield Setting(name, adjoint, size, None if peak is None else peak + beside, rounds * seconds)
+
+
+def _adjoints(learner: Learner) -> tuple[str | None, ...]:
+    """Those to choose from; a learner without, or with one that is not exact, keeps what it has."""
+    exact = getattr(learner, "adjoint", None) in EXACT and not getattr(learner, "first_order", False)
+    return EXACT if exact else (None,)
+
+
+def _sized(learner: Learner, adjoint: str | None) -> Sized:
+    def with_steps(steps: int | None) -> Learner:
+        given = {"adjoint": adjoint, "steps": steps}
+        return dataclasses.replace(learner, **{k: v for k, v in given.items() if v is not None})  # type: ignore[type-var]
+
+    return with_steps
+
+
+def _together(name: str, tasks: int, chunk: int | None) -> list[int]:
+    """How many tasks are in memory at once: 1, 2, 4 ... all under vmap, one in each thread, one in a loop."""
+    if name != "vmap":
+        return [min(torch.get_num_threads(), tasks) if name == "threads" else 1]
+    return [min(chunk, tasks)] if chunk else [2**i for i in range(tasks.bit_length()) if 2**i < tasks] + [tasks]
+
+
+def _need(sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.device) -> tuple[float | None, float]:
+    """Peak of the process in bytes, and seconds, from few inner steps where there are many."""
+    steps = getattr(sized(None), "steps", None)
+    many = isinstance(steps, int) and steps > FEW and hasattr(sized(None), "adjoint")
+    found = []
+    for k in (steps // 4, steps // 2) if many else (None,):  # type: ignore[operator]
+        memory.tidy()
+        with memory.peak(device) as peak, seeds.seeded(0, "plan"):
+            run(sized(k), episodes, name, True)
+            taken = statistics.median(_seconds(lambda k=k: run(sized(k), episodes, name, False)) for _ in range(TIMES))
+        found.append((k, peak.bytes, taken))
+    (k, memory_, seconds), (_, before, sooner) = found[-1], found[0]
+    if not many:
+        return memory_, seconds
+    ahead = (steps - k) / (k - found[0][0])  # type: ignore[operator]
+    further = None if memory_ is None or before is None else memory_ + max(memory_ - before, 0.0) * ahead
+    return further, seconds + max(seconds - sooner, 0.0) * ahead
+
+
+def _seconds(compute: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    compute()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+# --- while training --------------------------------------------------------------------------------------------------
+
+
+def tasks_within(each: float, device: torch.device) -> int | None:
+    """How many tasks of so many bytes fit into what is free; None where the system does not tell."""
+    room, own = memory.room(device), memory.taken(device)
+    return None if room is None or own is None or each <= 0 else max(1, int((room - own) / each))
+
+
+def first_that_fits(
+    learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None
+) -> Setting | None:
+    """After memory ran out: smaller chunks, then a loop, then the same with less to remember; None if none fits.
+
+    Each is tried, one meta-gradient long.
+    """
+    together = min(chunk or count(episodes), count(episodes))
+    smaller = [together // 2**i for i in range(1, together.bit_length())] if engine in ("vmap", "compile") else []
+    own, *others = _adjoints(learner) if getattr(learner, "adjoint", None) != "remat" else ("remat",)
+    ways = [("vmap", size) for size in smaller] + ([("loop", None)] if engine != "loop" else [])
+    tried = [(own, *way) for way in ways]
+    tried += [(other, *way) for other in others for way in [(engine, chunk), *ways] if engine != "compile"]
+    for adjoint, name, size in tried:
+        memory.tidy()
+        began = time.perf_counter()
+        try:
+            engines.meta_gradient(_sized(learner, adjoint)(None), theta, episodes, name, size)
+        except (*engines.CANNOT, MemoryError):
+            continue
+        return Setting(name, adjoint, size, None, time.perf_counter() - began)
+    return None
