@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from quickstudy.learner import Learner, Theta
 
 EXACT = ("unroll", "remat")  # the adjoints to choose from; the others are another meta-gradient, or slower
 FEW = 4  # inner steps up to which they are taken as they are
-TIMES = 3  # of which the middle one counts
+TIMES, ENOUGH = (3, 10), 0.3  # how often one is timed, fewest and most, and the seconds that are enough
 COPIES = 4  # of theta that a training holds beside: its gradient, Adam's two averages, the best one
 ENGINES = ("vmap", "threads", "loop")
 Sized = Callable[[int | None], Learner]  # inner steps -> the learner with so many
@@ -38,7 +37,7 @@ class Setting(NamedTuple):
     adjoint: str | None  # None: as the learner has it
     chunk: int | None  # tasks mapped together under vmap; None: all
     memory: float | None  # peak of the whole process in bytes; None: the system does not tell
-    seconds: float  # of an iteration, without drawing its tasks
+    seconds: float  # of an iteration on a machine that does nothing else, without drawing its tasks
 
     def options(self) -> str:
         """The setting as options of the command line."""
@@ -178,7 +177,7 @@ def _need(sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.d
         memory.tidy()
         with memory.peak(device) as peak, seeds.seeded(0, "plan"):
             run(sized(k), episodes, name, True)
-            taken = statistics.median(_seconds(lambda k=k: run(sized(k), episodes, name, False)) for _ in range(TIMES))
+            taken = _fastest(lambda k=k: run(sized(k), episodes, name, False))
         found.append((k, peak.bytes, taken))
     (k, memory_, seconds), (_, before, sooner) = found[-1], found[0]
     if not many:
@@ -188,7 +187,15 @@ def _need(sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.d
     return further, seconds + max(seconds - sooner, 0.0) * ahead
 
 
-def _seconds(compute: Callable[[], Any]) -> float:
+def _fastest(compute: Callable[[], None]) -> float:
+    """Seconds of the fastest of a few runs: what it takes where nothing disturbs."""
+    taken: list[float] = []
+    while len(taken) < TIMES[0] or (len(taken) < TIMES[1] and sum(taken) < ENOUGH):
+        taken.append(_seconds(compute))
+    return min(taken)
+
+
+def _seconds(compute: Callable[[], None]) -> float:
     began = time.perf_counter()
     compute()
     if torch.cuda.is_available():
