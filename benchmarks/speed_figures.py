@@ -20,7 +20,7 @@ MARKS = {  # contestant: marker, colour
     "floor": ("|", "muted"),
 }
 AXES = {"tasks": "tasks", "steps": "inner steps", "width": "units per layer"}
-LINES = {"quickstudy_ms": ("Quickstudy", "s1", "-"), "peer_ms": ("fastest peer", "s2", "--"),
+LINES = {"quickstudy_ms": ("Quickstudy without compile", "s1", "-"), "peer_ms": ("fastest peer", "s2", "--"),
          "floor_ms": ("floor", "muted", ":")}  # fmt: skip
 
 

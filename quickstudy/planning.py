@@ -1,8 +1,8 @@
 """What a meta-gradient will need, before it runs at full size: peak memory and time, and the setting that fits.
 
-Each setting is measured where that is cheap. Tasks come one chunk after another, so one chunk tells for all; in inner
-steps memory and time are affine, so a quarter and half of them tell the rest. Chunks grow from one task on, and stop
-where the next one would not fit.
+Each setting is measured where that is cheap. Tasks come one chunk after another, so one chunk tells for all. Of many
+inner steps a quarter and half are taken: memory is affine in them, and time proportional, with the pass over the query
+set as one more. Chunks grow from one task on, and stop where the next one would not fit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quickstudy.errors import ConfigError
 from quickstudy.learner import Learner, Theta
 
 EXACT = ("unroll", "remat")  # the adjoints to choose from; the others are another meta-gradient, or slower
-FEW = 4  # inner steps up to which they are taken as they are
+FEW = 12  # inner steps up to which they are taken as they are
 TIMES, ENOUGH = (3, 10), 0.3  # how often one is timed, fewest and most, and the seconds that are enough
 COPIES = 4  # of theta that a training holds beside: its gradient, Adam's two averages, the best one
 ENGINES = ("vmap", "threads", "loop")
@@ -123,7 +123,7 @@ def settings(
     """The exact settings that can run these; of chunks those that should fit into `limit`, or into what there is."""
     device = next(iter(theta.values())).device
     most = min([size for size in (limit, memory.room(device)) if size is not None], default=math.inf)
-    beside = COPIES * sum(value.nbytes for value in theta.values())
+    beside, update = COPIES * sum(value.nbytes for value in theta.values()), _seconds_of_update(theta)
 
     def run(learner: Learner, episodes: Episodes, name: str, check: bool) -> None:
         if name == "vmap" and check:
@@ -144,7 +144,7 @@ def settings(
                 last = peak or 0.0
                 size = together if name == "vmap" and together < count(episodes) else None
                 rounds = count(episodes) / together if name == "vmap" else math.ceil(count(episodes) / together)
-                yield Setting(name, adjoint, size, None if peak is None else peak + beside, rounds * seconds)
+                yield Setting(name, adjoint, size, None if peak is None else peak + beside, rounds * seconds + update)
 
 
 def _adjoints(learner: Learner) -> tuple[str | None, ...]:
@@ -179,12 +179,26 @@ def _need(sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.d
             run(sized(k), episodes, name, True)
             taken = _fastest(lambda k=k: run(sized(k), episodes, name, False))
         found.append((k, peak.bytes, taken))
-    (k, memory_, seconds), (_, before, sooner) = found[-1], found[0]
+    (k, memory_, seconds), (fewer, before, _) = found[-1], found[0]
     if not many:
         return memory_, seconds
-    ahead = (steps - k) / (k - found[0][0])  # type: ignore[operator]
+    ahead = (steps - k) / (k - fewer)  # type: ignore[operator]
     further = None if memory_ is None or before is None else memory_ + max(memory_ - before, 0.0) * ahead
-    return further, seconds + max(seconds - sooner, 0.0) * ahead
+    return further, seconds * (steps + 1) / (k + 1)  # type: ignore[operator]
+
+
+def _seconds_of_update(theta: Theta) -> float:
+    """What an iteration takes beside the meta-gradient: whether it is finite, and a step of Adam."""
+    values = [value.clone().requires_grad_() for value in theta.values()]
+    optimizer = torch.optim.Adam(values)
+    for value in values:
+        value.grad = torch.zeros_like(value)
+
+    def update() -> None:
+        torch.nn.utils.get_total_norm([value.grad for value in values if value.grad is not None])
+        optimizer.step()
+
+    return _fastest(update)
 
 
 def _fastest(compute: Callable[[], None]) -> float:
