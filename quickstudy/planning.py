@@ -125,10 +125,12 @@ def settings(
     most = min([size for size in (limit, memory.room(device)) if size is not None], default=math.inf)
     beside, update = COPIES * sum(value.nbytes for value in theta.values()), _seconds_of_update(theta)
 
-    def run(learner: Learner, episodes: Episodes, name: str, check: bool) -> None:
+    def run(learner: Learner, part: Episodes, name: str, check: bool) -> None:
         if name == "vmap" and check:
             engines.check_vmap(learner, theta, episodes)  # as before a training, which may need more than a chunk does
-        engines.meta_gradient(learner, theta, episodes, name, None, precision)
+        _, drew = engines.watching_generator(lambda: engines.meta_gradient(learner, theta, part, name, None, precision))
+        if drew and name == "threads":
+            raise RuntimeError("threads cannot repeat random draws")
 
     for adjoint in _adjoints(learner):
         for name in names:

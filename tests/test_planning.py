@@ -12,7 +12,7 @@ import torch
 from problems import assert_close, cores
 
 import quickstudy as qs
-from quickstudy import choosing, cli, engine, memory, planning
+from quickstudy import choosing, cli, engine, memory, planning, recipes
 from quickstudy.episodes import count
 from quickstudy.errors import ConfigError, OutOfMemoryError
 
@@ -100,6 +100,25 @@ def test_a_plan_keeps_what_was_decided():
         qs.plan(qs.NearestCentroid(3), glyphs()[1])
     with pytest.raises(ConfigError, match="knows the engines"):
         qs.plan(learner, tasks, engine="compile")
+
+
+GRADIENT = ("maml", "anil", "boil", "metasgd", "mamlplusplus", "metacurvature", "cavia", "leo", "reptile", "imaml")
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_every_gradient_learner_can_be_planned_with_many_steps(name):
+    cls, (_, tasks) = qs.LEARNERS[name], glyphs()
+    learner = recipes.build_learner(cls, tasks, {"steps": 16}, {"filters": 4})
+    found = qs.plan(learner, tasks, meta_batch=2, engine="loop")
+    assert {one.adjoint for one in found} == ({"unroll", "remat"} if hasattr(learner, "adjoint") else {None})
+
+
+def test_what_draws_at_random_is_not_planned_on_threads():
+    _, tasks = glyphs()
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(784, 3))
+    with cores(2):
+        found = qs.plan(qs.MAML(model, lr=0.1), tasks, meta_batch=2)
+    assert {one.engine for one in found} == {"vmap", "loop"}
 
 
 @needs_peaks
