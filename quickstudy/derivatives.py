@@ -107,13 +107,8 @@ def _apply(kind: type[Function], function: LossAt, point: Theta, given: Given) -
 def _below_vmap(function: LossAt, point: Theta, given: Given, adjoint: str) -> tuple[Tensor, Theta]:
     """The gradients of all tasks at once, taken one transform further down."""
     with below_vmap() as level:
-        (point, given), (dims, along) = level.unwrapped((point, tuple(given)))
-        if adjoint == "unroll" and all(dim is None for dim in dims.values()):
-            # The first inner step: the tasks share the forward pass and most of the way back.
-            value, slope = level.mapped(lambda *given: _by_transform(function, point, given), along)(*given)
-        else:
-            point, given = level.stacked((point, given), (dims, along))
-            value, slope = value_and_gradient(level.mapped(function), point, given, adjoint)
+        point, given = level.stacked((point, tuple(given)))
+        value, slope = value_and_gradient(level.mapped(function), point, given, adjoint)
     return level.wrapped(value), {name: level.wrapped(one) for name, one in slope.items()}
 
 

@@ -48,23 +48,19 @@ class VmapLevel(NamedTuple):
     size: int  # tasks
     randomness: str
 
-    def unwrapped(self, tree: Any) -> tuple[Any, Any]:
-        """The tensors of a tree, and in its place for each the axis of the tasks; None where they share it."""
-        flat, spec = pytree.tree_flatten(tree)
-        mine = [_functorch.is_batchedtensor(t) and _functorch.maybe_get_level(t) == self.number for t in flat]
-        dims = [_functorch.maybe_get_bdim(t) if own else None for t, own in zip(flat, mine, strict=True)]
-        plain = [_functorch.get_unwrapped(t) if own else t for t, own in zip(flat, mine, strict=True)]
-        return pytree.tree_unflatten(plain, spec), pytree.tree_unflatten(dims, spec)
+    def stacked(self, tree: Any) -> Any:
+        """The tree's tensors without the `vmap`, each with a leading axis of the tasks; shared ones are expanded."""
+        return pytree.tree_map(self._stacked, tree)
 
-    def stacked(self, tree: Any, dims: Any) -> Any:
-        """Each tensor with a leading axis of the tasks."""
-        flat, spec = pytree.tree_flatten(tree)
-        along = pytree.tree_leaves(dims, is_leaf=lambda dim: dim is None)
-        return pytree.tree_unflatten([leading(t, d, self.size) for t, d in zip(flat, along, strict=True)], spec)
+    def _stacked(self, tensor: Tensor) -> Tensor:
+        mine = _functorch.is_batchedtensor(tensor) and _functorch.maybe_get_level(tensor) == self.number
+        if not mine:
+            return leading(tensor, None, self.size)
+        return leading(_functorch.get_unwrapped(tensor), _functorch.maybe_get_bdim(tensor), self.size)
 
-    def mapped(self, function: Callable[..., Any], along: Any = 0) -> Callable[..., Any]:
+    def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function for all tasks at once."""
-        return torch.func.vmap(function, in_dims=along, randomness=self.randomness)
+        return torch.func.vmap(function, randomness=self.randomness)
 
     def wrapped(self, tensor: Tensor) -> Tensor:
         """A tensor with a leading axis of the tasks, as the `vmap` knows it."""
