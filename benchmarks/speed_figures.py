@@ -60,7 +60,7 @@ def growth(figure: SubFigure, points: list[dict[str, Any]]) -> None:
     for one, axis in zip(axes, AXES, strict=True):
         curves(one, axis, [point for point in points if point["axis"] == axis])
     axes[0].set_ylabel("ms per meta-gradient")
-    axes[0].legend(frameon=False, fontsize=9)
+    axes[-1].legend(frameon=False, fontsize=9, loc="upper left")
 
 
 def curves(axes: Axes, axis: str, points: list[dict[str, Any]]) -> None:
@@ -70,7 +70,9 @@ def curves(axes: Axes, axis: str, points: list[dict[str, Any]]) -> None:
                   color=PRINTED[colour], label=name)  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks([point["value"] for point in points], [str(point["value"]) for point in points])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(AXES[axis])
