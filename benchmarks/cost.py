@@ -27,6 +27,7 @@ import quickstudy as qs
 from benchmarks import rows
 from benchmarks.reproduce import RESULTS, ROOT, commit
 from quickstudy import engine, files, recipes
+from quickstudy.machine import in_words as machine_in_words
 from quickstudy.machine import machine
 
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -167,7 +168,7 @@ def draw(found: dict[str, list[int]]) -> None:
 
 
 def heading(name: str, command: str, result: dict[str, Any]) -> list[str]:
-    about = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
+    about = machine_in_words(result["machine"])
     settings = "Conv4-64, settings of the reproduction tables"
     return [
         f"# {name}",

@@ -8,6 +8,7 @@ from typing import Any
 import quickstudy as qs
 from benchmarks.rows import BEHIND, METRIC_BEHIND
 from quickstudy.evaluation import Score, in_words
+from quickstudy.machine import in_words as machine_in_words
 
 
 def table(result: dict[str, Any]) -> str:
@@ -18,7 +19,7 @@ def table(result: dict[str, Any]) -> str:
         f"Command: `{result['command']}` · training seed 0 unless named, test episodes from seed 1",
         "",
     ]
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
+    machine = machine_in_words(result["machine"])
     lines += [f"Machine: {machine}", "", *over_steps(result["rows"])]
     lines += [
         "| learner | protocol | result (95 % CI) | training | engine | published | differs |",

@@ -23,7 +23,9 @@ import quickstudy as qs
 from benchmarks import cases, peers
 from benchmarks.memory import peak_mb
 from benchmarks.reproduce import RESULTS, ROOT, commit
+from benchmarks.speed_pages import table
 from quickstudy import files, seeds
+from quickstudy.machine import in_words as machine_in_words
 from quickstudy.machine import machine
 from quickstudy.memory import in_words
 
@@ -105,7 +107,7 @@ def compare(name: str, device: str) -> list[dict[str, Any]]:
 
 
 def page(done: dict[str, Any]) -> str:
-    about = ", ".join(f"{key} {value}" for key, value in done["machine"].items() if value is not None)
+    about = machine_in_words(done["machine"])
     lines = [
         "# Planning",
         "",
@@ -113,14 +115,15 @@ def page(done: dict[str, Any]) -> str:
         "",
     ]
     lines += ["Peak memory is that of the whole process. Off: what was foretold over what was measured, less one.", ""]
-    lines += [in_short(done["rows"]), "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for row in done["rows"]:
-        told, found = row["foretold"], row["measured"]
-        cells = [row["case"], told["engine"], told["adjoint"] or "", str(told["chunk"] or "")]
-        cells += [in_words(told["memory"]), in_words(found["memory"]), f"{100 * row['memory']:+.0f} %"]
-        cells += [f"{1e3 * one['seconds']:.1f}" for one in (told, found)] + [f"{100 * row['seconds']:+.0f} %"]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [in_short(done["rows"]), "", *table(COLUMNS, [cells(row) for row in done["rows"]])]
     return "\n".join(lines) + "\n"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    told, found = row["foretold"], row["measured"]
+    sizes = [in_words(told["memory"]), in_words(found["memory"]), f"{100 * row['memory']:+.0f} %"]
+    times = [f"{1e3 * one['seconds']:.1f}" for one in (told, found)] + [f"{100 * row['seconds']:+.0f} %"]
+    return [row["case"], told["engine"], told["adjoint"] or "", str(told["chunk"] or ""), *sizes, *times]
 
 
 def in_short(rows: list[dict[str, Any]]) -> str:

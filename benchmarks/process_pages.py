@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quickstudy.calibration import AtSize, Calibration
+from quickstudy.machine import in_words as machine_in_words
 
 PROTOCOL = """\
 Sinusoids: 10 support and 20 query points in training, 16 tasks an iteration, Adam, learning rate 0.001 falling to 0 by
@@ -76,7 +77,7 @@ def header(*names: str) -> Iterator[str]:
 
 
 def page(result: dict[str, Any]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
+    machine = machine_in_words(result["machine"])
     head = [f"# {result['name']}", "", f"Command: `{result['command']}`", "", f"Machine: {machine}", "", PROTOCOL]
     return "\n".join([*head, *summary(result), TRIED, *waves(result["sinusoid"]), *curves(result["curves"])]) + "\n"
 

@@ -29,7 +29,9 @@ import tyro
 
 import quickstudy as qs
 from benchmarks.reproduce import RESULTS, ROOT, commit
+from benchmarks.speed_pages import table
 from quickstudy import files, ranks
+from quickstudy.machine import in_words as machine_in_words
 from quickstudy.machine import machine
 
 SEED = 0
@@ -168,7 +170,7 @@ def row_of(case: Case, setup: Setup, rounds: list[dict[str, Any]]) -> dict[str, 
 
 
 def page(result: dict[str, Any]) -> str:
-    about = ", ".join(f"{key} {value}" for key, value in result["machine"].items() if value is not None)
+    about = machine_in_words(result["machine"])
     lines = ["# scaling", "", f"Command: `{result['command']}`, seed {SEED} (commit {result['commit']})", ""]
     lines += [f"Machine: {about}; one thread in each process", ""]
     lines += [
@@ -181,15 +183,16 @@ def page(result: dict[str, Any]) -> str:
         lines += ["", f"## {case['name']}", ""]
         lines += [f"{case['description']}; theta {case['bytes']:,} bytes, engine {case['engine']}, {case['rounds']} "]
         lines[-1] += f"rounds of {case['iterations']} iterations."
-        lines += ["", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        for row in case["rows"]:
-            slowest, fastest = (1 / end(row["seconds_of_rounds"]) for end in (max, min))
-            rate = f"{row['iterations_per_second']:.3g} ({slowest:.3g} to {fastest:.3g})"
-            cells = [row["setup"], row["processes"], row["meta_batch"], rate, f"{row['tasks_per_second']:.3g}"]
-            cells += [f"{row[key]:.2f}" for key in ("times", "times_undisturbed")]
-            cells += [f"{1e3 * row['sampling']:.2f}", f"{1e3 * row['reduce']:.2f}"]
-            lines += ["| " + " | ".join(map(str, cells)) + " |"]
+        lines += ["", *table(COLUMNS, [cells(row) for row in case["rows"]])]
     return "\n".join(lines) + "\n"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    slowest, fastest = (1 / end(row["seconds_of_rounds"]) for end in (max, min))
+    rate = f"{row['iterations_per_second']:.3g} ({slowest:.3g} to {fastest:.3g})"
+    found = [row["setup"], str(row["processes"]), str(row["meta_batch"]), rate, f"{row['tasks_per_second']:.3g}"]
+    found += [f"{row[key]:.2f}" for key in ("times", "times_undisturbed")]
+    return found + [f"{1e3 * row[key]:.2f}" for key in ("sampling", "reduce")]
 
 
 def main(cases: tuple[str, ...] = tuple(CASES), rounds: int = 5, smallest: bool = False) -> None:

@@ -18,9 +18,11 @@ import torch
 
 import quickstudy as qs
 from benchmarks.reproduce import RESULTS, commit
+from benchmarks.speed_pages import table
 from quickstudy import choosing, files, seeds
 from quickstudy.episodes import moved
 from quickstudy.evaluation import in_words
+from quickstudy.machine import in_words as machine_in_words
 from quickstudy.machine import machine
 from quickstudy.report.words import duration
 from quickstudy.trained import Trained
@@ -57,32 +59,35 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         print(f"{name}: iteration {step.iteration}, {duration(spent)}, validation {100 * score.mean:.1f} %", flush=True)
         if score.mean >= args.target:
             break
-    scores = [qs.evaluate(trained, test, episodes=TEST, seed=1)]
+    score = qs.evaluate(trained, test, episodes=TEST, seed=1)
     return {"learner": name, "engine": choice.engine, "reason": choice.reason, "curve": curve} | {
         "reached": curve[-1]["val"] >= args.target,
-        "test": [score.to_dict() for score in scores],
+        "test": score.to_dict(),
     }
 
 
 def page(done: dict[str, Any]) -> str:
-    about = ", ".join(f"{key} {value}" for key, value in done["machine"].items() if value is not None)
-    lines = [
-        "# Time to an accuracy",
-        "",
-        f"`{done['command']}`, seed {SEED}, commit {done['commit']}. Machine: {about}.",
-    ]
-    lines += [
-        "",
-        f"Omniglot, 5-way 1-shot, until {100 * done['target']:g} % on {VALIDATION} episodes of validation classes.",
-    ]
-    lines += ["Time: drawing tasks and training, without validating.", "", f"| {' | '.join(COLUMNS)} |"]
-    lines += ["|---" * len(COLUMNS) + "|"]
-    for row in done["rows"]:
-        last, score = row["curve"][-1], qs.Score.from_dict(row["test"][0])
-        cells = [row["learner"], duration(last["seconds"]) if row["reached"] else "not reached", str(last["iteration"])]
-        cells += [f"{1e3 * last['seconds'] / last['iteration']:.1f}", row["engine"], f"{100 * last['val']:.1f} %"]
-        lines.append(f"| {' | '.join([*cells, in_words(score.mean, score.interval, 'accuracy')])} |")
-    return "\n".join(lines) + "\n"
+    about = machine_in_words(done["machine"])
+    return "\n".join(
+        [
+            "# Time to an accuracy",
+            "",
+            f"`{done['command']}`, seed {SEED}, commit {done['commit']}. Machine: {about}.",
+            "",
+            f"Omniglot, 5-way 1-shot, until {100 * done['target']:g} % on {VALIDATION} episodes of validation classes. "
+            "Time: drawing tasks and training, without validating.",
+            "",
+            *table(COLUMNS, [cells(row) for row in done["rows"]]),
+            "",
+        ]
+    )
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    last, score = row["curve"][-1], qs.Score.from_dict(row["test"])
+    spent = [duration(last["seconds"]) if row["reached"] else "not reached", str(last["iteration"])]
+    spent += [f"{1e3 * last['seconds'] / last['iteration']:.1f}", row["engine"]]
+    return [row["learner"], *spent, f"{100 * last['val']:.1f} %", in_words(score.mean, score.interval, "accuracy")]
 
 
 def main() -> None:

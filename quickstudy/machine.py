@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,8 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "quickstudy": __version__,
     }
+
+
+def in_words(machine: Mapping[str, Any]) -> str:
+    """What `machine` told, in one line, without what there is not."""
+    return ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)
