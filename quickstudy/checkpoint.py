@@ -18,15 +18,8 @@ from quickstudy import files
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.learner import Theta
 
-PLAIN = (
-    "engine",
-    "reason",
-    "chunk",
-    "iteration",
-    "since_best",
-    "timing",
-    "window",
-)  # entries of the state that are plain
+# Entries of the state that are plain.
+PLAIN = ("engine", "reason", "chunk", "iteration", "since_best", "timing", "window")
 
 
 @dataclass
@@ -38,7 +31,7 @@ class TrainingState:
     scheduler: LRScheduler | None
     engine: str = "loop"
     reason: str = ""
-    chunk: int | None = None
+    chunk: int | None = None  # tasks that vmap takes together at the most; None: all
     iteration: int = 0
     keep: int = 1  # how many of the best thetas are kept
     best: list[tuple[float, Theta]] = field(default_factory=list)  # validation scores (higher is better), best first

@@ -6,8 +6,10 @@ is cheap, for another learner of the same description. Other processes measure a
 
 from __future__ import annotations
 
+import functools
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +17,12 @@ from torch import Tensor
 from quickstudy import engine as engines
 from quickstudy import memory, planning, seeds
 from quickstudy.episodes import Episodes, count, mapped, whole
-from quickstudy.errors import OutOfMemoryError, QuickstudyError, first_line
+from quickstudy.errors import OutOfMemoryError, first_line
 from quickstudy.learner import Learner, Theta
 from quickstudy.learner_files import describe_learner
 
 APART = {"float32": engines.ROUNDING, "bf16": 1.0}  # between engines; in bf16 kinks (ReLU, pooling) fall otherwise
+T = TypeVar("T")
 _known: dict[str, engines.Choice] = {}
 
 
@@ -52,16 +55,15 @@ def choose_engine(
     with seeds.seeded(seed, "choose"):
         device = whole(episodes)[0].query.y.device
         asked = before.engine if before else engine
-        found = engines.choose(attempt, asked, count(episodes), device, check, iterations, APART[precision])
+        choose = functools.partial(engines.choose, attempt, asked, count(episodes), device, check, iterations)
+        found = _within_memory(lambda: choose(APART[precision]), learner, theta, episodes, "loop", None, precision)
     if before and found.engine == before.engine:
         found = found._replace(reason=before.reason)
-    if together != chunk and found.engine in ("vmap", "compile"):
-        found = found._replace(chunk=together, reason=f"{found.reason}; {together} tasks at a time, for memory")
-    else:
-        found = found._replace(chunk=chunk)
     if engine == "auto":
         _known[key] = found
-    return found
+    if together != chunk and found.engine in ("vmap", "compile"):
+        return found._replace(chunk=together, reason=f"{found.reason}; {together} tasks at a time, for memory")
+    return found._replace(chunk=chunk)
 
 
 def _key(learner: Learner, theta: Theta, episodes: Episodes, more: tuple[Any, ...]) -> str:
@@ -91,23 +93,30 @@ def share_gradient(
     precision: str = "float32",
 ) -> tuple[Tensor, Theta]:
     """`engine.meta_gradient`. Raises OutOfMemoryError, with a setting that fits, where memory runs out."""
+    given = (learner, theta, episodes, engine, chunk, precision)
+    return _within_memory(lambda: engines.meta_gradient(*given), *given)
+
+
+def _within_memory(
+    compute: Callable[[], T],
+    learner: Learner,
+    theta: Theta,
+    episodes: Episodes,
+    engine: str,
+    chunk: int | None,
+    precision: str,
+) -> T:
+    """compute(), which needed this engine; OutOfMemoryError, with a setting that was tried and fits, if it ran out."""
     try:
-        return engines.meta_gradient(learner, theta, episodes, engine, chunk, precision)
+        return compute()
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
             raise
         said = first_line(error)
     # Here the error is gone, and with it the frames that held what did not fit.
-    raise out_of_memory(said, learner, theta, episodes, engine, chunk)
-
-
-def out_of_memory(
-    said: str, learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None
-) -> QuickstudyError:
-    """The error that names a setting that fits, found by trying."""
-    fits = planning.first_that_fits(learner, theta, episodes, engine, chunk)
+    fits = planning.first_that_fits(learner, theta, episodes, engine, chunk, precision)
     together = f" of {min(chunk or count(episodes), count(episodes))} tasks" if engine in ("vmap", "compile") else ""
-    return OutOfMemoryError(
+    raise OutOfMemoryError(
         f"memory ran out in the meta-gradient{together} with engine {engine!r}: {said}. "
         + (
             f"What fits: {fits.options()}. 'quickstudy plan' tells what each setting needs."

@@ -156,7 +156,7 @@ def choose(
     try:
         if engine in ("vmap", "compile"):
             check()
-        (result, drew), seconds = _seconds(lambda: watching_generator(lambda: attempt(engine)))
+        (result, drew), seconds = timed(lambda: watching_generator(lambda: attempt(engine)))
         if engine == "compile":
             _check_same(result, attempt("vmap"), tolerance)
             return Choice(engine, f"as asked, compiled in {seconds:.0f} s")
@@ -215,14 +215,14 @@ def _fastest(
     tolerance: float,
 ) -> Choice:
     """The fastest of the loop and the candidates that can do it and give the loop's result."""
-    (reference, drew), first = _seconds(lambda: watching_generator(lambda: attempt("loop")))
+    (reference, drew), first = timed(lambda: watching_generator(lambda: attempt("loop")))
     warm, notes = {"loop": first}, []  # seconds of a first attempt: what can do it has warmed up, or compiled
 
     def warm_up(name: str) -> None:
         try:
             if name == "vmap":
                 check()
-            result, warm[name] = _seconds(lambda: attempt(name))
+            result, warm[name] = timed(lambda: attempt(name))
             if not drew:
                 _check_same(result, reference, tolerance)
         except CANNOT as error:
@@ -237,7 +237,7 @@ def _fastest(
         warm_up("compile")
         if "compile" in warm:
             notes.append(f"compiled in {warm['compile']:.0f} s")
-            seconds |= {"compile": min(_seconds(lambda: attempt("compile"))[1] for _ in range(ROUNDS))}
+            seconds |= {"compile": min(timed(lambda: attempt("compile"))[1] for _ in range(ROUNDS))}
     best = min(seconds, key=lambda name: seconds[name])
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     return Choice(best, "; ".join([f"fastest of {times}", *notes]))
@@ -246,7 +246,7 @@ def _fastest(
 def _raced(attempt: Callable[[str], Any], warm: dict[str, float]) -> dict[str, float]:
     """The best of a few rounds in turns, so that what else the machine does for a while hits all alike."""
     quick = [name for name, first in warm.items() if first <= LONG]
-    rounds = [{name: _seconds(lambda name=name: attempt(name))[1] for name in quick} for _ in range(ROUNDS)]
+    rounds = [{name: timed(lambda name=name: attempt(name))[1] for name in quick} for _ in range(ROUNDS)]
     return {name: min((one[name] for one in rounds if name in quick), default=warm[name]) for name in warm}
 
 
@@ -266,7 +266,8 @@ def watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
     return result, drawn_since(before)
 
 
-def _seconds(function: Callable[[], T]) -> tuple[T, float]:
+def timed(function: Callable[[], T]) -> tuple[T, float]:
+    """The function's result, and the seconds until the device had finished it."""
     start = time.perf_counter()
     result = function()
     if torch.cuda.is_available():

@@ -8,8 +8,8 @@ set as one more. Chunks grow from one task on, and stop where the next one would
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -65,8 +65,8 @@ def plan(
     engine     "vmap", "threads" or "loop" for that one alone; `chunk` for chunks of this size alone
     progress   is told each setting as soon as it is known
 
-    All give the same meta-gradient up to rounding. It is computed a few times for each: in all some ten times what an
-    iteration takes. Raises ConfigError, with the least that is needed, where nothing stays within.
+    All give the same meta-gradient up to rounding. Each is run a few times, so that a plan takes as long as some dozens
+    of iterations. Raises ConfigError, with the least that is needed, where nothing stays within.
     """
     limit = _limit(memory)
     if engine not in ("auto", *ENGINES):
@@ -207,16 +207,8 @@ def _fastest(compute: Callable[[], None]) -> float:
     """Seconds of the fastest of a few runs: what it takes where nothing disturbs."""
     taken: list[float] = []
     while len(taken) < TIMES[0] or (len(taken) < TIMES[1] and sum(taken) < ENOUGH):
-        taken.append(_seconds(compute))
+        taken.append(engines.timed(compute)[1])
     return min(taken)
-
-
-def _seconds(compute: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    compute()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 # --- while training --------------------------------------------------------------------------------------------------
@@ -229,7 +221,7 @@ def tasks_within(each: float, device: torch.device) -> int | None:
 
 
 def first_that_fits(
-    learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None
+    learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None, precision: str = "float32"
 ) -> Setting | None:
     """After memory ran out: smaller chunks, then a loop, then the same with less to remember; None if none fits.
 
@@ -243,10 +235,11 @@ def first_that_fits(
     tried += [(other, *way) for other in others for way in [(engine, chunk), *ways] if engine != "compile"]
     for adjoint, name, size in tried:
         memory.tidy()
-        began = time.perf_counter()
+        one = _sized(learner, adjoint)(None)
+        compute = functools.partial(engines.meta_gradient, one, theta, episodes, name, size, precision)
         try:
-            engines.meta_gradient(_sized(learner, adjoint)(None), theta, episodes, name, size)
+            _, seconds = engines.timed(compute)
         except (*engines.CANNOT, MemoryError):
             continue
-        return Setting(name, adjoint, size, None, time.perf_counter() - began)
+        return Setting(name, adjoint, size, None, seconds)
     return None
