@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from quickstudy import engine as engines
-from quickstudy import seeds
+from quickstudy import seeds, trials
 from quickstudy.amount import Amount, aligned
 from quickstudy.confusion import Confusion, confusion_of, told_of
 from quickstudy.ensemble import best_thetas
@@ -164,7 +164,7 @@ def classification_calibration(
 
     few = first_tasks(first, TRIAL)
     with seeds.seeded(seed, "choose"):
-        choice = engines.choose(lambda name: measure(few, name), engine, count(few), device)
+        choice = trials.choose(lambda name: measure(few, name), engine, count(few), device)
     numbers, bins, named = [], [], []
     for number, block in enumerate(itertools.chain([first], blocks)):
         check_values(block, outputs)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from quickstudy import engine as engines
-from quickstudy import seeds
+from quickstudy import seeds, trials
 from quickstudy.differences import Judgement, Point, Problem, differentiate, is_finite, judge, length, loss_at, together
-from quickstudy.errors import ConfigError, DataError, QuickstudyError
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.protocol import networks
 from quickstudy.verdict import BAD, EngineCheck, EntryCheck, GradientCheck
@@ -55,9 +55,9 @@ def check_meta_gradient(
         given = _start(learner, seed) if theta is None else theta
         draws, problems = _as_given(learner, given, episode, seed)
     with _double_by_default(), _explained(learner, episode):
-        exact, task = engines.in_double(learner), engines.to_double(episode)
+        exact, task = trials.in_double(learner), trials.to_double(episode)
         problem = Problem(exact, task, directions, tolerance, seed)
-        here = differentiate(problem, engines.to_double(given))
+        here = differentiate(problem, trials.to_double(given))
         _check_repeats(problem, here)
         judged = judge(problem, here, is_approximate(learner))
         judged |= {name: ("handed in", None) for name in judged if name.startswith(learner.handed_in)}
@@ -128,7 +128,7 @@ def _explained(learner: Learner, episode: Episode) -> Iterator[None]:
         )
         raise DataError(
             f"{type(learner).__name__} cannot compute its meta-gradient on this episode ({shapes}): "
-            f"{type(error).__name__}: {engines.first_line(error)}\nAn episode is one task, without a task axis. Where "
+            f"{type(error).__name__}: {first_line(error)}\nAn episode is one task, without a task axis. Where "
             "a layer has no second derivative, first_order=True does without."
         ) from error
 
@@ -154,7 +154,7 @@ def _as_given(learner: Learner, theta: Theta, episode: Episode, seed: int) -> tu
     dtype = next((value.dtype for value in theta.values()), torch.get_default_dtype())
     tasks = pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, _two_tasks(episode))
     with seeds.seeded(seed, "check"):
-        (loss, slope), draws = engines.watching_generator(lambda: engines.meta_gradient(learner, theta, tasks))
+        (loss, slope), draws = trials.watching_generator(lambda: engines.meta_gradient(learner, theta, tasks))
     bad = [name for name, value in {"the meta-loss": loss, **slope}.items() if not is_finite(value)]
     return draws, [f"in {str(dtype).removeprefix('torch.')} not finite: {', '.join(bad)}"] if bad else []
 
@@ -173,7 +173,7 @@ def _where_it_begins(problem: Problem, here: Point, bad: list[str]) -> list[str]
         return []
     support, query = problem.episode
     whole = Episode(support, Batch(*map(torch.cat, zip(support, query, strict=True))))
-    with suppress(*engines.CANNOT):
+    with suppress(*trials.CANNOT):
         still = dataclasses.replace(problem.learner, steps=0)  # type: ignore[type-var]
         problem = problem._replace(learner=still, episode=whole)
         judged = judge(problem, differentiate(problem, here.theta), approximate=False)
@@ -199,7 +199,7 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
 
     def run(name: str) -> tuple[Any, bool]:
         with seeds.seeded(problem.seed, "check"):
-            return engines.watching_generator(lambda: engines.meta_gradient(problem.learner, here.theta, tasks, name))
+            return trials.watching_generator(lambda: engines.meta_gradient(problem.learner, here.theta, tasks, name))
 
     reference, random = run("loop")
 
@@ -207,8 +207,8 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
         if name == "threads" and (draws or random):
             return EngineCheck(name, False, "random draws (dropout) cannot be repeated on threads")
         try:
-            apart = engines.relative_difference(run(name)[0], reference)
-        except engines.CANNOT as error:
+            apart = trials.relative_difference(run(name)[0], reference)
+        except trials.CANNOT as error:
             return EngineCheck(name, False, _why(problem.learner, name, error))
         if random:
             return EngineCheck(name, True, "with other random draws, so not comparable")
@@ -223,4 +223,4 @@ def _why(learner: Learner, name: str, error: Exception) -> str:
     layers = (layer for network in networks(learner).values() for layer in network.modules())
     recurrent = sorted({type(layer).__name__ for layer in layers if isinstance(layer, nn.RNNBase)})
     cause = f"torch has no batching rule for nn.{', nn.'.join(recurrent)}: " if recurrent and name == "vmap" else ""
-    return cause + engines.first_line(error)
+    return cause + first_line(error)

@@ -31,7 +31,7 @@ class TrainingState:
     scheduler: LRScheduler | None
     engine: str = "loop"
     reason: str = ""
-    chunk: int | None = None  # tasks that vmap takes together at the most; None: all
+    chunk: int | None = None  # tasks that are taken together at the most; None: all
     iteration: int = 0
     keep: int = 1  # how many of the best thetas are kept
     best: list[tuple[float, Theta]] = field(default_factory=list)  # validation scores (higher is better), best first

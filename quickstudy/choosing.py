@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from quickstudy import engine as engines
-from quickstudy import memory, planning, seeds
+from quickstudy import memory, planning, seeds, trials
 from quickstudy.episodes import Episodes, count, mapped, whole
 from quickstudy.errors import OutOfMemoryError, first_line
 from quickstudy.learner import Learner, Theta
 from quickstudy.learner_files import describe_learner
 
-APART = {"float32": engines.ROUNDING, "bf16": 1.0}  # between engines; in bf16 kinks (ReLU, pooling) fall otherwise
+APART = {"float32": trials.ROUNDING, "bf16": 1.0}  # between engines; in bf16 kinks (ReLU, pooling) fall otherwise
 T = TypeVar("T")
-_known: dict[str, engines.Choice] = {}
+_known: dict[str, trials.Choice] = {}
 
 
 def choose_engine(
@@ -35,18 +35,18 @@ def choose_engine(
     iterations: int = 0,
     chunk: int | None = None,
     precision: str = "float32",
-) -> engines.Choice:
+) -> trials.Choice:
     """The engine and the chunk for so many meta-gradients of a training; "auto" tries each engine on these episodes."""
     together = chunk
 
     def attempt(name: str) -> tuple[Tensor, Theta]:
-        if name == "compile" and learner.at(0.0) is not learner:
-            raise RuntimeError("the learner changes in the course of training")
         return engines.meta_gradient(learner, theta, episodes, name, together, precision)
 
-    def check() -> None:
+    def check(name: str) -> None:
         nonlocal together
-        fits = _checked_and_measured(learner, theta, episodes)
+        if name in engines.PROGRAMS and learner.at(0.0) is not learner:
+            raise RuntimeError("the learner changes in the course of training")
+        fits = _checked_and_measured(learner, theta, episodes, name)
         if chunk is None and fits is not None and fits < count(episodes):
             together = fits
 
@@ -55,13 +55,13 @@ def choose_engine(
     with seeds.seeded(seed, "choose"):
         device = whole(episodes)[0].query.y.device
         asked = before.engine if before else engine
-        choose = functools.partial(engines.choose, attempt, asked, count(episodes), device, check, iterations)
+        choose = functools.partial(trials.choose, attempt, asked, count(episodes), device, check, iterations)
         found = _within_memory(lambda: choose(APART[precision]), learner, theta, episodes, "loop", None, precision)
     if before and found.engine == before.engine:
         found = found._replace(reason=before.reason)
     if engine == "auto":
         _known[key] = found
-    if together != chunk and found.engine in ("vmap", "compile"):
+    if together != chunk and found.engine in engines.TOGETHER:
         return found._replace(chunk=together, reason=f"{found.reason}; {together} tasks at a time, for memory")
     return found._replace(chunk=chunk)
 
@@ -72,15 +72,15 @@ def _key(learner: Learner, theta: Theta, episodes: Episodes, more: tuple[Any, ..
     return json.dumps([type(learner).__qualname__, describe_learner(learner), shapes, more], default=str)
 
 
-def _checked_and_measured(learner: Learner, theta: Theta, episodes: Episodes) -> int | None:
-    """How many tasks vmap can take together in what memory is free, from the check on two of them; None: unknown.
+def _checked_and_measured(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> int | None:
+    """How many tasks an engine can take together in what memory is free, from its check on two; None: unknown.
 
     The check computes two tasks in float64, as much as four. They count as two: not all can be used to the last byte.
     """
     device = whole(episodes)[0].query.y.device
     before = memory.taken(device)
     with memory.peak(device) as peak:
-        engines.check_vmap(learner, theta, episodes)
+        trials.check_engine(learner, theta, episodes, engine)
     return planning.tasks_within((peak.bytes - before) / 2, device) if peak.bytes and before else None
 
 
@@ -115,7 +115,7 @@ def _within_memory(
         said = first_line(error)
     # Here the error is gone, and with it the frames that held what did not fit.
     fits = planning.first_that_fits(learner, theta, episodes, engine, chunk, precision)
-    together = f" of {min(chunk or count(episodes), count(episodes))} tasks" if engine in ("vmap", "compile") else ""
+    together = f" of {min(chunk or count(episodes), count(episodes))} tasks" if engine in engines.TOGETHER else ""
     raise OutOfMemoryError(
         f"memory ran out in the meta-gradient{together} with engine {engine!r}: {said}. "
         + (
@@ -137,6 +137,6 @@ def error_in_words(
             return share_gradient(learner.at(0.0), theta, episodes, "loop", None, precision)[1]
 
     exact = gradient(plain, mapped(lambda t: t.contiguous(), episodes), "float32")
-    off = engines.relative_difference(gradient(theta, episodes, precision), exact)
+    off = trials.relative_difference(gradient(theta, episodes, precision), exact)
     what = " and ".join([precision] * (precision != "float32") + ["channels last"] * channels_last)
     return f"{what}: the first meta-gradient is {off:.1e} off float32's"

@@ -1,55 +1,37 @@
-"""How a function of one task is mapped over many: vmap, compiled or not, threads, or a loop.
+"""How a function of one task is mapped over many: vmap, threads or a loop, as it is or as a recorded program.
 
-Small models are bound by overhead and want `vmap`, in long trainings compiled; convolutions on a CPU want one task per
-thread, with one intra-op thread each; recurrent layers of torch have no batching rule and want threads.
-`engine="auto"` measures the first iteration with each and says what it chose. The result is the same up to rounding,
-whichever runs.
+Small models are bound by overhead: what they compute is recorded once and replayed for all tasks together, or compiled.
+Convolutions on a CPU want one task per thread, with one intra-op thread each. What cannot be recorded (draws at random)
+or mapped (layers without a batching rule) runs as it is. `engine="auto"` measures each on the first iteration and says
+what it chose. The result is the same up to rounding, whichever runs.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import functools
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from quickstudy.compiling import compiled
-from quickstudy.episodes import Episodes, alike, chunks, count, first_tasks, fitted, unstack
-from quickstudy.errors import ConfigError, EngineWarning, first_line, suggest
+from quickstudy.episodes import Episodes, alike, chunks, count, fitted, unstack
+from quickstudy.errors import ConfigError, suggest
 from quickstudy.learner import Episode, Learner, Theta
-from quickstudy.model import without_chance
 from quickstudy.numerics import autocast
-from quickstudy.seeds import drawn_since, random_states
+from quickstudy.programs import MetaGradient, program_of
 
-ENGINES = ("auto", "vmap", "threads", "loop", "compile")
-CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
-LONG = 5.0  # seconds after which a trial is not repeated for the sake of a better measurement
-ROUNDS = 3  # of trials, otherwise
-ROUNDING = (
-    0.02  # engines agree up to rounding, which grows in float32 through kinks (ReLU, pooling) to some thousandths
-)
-SMALL = 0.05  # seconds of an iteration under vmap up to which the start of operations counts, not their arithmetic
-COMPILING = 60.0  # seconds that a training must take before a compiler is tried: about four times what it needs
+PLAIN = ("vmap", "threads", "loop")  # as the learner's code says
+PROGRAMS = ("replay", "replay-threads", "compile")  # recorded once, for meta-gradients alone
+ENGINES = ("auto", *PLAIN, *PROGRAMS)
+TOGETHER = ("vmap", "replay", "compile")  # several tasks in one operation, so that memory grows with their number
 T = TypeVar("T")
 Task = TypeVar("Task")  # an episode, or a learner and its episode
-
-
-class Choice(NamedTuple):
-    """The engine that runs, and why."""
-
-    engine: str
-    reason: str
-    chunk: int | None = None  # how many tasks vmap takes together at the most; None: all
 
 
 def meta_gradient(
@@ -62,23 +44,31 @@ def meta_gradient(
 ) -> tuple[Tensor, Theta]:
     """Mean meta-loss over a batch of episodes (a scalar) and its gradient in theta.
 
-    `engine`: "vmap", "threads", "loop" or "compile" (see `choose` for "auto"). `chunk`: how many tasks "vmap" and
-    "compile" take together at the most, which bounds their memory; None: all. `precision`: "float32" or "bf16", see
+    `engine`: one of ENGINES but "auto", for which see `choose`. `chunk`: how many tasks "vmap", "replay" and "compile"
+    take together at the most, which bounds their memory; None: all. `precision`: "float32" or "bf16", see
     `quickstudy.numerics`.
+
+    Raises RuntimeError where the engine cannot do it.
     """
-    if engine in ("vmap", "compile"):
-        together = functools.partial(_compiled if engine == "compile" else _together, precision=precision)
-        if engine == "compile" and isinstance(episodes, list):
-            raise RuntimeError("a compiled program serves tasks of one size, these have several")
+    if engine in PROGRAMS and isinstance(episodes, list):
+        raise RuntimeError("a program serves tasks of one size, these have several")
+    if engine in TOGETHER:
+        together = functools.partial(_together, engine=engine, precision=precision)
         groups = alike(learner, episodes)
         parts = ((one.learner, part) for one in groups for part in chunks(one.episodes, chunk))
         return _mean((together(one, theta, part), count(part)) for one, part in parts)
-    tasks, one = _fitted(learner, episodes), functools.partial(_task_gradient, theta, precision)
+    tasks, one = _fitted(learner, episodes), functools.partial(_of_task, theta, precision)
+    if engine == "replay-threads":
+        program = _program(learner, theta, tasks[0][1], engine, precision)
+        return _mean((found, 1) for found in _map(lambda task: program(theta, task[1]), tasks, "threads"))
     return _mean((found, 1) for found in _map(one, tasks, engine))
 
 
-def _compiled(learner: Learner, theta: Theta, episodes: Episode, precision: str) -> tuple[Tensor, Theta]:
-    return compiled(learner, theta, episodes, _together, precision)(theta, episodes)
+def _program(learner: Learner, theta: Theta, episodes: Episode, engine: str, precision: str) -> MetaGradient:
+    def of_task(learner: Learner, theta: Theta, episode: Episode) -> tuple[Tensor, Theta]:
+        return _of_task(theta, precision, (learner, episode))
+
+    return program_of(learner, theta, episodes, of_task, engine, key=precision)
 
 
 def _fitted(learner: Learner, episodes: Episodes) -> list[tuple[Learner, Episode]]:
@@ -128,151 +118,9 @@ def map_learner(
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
-def choose(
-    attempt: Callable[[str], Any],
-    engine: str,
-    tasks: int,
-    device: torch.device,
-    check: Callable[[], None] = lambda: None,
-    iterations: int = 0,
-    tolerance: float = ROUNDING,
-) -> Choice:
-    """The engine to use for `attempt(engine) -> tensors`, which is run a few times to find out.
-
-    `check` raises RuntimeError where vmap must not be trusted, see `check_vmap`. `iterations` is how often it will run:
-    "auto" compiles what runs long enough. `tolerance`: how far results may be apart, relative to their norm.
-
-    What fails under vmap but runs in a loop falls back to the loop or to threads, and says so once; what fails in the
-    loop too is the caller's own error and is raised. Random learners (dropout) do not run on threads, whose order of
-    drawing cannot be repeated.
-    """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.{suggest(engine, ENGINES)}")
-    if engine == "loop" or tasks == 1:
-        return Choice("loop", "as asked" if engine == "loop" else "one task only")
-    others = ["vmap", *_other_than_vmap(device)]
-    if engine == "auto":
-        return _fastest(attempt, others, check, iterations, tolerance)
-    try:
-        if engine in ("vmap", "compile"):
-            check()
-        (result, drew), seconds = timed(lambda: watching_generator(lambda: attempt(engine)))
-        if engine == "compile":
-            _check_same(result, attempt("vmap"), tolerance)
-            return Choice(engine, f"as asked, compiled in {seconds:.0f} s")
-        if not (engine == "threads" and drew):
-            return Choice(engine, "as asked")
-        why = "threads cannot repeat random draws (dropout)"
-    except CANNOT as error:
-        why = f"{engine} cannot: {first_line(error)}"
-    others = others if engine == "compile" else others[1:]
-    choice = _fastest(attempt, [name for name in others if name != engine], check, 0, tolerance)
-    warnings.warn(f"engine {engine!r} is replaced by {choice.engine!r}: {why}", EngineWarning, stacklevel=3)
-    return Choice(choice.engine, why)
-
-
-def _other_than_vmap(device: torch.device) -> list[str]:
-    return ["threads"] if device.type == "cpu" and torch.get_num_threads() > 1 else []
-
-
-def check_vmap(learner: Learner, theta: Theta, episodes: Episodes) -> None:
-    """Raise RuntimeError unless vmap and the loop agree on the meta-gradient of two tasks in float64.
-
-    Some of torch's rules for vmap are wrong in second derivatives, without an error (fused normalisation with scale
-    and shift is one): by less than float32 rounding shows, by far more than float64 rounding. Dropout is off here.
-    """
-    exact, theta, few = in_double(learner), to_double(theta), to_double(first_tasks(episodes, 2))
-    one, drew = watching_generator(lambda: meta_gradient(exact, theta, few, "loop"))
-    if drew:  # a learner that draws numbers of its own draws others under vmap: there is nothing to compare
-        return
-    apart = relative_difference(meta_gradient(exact, theta, few, "vmap"), one)
-    if not apart <= 1e-7:
-        raise RuntimeError(f"a second derivative is wrong under vmap (by {apart:.0e} in float64)")
-
-
-def in_double(learner: Learner) -> Learner:
-    fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
-    models = {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
-    exact = {name: without_chance(copy.deepcopy(value).double()) for name, value in models.items()}
-    return dataclasses.replace(learner, **exact)  # type: ignore[type-var]
-
-
-def to_double(tree: T) -> T:
-    return pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, tree)
-
-
-def relative_difference(a: Any, b: Any) -> float:
-    flat = [torch.cat([t.detach().reshape(-1).double() for t in pytree.tree_leaves(tree)]) for tree in (a, b)]
-    difference, size = torch.linalg.vector_norm(flat[0] - flat[1]), torch.linalg.vector_norm(flat[1])
-    return float(difference / size.clamp(min=1e-12))
-
-
-def _fastest(
-    attempt: Callable[[str], Any],
-    candidates: list[str],
-    check: Callable[[], None],
-    iterations: int,
-    tolerance: float,
-) -> Choice:
-    """The fastest of the loop and the candidates that can do it and give the loop's result."""
-    (reference, drew), first = timed(lambda: watching_generator(lambda: attempt("loop")))
-    warm, notes = {"loop": first}, []  # seconds of a first attempt: what can do it has warmed up, or compiled
-
-    def warm_up(name: str) -> None:
-        try:
-            if name == "vmap":
-                check()
-            result, warm[name] = timed(lambda: attempt(name))
-            if not drew:
-                _check_same(result, reference, tolerance)
-        except CANNOT as error:
-            warm.pop(name, None)
-            notes.append(f"{name} cannot: {first_line(error)}")
-
-    for name in candidates:
-        if not (name == "threads" and drew):
-            warm_up(name)
-    seconds = _raced(attempt, warm)
-    if _worth_compiling(seconds, iterations) and not drew:
-        warm_up("compile")
-        if "compile" in warm:
-            notes.append(f"compiled in {warm['compile']:.0f} s")
-            seconds |= {"compile": min(timed(lambda: attempt("compile"))[1] for _ in range(ROUNDS))}
-    best = min(seconds, key=lambda name: seconds[name])
-    times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
-    return Choice(best, "; ".join([f"fastest of {times}", *notes]))
-
-
-def _raced(attempt: Callable[[str], Any], warm: dict[str, float]) -> dict[str, float]:
-    """The best of a few rounds in turns, so that what else the machine does for a while hits all alike."""
-    quick = [name for name, first in warm.items() if first <= LONG]
-    rounds = [{name: timed(lambda name=name: attempt(name))[1] for name in quick} for _ in range(ROUNDS)]
-    return {name: min((one[name] for one in rounds if name in quick), default=warm[name]) for name in warm}
-
-
-def _worth_compiling(seconds: dict[str, float], iterations: int) -> bool:
-    vmap = seconds.get("vmap", SMALL + 1)
-    return vmap <= min(SMALL, *seconds.values()) and vmap * iterations > COMPILING
-
-
-def _check_same(result: Any, reference: Any, tolerance: float) -> None:
-    if not relative_difference(result, reference) <= tolerance:
-        raise RuntimeError("it gives another result than the loop")
-
-
-def watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
-    before = random_states()
-    result = attempt()
-    return result, drawn_since(before)
-
-
-def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """The function's result, and the seconds until the device had finished it."""
-    start = time.perf_counter()
-    result = function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
+def without_program(engine: str) -> str:
+    """The engine that maps tasks in the same way where nothing is recorded: where no gradient is asked for."""
+    return {"replay": "vmap", "compile": "vmap", "replay-threads": "threads"}.get(engine, engine)
 
 
 # --- one task, all tasks ---------------------------------------------------------------------------------------------
@@ -289,7 +137,7 @@ def _differentiate(loss: Tensor, leaves: Theta) -> Theta:
     return dict(zip(leaves, slopes, strict=True))
 
 
-def _task_gradient(theta: Theta, precision: str, task: tuple[Learner, Episode]) -> tuple[Tensor, Theta]:
+def _of_task(theta: Theta, precision: str, task: tuple[Learner, Episode]) -> tuple[Tensor, Theta]:
     leaves, (learner, episode) = _leaves(theta), task
     with torch.enable_grad():
         with autocast(precision, episode.query.y.device):
@@ -297,7 +145,9 @@ def _task_gradient(theta: Theta, precision: str, task: tuple[Learner, Episode]) 
         return loss.detach(), _differentiate(loss, leaves)
 
 
-def _together(learner: Learner, theta: Theta, episodes: Episode, precision: str) -> tuple[Tensor, Theta]:
+def _together(learner: Learner, theta: Theta, episodes: Episode, engine: str, precision: str) -> tuple[Tensor, Theta]:
+    if engine != "vmap":
+        return _program(learner, theta, episodes, engine, precision)(theta, episodes)
     leaves = _leaves(theta)
     with torch.enable_grad():
         with autocast(precision, episodes.query.y.device):

@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from quickstudy import engine as engines
-from quickstudy import ranks, seeds
+from quickstudy import ranks, seeds, trials
 from quickstudy.ensemble import best_thetas, mean_answer
 from quickstudy.episodes import (
     Episodes,
@@ -254,7 +254,7 @@ def _score(
 
     few = first_tasks(first, TRIAL)
     with seeds.seeded(seed, "choose"):
-        choice = ranks.same_engine(engines.choose(lambda name: measure(few, name), engine, count(few), device))
+        choice = ranks.same_engine(trials.choose(lambda name: measure(few, name), engine, count(few), device))
     result = torch.zeros(episodes, dtype=torch.float64)
     for number in range(ranks.rank(), math.ceil(episodes / BLOCK), ranks.size()):  # the ranks take turns
         block = sample_block(tasks, episodes, seed, device, number) if number else first

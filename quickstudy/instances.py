@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from quickstudy import engine as engines
-from quickstudy import seeds
+from quickstudy import seeds, trials
 from quickstudy.amount import Amount
 from quickstudy.episodes import Episodes, count, first_tasks, unstack
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
@@ -166,7 +166,7 @@ def instance_accuracy(
 
     few = _in_order(first_tasks(first, TRIAL), seed, 0)
     with seeds.seeded(seed, "choose"):
-        choice = engines.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
+        choice = trials.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
     values, done = [], 0
     for number, block in enumerate(itertools.chain([first], blocks)):
         check_values(block, outputs)

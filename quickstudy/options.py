@@ -80,8 +80,9 @@ class TrainOptions(TaskOptions):
     seed: int = 0  # from which every draw of the run follows
     out: Annotated[str | None, word("runs/TASKS-LEARNER")] = None  # run folder
     resume: Annotated[bool, FlagCreatePairsOff] = False  # go on from the run folder's checkpoint
-    engine: Literal["auto", "vmap", "threads", "loop", "compile"] = "auto"  # how tasks are run together
-    chunk: Annotated[int | None, number("all that fit")] = None  # how many tasks vmap takes together at the most
+    # how tasks are run together
+    engine: Literal["auto", "vmap", "threads", "loop", "replay", "replay-threads", "compile"] = "auto"
+    chunk: Annotated[int | None, number("all that fit")] = None  # how many tasks are taken together at the most
     precision: Literal["float32", "bf16"] = "float32"  # of the meta-loss; how far bf16 is off is measured and told
     channels_last: Annotated[bool, FlagCreatePairsOff] = False  # lay out images with their channels last in memory
     val_every: Annotated[int | None, number("a tenth of all")] = None  # iterations between validations

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from quickstudy import engine as engines
-from quickstudy import memory, numerics, seeds
+from quickstudy import memory, numerics, seeds, trials
 from quickstudy.episodes import Episodes, count, first_tasks, moved
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Learner, Theta
@@ -127,8 +127,8 @@ def settings(
 
     def run(learner: Learner, part: Episodes, name: str, check: bool) -> None:
         if name == "vmap" and check:
-            engines.check_vmap(learner, theta, episodes)  # as before a training, which may need more than a chunk does
-        _, drew = engines.watching_generator(lambda: engines.meta_gradient(learner, theta, part, name, None, precision))
+            trials.check_engine(learner, theta, episodes, name)  # as before a training: it may need more than a chunk
+        _, drew = trials.watching_generator(lambda: engines.meta_gradient(learner, theta, part, name, None, precision))
         if drew and name == "threads":
             raise RuntimeError("threads cannot repeat random draws")
 
@@ -141,7 +141,7 @@ def settings(
                 try:
                     few = first_tasks(episodes, together)
                     peak, seconds = _need(_sized(learner, adjoint), few, name, run, device)
-                except (*engines.CANNOT, MemoryError):  # a training would take another engine, or a smaller chunk
+                except (*trials.CANNOT, MemoryError):  # a training would take another engine, or a smaller chunk
                     break
                 last = peak or 0.0
                 size = together if name == "vmap" and together < count(episodes) else None
@@ -207,7 +207,7 @@ def _fastest(compute: Callable[[], None]) -> float:
     """Seconds of the fastest of a few runs: what it takes where nothing disturbs."""
     taken: list[float] = []
     while len(taken) < TIMES[0] or (len(taken) < TIMES[1] and sum(taken) < ENOUGH):
-        taken.append(engines.timed(compute)[1])
+        taken.append(trials.timed(compute)[1])
     return min(taken)
 
 
@@ -228,7 +228,7 @@ def first_that_fits(
     Each is tried, one meta-gradient long.
     """
     together = min(chunk or count(episodes), count(episodes))
-    smaller = [together // 2**i for i in range(1, together.bit_length())] if engine in ("vmap", "compile") else []
+    smaller = [together // 2**i for i in range(1, together.bit_length())] if engine in engines.TOGETHER else []
     own, *others = _adjoints(learner) if getattr(learner, "adjoint", None) != "remat" else ("remat",)
     ways = [("vmap", size) for size in smaller] + ([("loop", None)] if engine != "loop" else [])
     tried = [(own, *way) for way in ways]
@@ -238,8 +238,8 @@ def first_that_fits(
         one = _sized(learner, adjoint)(None)
         compute = functools.partial(engines.meta_gradient, one, theta, episodes, name, size, precision)
         try:
-            _, seconds = engines.timed(compute)
-        except (*engines.CANNOT, MemoryError):
+            _, seconds = trials.timed(compute)
+        except (*trials.CANNOT, MemoryError):
             continue
         return Setting(name, adjoint, size, None, seconds)
     return None

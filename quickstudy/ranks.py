@@ -27,10 +27,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from quickstudy.engine import ENGINES, Choice
+from quickstudy.engine import ENGINES
 from quickstudy.episodes import Episodes, part_of
 from quickstudy.errors import ConfigError, RankError
 from quickstudy.learner import Theta
+from quickstudy.trials import Choice
 
 PATIENCE = 600.0  # seconds that the first rank waits for the others to come
 DESCRIBED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process

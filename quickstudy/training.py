@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from quickstudy import files, numerics, ranks, seeds
 from quickstudy.checkpoint import TrainingState, append_metrics, begin_run, open_run, save_checkpoint, schedule_state
 from quickstudy.choosing import choose_engine, error_in_words, share_gradient
 from quickstudy.episodes import Episodes, count, first_tasks, is_classification, moved, unstack
-from quickstudy.errors import ConfigError, DataError, NonFiniteError
+from quickstudy.errors import ConfigError, DataError, EngineWarning, NonFiniteError
 from quickstudy.evaluation import check_episodes, episode_score, evaluate
 from quickstudy.inner import first_non_finite
 from quickstudy.learner import Learner, Outer, Theta
@@ -180,9 +181,10 @@ def train(
     val              validation tasks: every `val_every` iterations (default a tenth of all) `val_episodes` episodes;
                      the best theta is kept, and after `patience` validations without a better one training stops
     keep             how many of the best thetas are kept in `Trained.best`, for an ensemble at evaluation
-    engine           "auto" measures vmap, threads and loop on the first iteration, and in a long training of a small
-                     model "compile"; its warm-up is told, and counted in the run's timing
-    chunk            how many tasks vmap takes together at the most: less memory, more time; None: all that fit
+    engine           "auto" measures vmap, threads and loop on the first iteration; in longer trainings the recorded
+                     programs "replay" and "replay-threads", too, and in a long one of a small model "compile". What
+                     choosing took is told, and counted in the run's timing
+    chunk            how many tasks are taken together at the most: less memory, more time; None: all that fit
     compile          the same as engine="compile": the meta-gradient as one compiled program, where that can be done
     precision        "bf16" computes meta-losses under torch's autocast to bfloat16; theta and its updates stay float32
     channels_last    lay out images and kernels of convolutions with their channels last. How far the two move the
@@ -201,8 +203,10 @@ def train(
     before it passes on.
     """
     _check_settings(iterations, meta_batch, val_episodes, val_every, patience, keep, chunk)
-    if compile and engine not in ("auto", "vmap", "compile"):
-        raise ConfigError(f"compile=True compiles what vmap computes; it does not go with engine={engine!r}.")
+    if compile and engine not in ("auto", *engines.TOGETHER):
+        raise ConfigError(
+            f"compile=True compiles what all tasks compute together; it does not go with engine={engine!r}."
+        )
     engine = "compile" if compile else engine
     numerics.check_precision(precision)
     if keep > 1 and val is None:
@@ -379,10 +383,10 @@ def _training_score(trained: Trained, episodes: Episodes) -> dict[str, float]:
 
 
 def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> dict[str, float]:
-    engine = "vmap" if state.engine == "compile" else state.engine
-    score = evaluate(
-        trained, settings.val, episodes=settings.val_episodes, seed=settings.seed + 1_000_003, engine=engine
-    )
+    engine, seed = engines.without_program(state.engine), settings.seed + 1_000_003
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EngineWarning)  # what is recorded for training may not be able to do vmap
+        score = evaluate(trained, settings.val, episodes=settings.val_episodes, seed=seed, engine=engine)
     value = score.mean if score.protocol.metric == "accuracy" else -score.mean
     state.remember(value)
     return {"val": score.mean, "val_interval": score.interval}

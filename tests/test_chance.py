@@ -12,7 +12,7 @@ from problems import clusters, random_episodes
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy import engine, model
+from quickstudy import engine, model, trials
 from quickstudy.learner import Episode, training
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -63,7 +63,7 @@ def one_episode() -> Episode:
 
 
 def drew(function: Any) -> bool:
-    return engine.watching_generator(function)[1]
+    return trials.watching_generator(function)[1]
 
 
 @pytest.mark.parametrize("name", DRAWING)

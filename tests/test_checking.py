@@ -16,7 +16,7 @@ from problems import ByTransform, random_episodes, smooth_conv
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy import cli, differences, engine
+from quickstudy import cli, differences, engine, trials
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.learner import Batch, Episode, Learner, Theta
 
@@ -263,8 +263,8 @@ def test_first_order_is_an_approximation():
     assert found.ok and found.approximate
     assert {entry.verdict for entry in found.entries} == {"approximate"}
     # Against both gradients, written out.
-    exact, double = dataclasses.replace(learner, first_order=False), engine.to_double(task)
-    f, g = (gradient(engine.in_double(each), double) for each in (exact, learner))
+    exact, double = dataclasses.replace(learner, first_order=False), trials.to_double(task)
+    f, g = (gradient(trials.in_double(each), double) for each in (exact, learner))
     assert found.difference == pytest.approx(float((f - g).norm() / f.norm()))
     assert found.cosine == pytest.approx(float(f @ g / (f.norm() * g.norm())))
     assert "approximation: differs by" in str(found)

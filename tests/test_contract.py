@@ -52,6 +52,7 @@ class Case:
     columns: tuple[str, int] | None = None  # matrices with this prefix read class k in column number + k
     unused: frozenset[str] = frozenset()  # theta entries whose meta-gradient is zero by design
     outer: float = 1e-2  # Adam's learning rate in the training test
+    decides: bool = False  # it looks at a number that it computed, to warn or to stop: no program can be recorded
 
     def __str__(self) -> str:
         return f"{self.learner}-{self.use}"
@@ -231,10 +232,25 @@ CASES = [
         IMAGE,
         head="head",
     ),
-    Case("imaml", "classification", gradient(qs.IMAML, lambda: vector_net(WAYS), **solved), **by_hand),
-    Case("imaml", "regression", gradient(qs.IMAML, number_net, **solved | squared), exact=False, **regression),
-    Case("imaml", "batch norm", gradient(qs.IMAML, conv("batch", WAYS), **stiff), IMAGE, outer=3e-2, **seen_together),
-    Case("imaml", "support norm", gradient(qs.IMAML, conv("support", WAYS), **stiff), IMAGE, **by_hand),
+    Case("imaml", "classification", gradient(qs.IMAML, lambda: vector_net(WAYS), **solved), **by_hand, decides=True),
+    Case(
+        "imaml",
+        "regression",
+        gradient(qs.IMAML, number_net, **solved | squared),
+        exact=False,
+        **regression,
+        decides=True,
+    ),
+    Case(
+        "imaml",
+        "batch norm",
+        gradient(qs.IMAML, conv("batch", WAYS), **stiff),
+        IMAGE,
+        outer=3e-2,
+        **seen_together,
+        decides=True,
+    ),
+    Case("imaml", "support norm", gradient(qs.IMAML, conv("support", WAYS), **stiff), IMAGE, **by_hand, decides=True),
     Case("metacurvature", "classification", gradient(qs.MetaCurvature, lambda: vector_net(WAYS)), head="head"),
     Case("metacurvature", "regression", gradient(qs.MetaCurvature, number_net, **squared), **regression),
     Case(
@@ -366,10 +382,12 @@ CASES = [
     ),
     Case("r2d2", "batch norm", metric(qs.R2D2, conv("batch", None)), IMAGE, transductive=True),
     Case("r2d2", "support norm", metric(qs.R2D2, conv("support", None)), IMAGE),
-    Case("metaoptnet", "classification", metric(qs.MetaOptNet, lambda: vector_net(None))),
+    Case("metaoptnet", "classification", metric(qs.MetaOptNet, lambda: vector_net(None)), decides=True),
     Case("metaoptnet", "ridge", metric(qs.MetaOptNet, lambda: vector_net(None), head="ridge", lam=1.0)),
-    Case("metaoptnet", "batch norm", metric(qs.MetaOptNet, conv("batch", None)), IMAGE, transductive=True),
-    Case("metaoptnet", "support norm", metric(qs.MetaOptNet, conv("support", None)), IMAGE),
+    Case(
+        "metaoptnet", "batch norm", metric(qs.MetaOptNet, conv("batch", None)), IMAGE, transductive=True, decides=True
+    ),
+    Case("metaoptnet", "support norm", metric(qs.MetaOptNet, conv("support", None)), IMAGE, decides=True),
     Case("finetune", "classification, head", finetune(lambda: vector_net(POOL))),
     Case("finetune", "classification, all", finetune(lambda: vector_net(POOL), fit="all")),
     Case("finetune", "batch norm", finetune(conv("batch", POOL)), IMAGE, transductive=True),
@@ -508,6 +526,24 @@ def test_engines_agree_on_the_meta_gradient(case, name):
     other_loss, other_slope = meta_gradient(learner, theta, episodes, name)
     assert_close(other_loss, loss, 1e-10)
     assert_close(other_slope, slope, 1e-10)
+
+
+@rows()
+def test_what_was_recorded_holds_for_other_tasks_and_another_theta(case):
+    learner = case.build()
+    theta, episodes = learner.init(), case.episodes()
+    if case.decides:
+        with pytest.raises(RuntimeError, match="decides on a tensor's values"):
+            meta_gradient(learner, theta, episodes, "replay")
+        return
+    for seed in (0, 1):  # the second is computed by the program of the first
+        episodes = random_episodes(3, case.shape, None if case.regression else WAYS, queries=2, seed=seed)
+        (loss, slope), (other_loss, other_slope) = (
+            meta_gradient(learner, theta, episodes, name) for name in ("loop", "replay")
+        )
+        assert_close(other_loss, loss, 1e-9)
+        assert_close(other_slope, slope, 1e-9)
+        theta = {name: value + 0.01 * torch.randn_like(value) for name, value in theta.items()}
 
 
 @rows()

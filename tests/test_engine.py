@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from problems import ByTransform, assert_close, clusters, cores, map_tasks, meta
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy import engine
+from quickstudy import engine, trials
 from quickstudy.episodes import chunks
 from quickstudy.errors import ConfigError, EngineWarning
 from quickstudy.learner import Batch, Episode, Learner, Theta
@@ -139,18 +138,18 @@ def learner_for(name: str) -> qs.MAML:
     return qs.MAML(net, lr=0.3, steps=2)
 
 
-def choose(learner: Learner, theta: Theta, episodes: Episode, name: str) -> engine.Choice:
+def choose(learner: Learner, theta: Theta, episodes: Episode, name: str) -> trials.Choice:
     """The choice that `qs.train` makes."""
-    return engine.choose(
+    return trials.choose(
         lambda which: qs.meta_gradient(learner, theta, episodes, which),
         name,
         len(episodes.query.y),
         CPU,
-        check=lambda: engine.check_vmap(learner, theta, episodes),
+        check=lambda which: trials.check_engine(learner, theta, episodes, which),
     )
 
 
-def chosen_in_peace(learner: Learner, theta: Theta, episodes: Episode, name: str) -> tuple[engine.Choice, list[type]]:
+def chosen_in_peace(learner: Learner, theta: Theta, episodes: Episode, name: str) -> tuple[trials.Choice, list[type]]:
     """The choice, and the categories of the warnings that the user sees meanwhile."""
     torch.set_warn_always(True)  # some of torch's warnings come once per process only
     try:
@@ -165,7 +164,7 @@ def chosen_in_peace(learner: Learner, theta: Theta, episodes: Episode, name: str
 # --- what the user asks for, and gets --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wanted", ["vmap", "threads", "auto"])
+@pytest.mark.parametrize("wanted", ["vmap", "threads", "auto", "replay", "replay-threads"])
 @pytest.mark.parametrize("name", ANY)
 def test_every_network_gets_the_loops_meta_gradient(name, wanted):
     """Second order, through whatever engine is chosen, without any action by the user."""
@@ -186,7 +185,7 @@ def test_every_network_gets_the_loops_meta_gradient(name, wanted):
 def test_vmap_runs_where_it_can_without_a_word(name):
     learner, episodes = learner_for(name), episodes_for_sequences()
     choice, seen = chosen_in_peace(learner, learner.init(), episodes, "vmap")
-    assert choice == engine.Choice("vmap", "as asked") and seen == []
+    assert choice == trials.Choice("vmap", "as asked") and seen == []
 
 
 def in_single(learner: qs.MAML, episodes: Episode) -> Episode:
@@ -239,7 +238,7 @@ def test_evaluation_agrees_with_the_loop_in_both_modes(name, mode, wanted):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        choice = engine.choose(measure, wanted, 3, CPU)
+        choice = trials.choose(measure, wanted, 3, CPU)
         assert_close(measure(choice.engine), measure("loop"), 1e-10)
 
 
@@ -307,7 +306,7 @@ def test_dropout_does_not_run_on_threads():
 def test_dropout_inside_attention_does_not_count_as_a_wrong_derivative(build):
     learner, episodes = qs.MAML(build(), lr=0.3), episodes_for_sequences()
     choice, seen = chosen_in_peace(learner, learner.init(), episodes, "vmap")
-    assert choice == engine.Choice("vmap", "as asked") and seen == []
+    assert choice == trials.Choice("vmap", "as asked") and seen == []
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,28 +329,28 @@ class Noisy(Learner):
 
 def test_a_learner_that_draws_does_not_count_as_a_wrong_derivative():
     choice, seen = chosen_in_peace(Noisy(), Noisy().init(), random_episodes(), "vmap")
-    assert choice == engine.Choice("vmap", "as asked") and seen == []
+    assert choice == trials.Choice("vmap", "as asked") and seen == []
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
 
 
-def choose_among(attempt: Callable[[str], Any], name: str, tasks: int = 4) -> engine.Choice:
-    return engine.choose(attempt, name, tasks, CPU)
+def choose_among(attempt: Callable[[str], Any], name: str, tasks: int = 4) -> trials.Choice:
+    return trials.choose(attempt, name, tasks, CPU)
 
 
 def test_the_loop_is_chosen_without_a_trial():
     def never(which: str) -> None:
         raise AssertionError("tried")
 
-    assert choose_among(never, "loop") == engine.Choice("loop", "as asked")
-    assert choose_among(never, "vmap", tasks=1) == engine.Choice("loop", "one task only")
+    assert choose_among(never, "loop") == trials.Choice("loop", "as asked")
+    assert choose_among(never, "vmap", tasks=1) == trials.Choice("loop", "one task only")
 
 
 def test_auto_takes_the_fastest(monkeypatch):
     """By a clock that runs as each engine says."""
     now, seconds = [0.0], {"loop": 3.0, "threads": 2.0, "vmap": 1.0}
-    monkeypatch.setattr(engine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trials.time, "perf_counter", lambda: now[0])
 
     def attempt(which: str) -> Tensor:
         now[0] += seconds[which]
@@ -526,8 +525,8 @@ def test_a_wrong_second_derivative_under_vmap_is_found(name):
     apart = max(float((loop[n] - vmap[n]).abs().max() / loop[n].abs().max()) for n in theta)
     if apart < 1e-9:
         pytest.skip("this torch gets it right")
-    with pytest.raises(RuntimeError, match="second derivative is wrong under vmap"):
-        engine.check_vmap(learner, theta, episodes)
+    with pytest.raises(RuntimeError, match="its meta-gradient is wrong"):
+        trials.check_engine(learner, theta, episodes, "vmap")
     choice, seen = chosen_in_peace(learner, theta, episodes, "vmap")
     assert choice.engine != "vmap" and seen == [EngineWarning]
 
@@ -539,8 +538,8 @@ def test_a_meta_gradient_that_is_not_finite_under_vmap_alone_is_found():
             return output * torch.nan if inside_transform() else output
 
     learner = qs.MAML(OnlyInTheLoop(4, 3))
-    with pytest.raises(RuntimeError, match="vmap"):
-        engine.check_vmap(learner, learner.init(), random_episodes())
+    with pytest.raises(RuntimeError, match="wrong \\(by nan"):
+        trials.check_engine(learner, learner.init(), random_episodes(), "vmap")
 
 
 @pytest.mark.parametrize("name", ["plain", "batch norm", "transformer"])
@@ -548,7 +547,7 @@ def test_what_vmap_gets_right_passes_the_check_in_float32_too(name):
     learner = learner_for(name)
     single = in_single(learner, episodes_for_sequences())
     unchanged = snapshot(learner.model, single)
-    engine.check_vmap(learner, learner.init(), single)
+    trials.check_engine(learner, learner.init(), single, "vmap")
     assert unchanged()
 
 
@@ -559,92 +558,8 @@ def test_chunks_of_tasks_give_the_same_mean(chunk):
     episodes = random_episodes(5)
     wanted = qs.meta_gradient(learner, theta, episodes, "loop")
     found = qs.meta_gradient(learner, theta, episodes, "vmap", chunk)
-    assert engine.relative_difference(found, wanted) < 1e-12
+    assert trials.relative_difference(found, wanted) < 1e-12
     for part in chunks(episodes, chunk):
         seen.append(part.query.x)
         assert len(part.query.x) <= chunk
     assert torch.equal(torch.cat(seen), episodes.query.x)
-
-
-# --- compiled --------------------------------------------------------------------------------------------------------
-
-
-def test_a_compiled_meta_gradient_is_that_of_the_loop():
-    learner = qs.MAML(nn.Linear(4, 3), lr=0.2)  # small: compiling is what takes long
-    theta = learner.init()
-    for seed in (0, 1):  # the second with other numbers in the same program
-        episodes = random_episodes(seed=seed)
-        both = [meta_gradient(learner, theta, episodes, name) for name in ("compile", "loop")]
-        assert engine.relative_difference(*both) < 1e-12
-        theta = {name: value + 0.1 for name, value in theta.items()}
-    choice = choose(learner, theta, episodes, "compile")
-    assert choice.engine == "compile" and choice.reason.startswith("as asked, compiled in")
-
-
-class Deciding(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * (2.0 if bool(self.weight.sum() > 0) else 1.0)
-
-
-@pytest.mark.parametrize(
-    ("build", "why"),
-    [
-        (lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)), "compile cannot: it draws at random"),
-        (lambda: Deciding(4, 3), "compile cannot: "),
-    ],
-)
-def test_what_cannot_be_compiled_runs_otherwise_and_says_why(build, why):
-    learner = qs.ProtoNet(build(), ways=3) if why.endswith(" ") else qs.MAML(build(), lr=0.1)
-    theta, episodes = learner.init(), random_episodes()
-    with pytest.warns(EngineWarning, match=f"engine 'compile' is replaced by '(vmap|loop)': {why}"):
-        choice = choose(learner, theta, episodes, "compile")
-    assert choice.engine in ("vmap", "loop")
-
-
-def test_tasks_of_several_sizes_are_not_compiled():
-    few, more = (engine.unstack(random_episodes(1, shots=shots))[0] for shots in (1, 2))
-    with pytest.raises(RuntimeError, match="tasks of one size"):
-        meta_gradient(qs.ProtoNet(qs.nn.mlp(4), ways=3), {}, [few, more], "compile")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "iterations", "worth"),
-    [
-        ({"loop": 0.05, "vmap": 0.01}, 10_000, True),
-        ({"loop": 0.05, "vmap": 0.01}, 1_000, False),  # over before a compiler is
-        ({"loop": 0.4, "vmap": 0.2}, 10_000, False),  # arithmetic, not starts
-        ({"loop": 0.02, "vmap": 0.03}, 10_000, False),
-        ({"loop": 0.02}, 10_000, False),
-    ],
-)
-def test_auto_tries_a_compiler_where_it_can_pay(seconds, iterations, worth):
-    assert engine._worth_compiling(seconds, iterations) == worth
-
-
-def test_auto_takes_what_was_compiled_only_if_it_is_faster_and_right():
-    def tried(compiled_value: float, pause: float) -> engine.Choice:
-        def attempt(name: str) -> Tensor:
-            time.sleep({"loop": 0.03, "vmap": 0.02, "compile": pause}[name])
-            return torch.tensor([compiled_value if name == "compile" else 1.0])
-
-        return engine.choose(attempt, "auto", 4, CPU, iterations=10_000)
-
-    assert tried(1.0, 0.001).engine == "compile" and "compiled in 0 s" in tried(1.0, 0.001).reason
-    assert tried(1.0, 0.05).engine == "vmap"
-    wrong = tried(2.0, 0.001)
-    assert wrong.engine == "vmap" and "compile cannot: it gives another result" in wrong.reason
-
-
-# --- on a GPU --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_compiled_program_replays_as_one_graph_and_reads_its_inputs_anew():
-    torch.set_default_dtype(torch.float32)
-    device = torch.device("cuda")
-    learner = qs.MAML(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).to(device), lr=0.1, steps=2)
-    for seed in range(3):  # other weights and other tasks each time
-        theta = {name: value + 0.1 * seed for name, value in learner.init().items()}
-        episodes = Episode(*(Batch(x.float().to(device), y.to(device)) for x, y in random_episodes(4, seed=seed)))
-        exact = qs.meta_gradient(learner, theta, episodes, "vmap")
-        assert engine.relative_difference(qs.meta_gradient(learner, theta, episodes, "compile"), exact) < 1e-4

@@ -12,7 +12,7 @@ import torch
 from problems import assert_close, cores
 
 import quickstudy as qs
-from quickstudy import choosing, cli, engine, memory, planning, recipes
+from quickstudy import choosing, cli, engine, memory, planning, recipes, trials
 from quickstudy.episodes import count
 from quickstudy.errors import ConfigError, OutOfMemoryError
 
@@ -313,5 +313,5 @@ def test_every_engine_computes_in_bf16(name):
     theta, episodes = learner.init(), tasks.sample(3, torch.Generator().manual_seed(0))
     exact = engine.meta_gradient(learner, theta, episodes)
     with cores(2):
-        off = engine.relative_difference(engine.meta_gradient(learner, theta, episodes, name, None, "bf16"), exact)
+        off = trials.relative_difference(engine.meta_gradient(learner, theta, episodes, name, None, "bf16"), exact)
     assert 1e-4 < off < 0.5

@@ -1,0 +1,124 @@
+"""Meta-gradients as programs: recorded once for a learner and tasks of certain shapes, then replayed or compiled.
+
+One task's meta-gradient is recorded on the plain tape, where torch's derivatives are right and ours are cheap. Its
+operations are then mapped over tasks. "replay" calls torch for each of them; "compile" has torch's inductor turn them
+into few loops of machine code first, which takes from ten seconds to minutes; "replay-threads" runs the program of one
+task on each thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from quickstudy.errors import first_line
+from quickstudy.learner import Episode, Learner, Theta
+from quickstudy.model import prepare
+from quickstudy.recording import Program, over_tasks, record
+
+MetaGradient = Callable[[Theta, Episode], tuple[Tensor, Theta]]  # theta, episodes -> loss, its gradient
+OfTask = Callable[[Learner, Theta, Episode], tuple[Tensor, Theta]]
+_known: weakref.WeakKeyDictionary[Learner, dict[Any, MetaGradient]] = weakref.WeakKeyDictionary()
+
+
+def program_of(
+    learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: str, key: Any = None
+) -> MetaGradient:
+    """(theta, episodes) -> meta-loss and meta-gradient, for these shapes, made once for each.
+
+    of_task    learner, theta, one episode -> its loss and gradient, on the plain tape; `key` tells apart several
+    engine     "replay" and "compile": the mean over episodes with a task axis; "replay-threads": of one episode
+
+    Raises RuntimeError, with the reason, for what cannot be recorded or compiled.
+    """
+    known = _known.setdefault(learner, {})
+    leaves, spec = pytree.tree_flatten((theta, episodes))
+    shapes = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
+    # What is compiled holds for one layout in memory and one number of threads.
+    layout = (torch.get_num_threads(), *(leaf.stride() for leaf in leaves)) if engine == "compile" else None
+    wanted = (engine, key, spec, shapes, layout)
+    if wanted not in known:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, about itself
+                known[wanted] = _made(learner, theta, episodes, of_task, engine)
+        except Exception as error:  # the compiler and a learner's own code raise of every kind
+            raise RuntimeError(first_line(error)) from error
+    return known[wanted]
+
+
+def _made(learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: str) -> MetaGradient:
+    for field in dataclasses.fields(learner):  # type: ignore[arg-type]
+        if isinstance(model := getattr(learner, field.name), nn.Module):
+            prepare(model)
+    together, names = engine != "replay-threads", list(theta)
+    one = pytree.tree_map(lambda t: t[0], episodes) if together else episodes
+    leaves, spec = pytree.tree_flatten((theta, one))
+
+    def flat(*leaves: Tensor) -> list[Tensor]:
+        loss, slope = of_task(learner, *pytree.tree_unflatten(list(leaves), spec))
+        return [loss, *(slope[name] for name in names)]
+
+    program = record(flat, leaves)
+    if together:
+        leaves = [leaf.detach() for leaf in pytree.tree_leaves((theta, episodes))]
+        program = over_tasks(program, leaves, shared=len(names))
+        program = _compiled(program, leaves) if engine == "compile" else program
+        program = _as_one_graph(program, leaves) if all(leaf.is_cuda for leaf in leaves) else program
+
+    def compute(theta: Theta, episodes: Episode) -> tuple[Tensor, Theta]:
+        with torch.no_grad():
+            loss, *slopes = program(*(leaf.detach() for leaf in pytree.tree_leaves((theta, episodes))))
+        return loss, dict(zip(names, slopes, strict=True))
+
+    return compute
+
+
+def _compiled(program: Program, leaves: Sequence[Tensor]) -> Program:
+    """The same in machine code."""
+    from torch._inductor.compile_fx import compile_fx_inner  # takes a second to import
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    traced = make_fx(
+        lambda *leaves: tuple(program(*leaves)),
+        select_decomp_table(),
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+    )(*leaves)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    run: Any = compile_fx_inner(traced, leaves)
+    return lambda *leaves: run(list(leaves))  # it empties the list that it is given
+
+
+@torch.no_grad()
+def _as_one_graph(program: Program, leaves: Sequence[Tensor]) -> Program:
+    """The program as one CUDA graph, whose kernels are started together; as it is where that cannot be recorded."""
+    held, side = [leaf.clone() for leaf in leaves], torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is recorded must have run before, and elsewhere than on the main stream
+        for _ in range(3):
+            program(*held)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            found = program(*held)
+    except RuntimeError:
+        return program
+
+    def replay(*leaves: Tensor) -> list[Tensor]:
+        for place, leaf in zip(held, leaves, strict=True):
+            place.copy_(leaf)
+        graph.replay()
+        return [tensor.clone() for tensor in found]  # the next replay writes to the same memory
+
+    return replay

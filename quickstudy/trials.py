@@ -1,0 +1,203 @@
+"""Which engine to use: each is held against the loop, timed, and the fastest that gives the loop's result is taken."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from quickstudy.engine import ENGINES, PLAIN, meta_gradient
+from quickstudy.episodes import Episodes, first_tasks
+from quickstudy.errors import ConfigError, EngineWarning, first_line, suggest
+from quickstudy.learner import Learner, Theta
+from quickstudy.model import without_chance
+from quickstudy.seeds import drawn_since, random_states
+
+CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
+LONG = 5.0  # seconds after which a trial is not repeated for the sake of a better measurement
+ROUNDS = 3  # of trials, otherwise
+ROUNDING = 0.02  # how far engines are apart by rounding: in float32 it grows through kinks (ReLU) to some thousandths
+RECORDING = 25.0  # loops over all tasks that recording, checking and measuring programs takes, at the most
+COMPILING = (10.0, 45.0)  # seconds that a compiler takes, and its time over that of recording the same program
+SMALL = 0.05  # seconds of a replay up to which the start of operations counts, not their arithmetic
+T = TypeVar("T")
+
+
+class Choice(NamedTuple):
+    """The engine that runs, and why."""
+
+    engine: str
+    reason: str
+    chunk: int | None = None  # how many tasks are taken together at the most; None: all
+
+
+def choose(
+    attempt: Callable[[str], Any],
+    engine: str,
+    tasks: int,
+    device: torch.device,
+    check: Callable[[str], None] = lambda engine: None,
+    iterations: int = 0,
+    tolerance: float = ROUNDING,
+) -> Choice:
+    """The engine to use for `attempt(engine) -> tensors`, which is run a few times to find out.
+
+    check        raises RuntimeError where an engine must not be trusted, see `check_engine`
+    iterations   how often it will run: "auto" tries programs where it pays to make them
+    tolerance    how far results may be apart, relative to their norm
+
+    What fails with an engine but runs in a loop falls back to the fastest that can, and says so once; what fails in the
+    loop too is the caller's own error and is raised. Random learners (dropout) do not run on threads, whose order of
+    drawing cannot be repeated.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.{suggest(engine, ENGINES)}")
+    if engine == "loop" or (tasks == 1 and engine in PLAIN):
+        return Choice("loop", "as asked" if engine == "loop" else "one task only")
+    others = ["vmap", *_threads(device)] if tasks > 1 else []
+    if engine == "auto":
+        programs = ["replay", *(["replay-threads"] if tasks > 1 and device.type == "cpu" else [])]
+        return _fastest(attempt, others, programs, check, iterations, tolerance)
+    try:
+        check(engine)
+        (result, drew), seconds = timed(lambda: watching_generator(lambda: attempt(engine)))
+        if engine == "compile":
+            _check_same(result, attempt("loop"), tolerance)
+            return Choice(engine, f"as asked, compiled in {seconds:.0f} s")
+        if not (engine == "threads" and drew):
+            return Choice(engine, "as asked")
+        why = "threads cannot repeat random draws (dropout)"
+    except CANNOT as error:
+        why = f"{engine} cannot: {first_line(error)}"
+    choice = _fastest(attempt, [name for name in others if name != engine], [], check, 0, tolerance)
+    warnings.warn(f"engine {engine!r} is replaced by {choice.engine!r}: {why}", EngineWarning, stacklevel=3)
+    return Choice(choice.engine, why)
+
+
+def _threads(device: torch.device) -> list[str]:
+    return ["threads"] if device.type == "cpu" and torch.get_num_threads() > 1 else []
+
+
+def check_engine(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> None:
+    """Raise RuntimeError unless an engine and the loop agree on the meta-gradient of two tasks in float64.
+
+    Some of torch's rules for vmap are wrong in second derivatives, without an error (fused normalisation with scale
+    and shift is one): by less than float32 rounding shows, by far more than float64 rounding. And a program that was
+    recorded on one task must hold for another. Dropout is off here.
+    """
+    if engine in ("threads", "loop"):  # they run the same operations
+        return
+    exact, theta, few = in_double(learner), to_double(theta), to_double(first_tasks(episodes, 2))
+    one, drew = watching_generator(lambda: meta_gradient(exact, theta, few, "loop"))
+    if drew:  # a learner that draws numbers of its own draws others under vmap: there is nothing to compare
+        return
+    # A compiler is given the program that "replay" runs.
+    apart = relative_difference(meta_gradient(exact, theta, few, "replay" if engine == "compile" else engine), one)
+    if not apart <= 1e-7:
+        raise RuntimeError(f"its meta-gradient is wrong (by {apart:.0e} in float64)")
+
+
+def in_double(learner: Learner) -> Learner:
+    fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
+    models = {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
+    exact = {name: without_chance(copy.deepcopy(value).double()) for name, value in models.items()}
+    return dataclasses.replace(learner, **exact)  # type: ignore[type-var]
+
+
+def to_double(tree: T) -> T:
+    return pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, tree)
+
+
+def relative_difference(a: Any, b: Any) -> float:
+    flat = [torch.cat([t.detach().reshape(-1).double() for t in pytree.tree_leaves(tree)]) for tree in (a, b)]
+    difference, size = torch.linalg.vector_norm(flat[0] - flat[1]), torch.linalg.vector_norm(flat[1])
+    return float(difference / size.clamp(min=1e-12))
+
+
+def _fastest(
+    attempt: Callable[[str], Any],
+    candidates: list[str],
+    programs: list[str],
+    check: Callable[[str], None],
+    iterations: int,
+    tolerance: float,
+) -> Choice:
+    """The fastest of the loop and those candidates that can do it and give its result; programs only where they pay."""
+    (reference, drew), first = timed(lambda: watching_generator(lambda: attempt("loop")))
+    warm, notes = {"loop": first}, []  # seconds of the first attempt: a program is recorded or compiled in it
+
+    def warm_up(names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                check(name)
+                result, warm[name] = timed(lambda name=name: attempt(name))
+                if not drew:
+                    _check_same(result, reference, tolerance)
+            except CANNOT as error:
+                warm.pop(name, None)
+                notes.append(f"{name} cannot: {first_line(error)}")
+
+    warm_up(name for name in candidates if not (name == "threads" and drew))
+    seconds = _raced(attempt, warm)
+    if not drew and _worth_recording(first, seconds, iterations):
+        warm_up(programs)
+        seconds |= _raced(attempt, {name: warm[name] for name in (_best(seconds), *programs) if name in warm})
+        if _worth_compiling(warm, seconds, iterations):
+            warm_up(["compile"])
+        if "compile" in warm:
+            notes.append(f"compiled in {warm['compile']:.0f} s")
+            seconds |= _raced(attempt, {"compile": 0.0})
+    times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
+    return Choice(_best(seconds), "; ".join([f"fastest of {times}", *notes]))
+
+
+def _best(seconds: dict[str, float]) -> str:
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _raced(attempt: Callable[[str], Any], warm: dict[str, float]) -> dict[str, float]:
+    """The best of a few rounds in turns, so that what else the machine does for a while hits all alike."""
+    quick = [name for name, first in warm.items() if first <= LONG]
+    rounds = [{name: timed(lambda name=name: attempt(name))[1] for name in quick} for _ in range(ROUNDS)]
+    return {name: min((one[name] for one in rounds if name in quick), default=warm[name]) for name in warm}
+
+
+def _worth_recording(loop: float, seconds: dict[str, float], iterations: int) -> bool:
+    """Whether making and measuring programs takes at most a tenth of what the training takes without."""
+    return RECORDING * loop < 0.1 * iterations * min(seconds.values())
+
+
+def _worth_compiling(warm: dict[str, float], seconds: dict[str, float], iterations: int) -> bool:
+    """Whether a program that is bound by the start of operations runs five times as long as compiling it takes."""
+    replay = seconds.get("replay", SMALL + 1)
+    if replay > min(SMALL, *seconds.values()):
+        return False
+    start, share = COMPILING
+    return replay * iterations > 5 * (start + share * warm["replay"])
+
+
+def _check_same(result: Any, reference: Any, tolerance: float) -> None:
+    if not relative_difference(result, reference) <= tolerance:
+        raise RuntimeError("it gives another result than the loop")
+
+
+def watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
+    before = random_states()
+    result = attempt()
+    return result, drawn_since(before)
+
+
+def timed(function: Callable[[], T]) -> tuple[T, float]:
+    """The function's result, and the seconds until the device had finished it."""
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
