@@ -54,6 +54,8 @@ def meta_gradient(
         raise RuntimeError("a program serves tasks of one size, these have several")
     if engine in TOGETHER:
         together = functools.partial(_together, engine=engine, precision=precision)
+        if not isinstance(episodes, list) and (chunk is None or count(episodes) <= chunk):
+            return together(learner, theta, episodes)
         groups = alike(learner, episodes)
         parts = ((one.learner, part) for one in groups for part in chunks(one.episodes, chunk))
         return _mean((together(one, theta, part), count(part)) for one, part in parts)

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from quickstudy.episodes import unstack
 from quickstudy.errors import first_line
-from quickstudy.learner import Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import prepare
 from quickstudy.recording import Program, over_tasks, record
 
@@ -38,12 +38,11 @@ def program_of(
 
     Raises RuntimeError, with the reason, for what cannot be recorded or compiled.
     """
-    known = _known.setdefault(learner, {})
-    leaves, spec = pytree.tree_flatten((theta, episodes))
+    known, leaves = _known.setdefault(learner, {}), _leaves(theta, episodes)
     shapes = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
     # What is compiled holds for one layout in memory and one number of threads.
     layout = (torch.get_num_threads(), *(leaf.stride() for leaf in leaves)) if engine == "compile" else None
-    wanted = (engine, key, spec, shapes, layout)
+    wanted = (engine, key, tuple(theta), shapes, layout)
     if wanted not in known:
         try:
             with warnings.catch_warnings():
@@ -59,26 +58,29 @@ def _made(learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, en
         if isinstance(model := getattr(learner, field.name), nn.Module):
             prepare(model)
     together, names = engine != "replay-threads", list(theta)
-    one = pytree.tree_map(lambda t: t[0], episodes) if together else episodes
-    leaves, spec = pytree.tree_flatten((theta, one))
 
     def flat(*leaves: Tensor) -> list[Tensor]:
-        loss, slope = of_task(learner, *pytree.tree_unflatten(list(leaves), spec))
+        theta, (xs, ys, xq, yq) = dict(zip(names, leaves, strict=False)), leaves[len(names) :]
+        loss, slope = of_task(learner, theta, Episode(Batch(xs, ys), Batch(xq, yq)))
         return [loss, *(slope[name] for name in names)]
 
-    program = record(flat, leaves)
+    program = record(flat, _leaves(theta, unstack(episodes)[0] if together else episodes))
     if together:
-        leaves = [leaf.detach() for leaf in pytree.tree_leaves((theta, episodes))]
+        leaves = [leaf.detach() for leaf in _leaves(theta, episodes)]
         program = over_tasks(program, leaves, shared=len(names))
         program = _compiled(program, leaves) if engine == "compile" else program
         program = _as_one_graph(program, leaves) if all(leaf.is_cuda for leaf in leaves) else program
 
     def compute(theta: Theta, episodes: Episode) -> tuple[Tensor, Theta]:
         with torch.no_grad():
-            loss, *slopes = program(*(leaf.detach() for leaf in pytree.tree_leaves((theta, episodes))))
+            loss, *slopes = program(*_leaves(theta, episodes))
         return loss, dict(zip(names, slopes, strict=True))
 
     return compute
+
+
+def _leaves(theta: Theta, episodes: Episode) -> list[Tensor]:
+    return [*theta.values(), *episodes.support, *episodes.query]
 
 
 def _compiled(program: Program, leaves: Sequence[Tensor]) -> Program:

@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from quickstudy.rewriting import CHECK, Call, Like, finished, rewritten
+from quickstudy.rewriting import CHECK, VIEWS, Call, Like, finished, rewritten
 
 Program = Callable[..., list[Tensor]]
 
@@ -118,8 +118,9 @@ class _Recorder(TorchDispatchMode):
         return functools.partial(scope["forward"], types.SimpleNamespace(**self.constants))
 
     def _own(self, node: fx.Node) -> fx.Node:
-        """A result that is an input or a constant, as a copy: whoever asked for it may write to it."""
-        return node if node.op == "call_function" else self.graph.call_function(aten.clone.default, (node,))
+        """A result in memory of its own: whoever asked for it may write to it, to no input or constant."""
+        fresh = node.op == "call_function" and node.target not in VIEWS
+        return node if fresh else self.graph.call_function(aten.clone.default, (node,))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -17,6 +17,9 @@ aten = torch.ops.aten
 CHECK = aten._linalg_check_errors.default  # has no result: it is there for the error that it raises
 
 
+VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default, aten.select.int, aten.slice.Tensor)
+
+
 class Like(NamedTuple):
     """What a tensor is, without its values."""
 
@@ -128,6 +131,11 @@ def _neutral(call: Call, number: float, either: bool) -> Call | fx.Node:
     return call
 
 
+def _multiplied(call: Call) -> Call | fx.Node:
+    """A column times a row is no sum."""
+    return call if like(call.args[0]).shape[-1] > 1 else call._replace(target=aten.mul.Tensor)
+
+
 def _rules() -> Iterator[tuple[Rule, list[Any]]]:
     yield _same, [aten.detach.default, aten.alias.default, aten.lift_fresh.default]
     yield _copied, [aten.clone.default]
@@ -138,6 +146,7 @@ def _rules() -> Iterator[tuple[Rule, list[Any]]]:
     yield _permuted, [aten.permute.default, aten.transpose.int, aten.t.default]
     yield _scaled, [aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar]
     yield _added, [aten.add.Tensor, aten.sub.Tensor]
+    yield _multiplied, [aten.mm.default, aten.bmm.default]
 
 
 RULES: dict[Any, Rule] = {target: rule for rule, targets in _rules() for target in targets}
@@ -186,16 +195,26 @@ def _is_scaled(reader: fx.Node, node: Any) -> bool:
 
 
 def _with_product(node: fx.Node) -> None:
-    """c + A B is one operation, for matrices and for one matrix of each task."""
-    joined = {aten.bmm.default: aten.baddbmm.default, aten.mm.default: aten.addmm.default}
-    if node.target is not aten.add.Tensor or node.kwargs.get("alpha", 1) != 1:
-        return
-    a, b = _operands(node)
-    for c, product in ((a, b), (b, a)):
-        of_one_type = like(c).dtype == like(product).dtype == like(node).dtype
-        if _read_by(node, product, *joined) and like(product).shape == like(node).shape and of_one_type:
-            node.target, node.args, node.kwargs = joined[product.target], (c, *_operands(product)), {}
+    """c + A B is one operation, for matrices and for one matrix of each task, and c + s a b for tensors."""
+    (a, b), factor = _operands(node), node.kwargs.get("alpha", 1)
+    for c, product in ((a, b), (b, a)) if node.target is aten.add.Tensor and factor == 1 else ((a, b),):
+        if not _read_by(node, product, *JOINED) or not like(c).dtype == like(product).dtype == like(node).dtype:
+            continue
+        if product.target is aten.mul.Tensor and isinstance(product.args[1], fx.Node):
+            value = -factor if node.target is aten.sub.Tensor else factor
+            node.target, node.args, node.kwargs = aten.addcmul.default, (c, *_operands(product)), {"value": value}
             return
+        plain = node.target is aten.add.Tensor and factor == 1 and like(product).shape == like(node).shape
+        if product.target is not aten.mul.Tensor and plain:
+            node.target, node.args, node.kwargs = JOINED[product.target], (c, *_operands(product)), {}
+            return
+
+
+JOINED = {
+    aten.mul.Tensor: aten.addcmul.default,
+    aten.bmm.default: aten.baddbmm.default,
+    aten.mm.default: aten.addmm.default,
+}
 
 
 def _operands(node: fx.Node) -> tuple[Any, Any]:

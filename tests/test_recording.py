@@ -77,6 +77,11 @@ def all_close(found: list[Tensor], wanted: list[Tensor]) -> None:
         (lambda x, y: 3.0 * x + y, ["add"]),
         (lambda x, y: x - y * 3.0, ["sub"]),
         (lambda x, y: x + y.t().t() @ torch.eye(4), ["addmm"]),
+        (lambda x, y: x + x * y, ["addcmul"]),
+        (lambda x, y: x * y + x, ["addcmul"]),
+        (lambda x, y: torch.sub(x, x * y, alpha=0.5), ["addcmul"]),
+        (lambda x, y: x * y - x, ["mul", "sub"]),
+        (lambda x, y: x.sum(1, True) @ y.sum(0, True), ["sum", "sum", "mul"]),  # a column times a row
         (lambda x, y: (x.T @ y).exp().sum() + x, ["transpose", "mm", "exp", "sum", "add"]),
         (lambda x, y: x + torch.ones(5, 5).cumsum(0)[0, 0] * torch.zeros_like(y), []),  # of no input's value
     ],
@@ -105,6 +110,10 @@ def test_what_does_no_work_is_left_out(function, left):
         lambda x, y: torch.add(x @ y.T, x @ y.T, alpha=3),
         lambda x, y: x.T @ y + torch.stack(5 * [x.T @ x]),  # the product is smaller than the sum
         lambda x, y: x + 0.3 * y.float(),
+        lambda x, y: x + y.float() * y.float(),
+        lambda x, y: torch.stack(5 * [x]) + x * y.sum(0),
+        lambda x, y: torch.add(x.sum(1, True), x * y, alpha=-2) + x * (y * x),
+        lambda x, y: x[:, None, :1] @ y[:, :1, None] + x[:, None],
         lambda x, y: ((m := (x > 0).long()) + 1) + (m + 1.0) ** -1,  # whole numbers have no such power
         lambda x, y: (x > 0).to(torch.float64) + (y @ y.T).sum(),
         lambda x, y: 3 * (x > 0).long() + (y > 0).long(),
