@@ -77,7 +77,8 @@ def peak_mb(device: str) -> float:
 
 # --- many inner steps against few ------------------------------------------------------------------------------------
 
-STEPPING = (("quickstudy adjoints", "unroll"), ("quickstudy adjoints", "remat"), ("quickstudy adjoints", "mixed"))
+STEPPING = tuple(("quickstudy adjoints", adjoint) for adjoint in ("unroll", "remat", "mixed"))
+STEPPING += tuple(("quickstudy adjoints, replayed", adjoint) for adjoint in ("unroll", "remat"))
 STEPPING += (("higher", "patched once"), ("torchopt", "MetaSGD"), ("learn2learn", "clones"))
 
 

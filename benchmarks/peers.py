@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import quickstudy as qs
 from benchmarks import built
 from benchmarks.cases import Problem
-from quickstudy.engine import unstack
+from quickstudy.engine import PLAIN, PROGRAMS
+from quickstudy.episodes import unstack
 
 Result = tuple[Tensor, list[Tensor]]  # the mean meta-loss, its gradient in the order of model.parameters()
 Way = Callable[[Problem], Callable[[], Result]]
@@ -184,9 +185,12 @@ PEERS: dict[str, dict[str, Way]] = {
     "learn2learn": {"clones": learn2learn_clones},
 }
 LIBRARIES: dict[str, dict[str, Way]] = {
-    "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in ("vmap", "threads", "loop", "compile")},
+    "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in (*PLAIN, *PROGRAMS)},
     "quickstudy adjoints": {
         adjoint: partial(quickstudy, engine="loop", adjoint=adjoint) for adjoint in ("unroll", "remat", "mixed")
+    },
+    "quickstudy adjoints, replayed": {
+        adjoint: partial(quickstudy, engine="replay", adjoint=adjoint) for adjoint in ("unroll", "remat")
     },
     "floor": {"plain training": plain_training},
     **PEERS,
@@ -212,7 +216,7 @@ def _mathematical(problem: Problem, way: Way) -> Callable[[], Result]:
 
 
 def missing(library: str) -> bool:
-    package = library.split()[0]  # "quickstudy adjoints", "torchopt under vmap"
+    package = library.split()[0]  # of "quickstudy adjoints", "torchopt under vmap"
     return not built.folder().exists() if package == "learn2learn" else util.find_spec(package) is None
 
 

@@ -25,7 +25,7 @@ CASE_SECONDS = 15.0  # of racing per case; without compile and memory a quarter
 ROUNDS = (7, 200)  # fewest and most that are planned for it
 ITERATIONS = 60_000  # of the training that the automatic choice is made for: as of MAML on images (Finn 2017)
 FIXED = {  # contestants that are Quickstudy's fastest out of these ways
-    "quickstudy without compile": ("vmap", "threads", "loop"),
+    "quickstudy without compile": ("vmap", "threads", "loop", "replay", "replay-threads"),
     "quickstudy with compile": ("compile",),
     "quickstudy loop": ("loop",),
 }

@@ -25,7 +25,7 @@ EXACT = ("unroll", "remat")  # the adjoints to choose from; the others are anoth
 FEW = 12  # inner steps up to which they are taken as they are
 TIMES, ENOUGH = (3, 10), 0.3  # how often one is timed, fewest and most, and the seconds that are enough
 COPIES = 4  # of theta that a training holds beside: its gradient, Adam's two averages, the best one
-ENGINES = ("vmap", "threads", "loop")
+ENGINES = ("vmap", "replay", "threads", "replay-threads", "loop")
 Sized = Callable[[int | None], Learner]  # inner steps -> the learner with so many
 Run = Callable[[Learner, Episodes, str, bool], None]  # a meta-gradient with this engine, checked first or not
 
@@ -62,7 +62,7 @@ def plan(
     """The settings in which `train` could run these, the fastest first; with `memory` only those that stay within.
 
     memory     bytes, or a size such as "2GB", of the whole process (on a GPU: of what torch allocates there)
-    engine     "vmap", "threads" or "loop" for that one alone; `chunk` for chunks of this size alone
+    engine     one of ENGINES for that one alone; `chunk` for chunks of this size alone
     progress   is told each setting as soon as it is known
 
     All give the same meta-gradient up to rounding. Each is run a few times, so that a plan takes as long as some dozens
@@ -126,7 +126,7 @@ def settings(
     beside, update = COPIES * sum(value.nbytes for value in theta.values()), _seconds_of_update(theta)
 
     def run(learner: Learner, part: Episodes, name: str, check: bool) -> None:
-        if name == "vmap" and check:
+        if check:
             trials.check_engine(learner, theta, episodes, name)  # as before a training: it may need more than a chunk
         _, drew = trials.watching_generator(lambda: engines.meta_gradient(learner, theta, part, name, None, precision))
         if drew and name == "threads":
@@ -144,8 +144,9 @@ def settings(
                 except (*trials.CANNOT, MemoryError):  # a training would take another engine, or a smaller chunk
                     break
                 last = peak or 0.0
-                size = together if name == "vmap" and together < count(episodes) else None
-                rounds = count(episodes) / together if name == "vmap" else math.ceil(count(episodes) / together)
+                chunked = name in engines.TOGETHER
+                size = together if chunked and together < count(episodes) else None
+                rounds = count(episodes) / together if chunked else math.ceil(count(episodes) / together)
                 yield Setting(name, adjoint, size, None if peak is None else peak + beside, rounds * seconds + update)
 
 
@@ -164,9 +165,9 @@ def _sized(learner: Learner, adjoint: str | None) -> Sized:
 
 
 def _together(name: str, tasks: int, chunk: int | None) -> list[int]:
-    """How many tasks are in memory at once: 1, 2, 4 ... all under vmap, one in each thread, one in a loop."""
-    if name != "vmap":
-        return [min(torch.get_num_threads(), tasks) if name == "threads" else 1]
+    """How many tasks are in memory at once: 1, 2, 4 ... all where mapped, one in each thread, one in a loop."""
+    if name not in engines.TOGETHER:
+        return [1 if name == "loop" else min(torch.get_num_threads(), tasks)]
     return [min(chunk, tasks)] if chunk else [2**i for i in range(tasks.bit_length()) if 2**i < tasks] + [tasks]
 
 
@@ -178,8 +179,9 @@ def _need(sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.d
     for k in (steps // 4, steps // 2) if many else (None,):  # type: ignore[operator]
         memory.tidy()
         with memory.peak(device) as peak, seeds.seeded(0, "plan"):
-            run(sized(k), episodes, name, True)
-            taken = _fastest(lambda k=k: run(sized(k), episodes, name, False))
+            one = sized(k)  # a program belongs to its learner
+            run(one, episodes, name, True)
+            taken = _fastest(lambda one=one: run(one, episodes, name, False))
         found.append((k, peak.bytes, taken))
     (k, memory_, seconds), (fewer, before, _) = found[-1], found[0]
     if not many:
@@ -230,7 +232,8 @@ def first_that_fits(
     together = min(chunk or count(episodes), count(episodes))
     smaller = [together // 2**i for i in range(1, together.bit_length())] if engine in engines.TOGETHER else []
     own, *others = _adjoints(learner) if getattr(learner, "adjoint", None) != "remat" else ("remat",)
-    ways = [("vmap", size) for size in smaller] + ([("loop", None)] if engine != "loop" else [])
+    mapped = "replay" if engine == "compile" else engine  # what fits is not compiled to be found
+    ways = [(mapped, size) for size in smaller] + ([("loop", None)] if engine != "loop" else [])
     tried = [(own, *way) for way in ways]
     tried += [(other, *way) for other in others for way in [(engine, chunk), *ways] if engine != "compile"]
     for adjoint, name, size in tried:

@@ -11,21 +11,21 @@ is refused: decisions on a tensor's values, draws at random, writes into a part 
 
 from __future__ import annotations
 
-import functools
+import gc
 import operator
-import types
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef
 
-from quickstudy.rewriting import CHECK, VIEWS, Call, Like, finished, rewritten
+from quickstudy.operations import CONSTANT, INPUT, Like, Operation, as_function, inside
+from quickstudy.rewriting import CHECK, VIEWS, finished, rewritten
 
 Program = Callable[..., list[Tensor]]
 
@@ -42,21 +42,39 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 
     Raises RuntimeError, with the reason, for what cannot be recorded.
     """
+    try:
+        return _recorded(function, inputs)
+    except _OneDNNRecurrent:
+        before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+        try:
+            return _recorded(function, inputs)
+        finally:
+            torch.backends.mkldnn.enabled = before
+
+
+class _OneDNNRecurrent(RuntimeError):
+    """oneDNN's recurrent layers have a workspace that cannot be handed from one operation to another."""
+
+
+def _recorded(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Program:
     recorder = _Recorder()
     given = [recorder.input(tensor.detach()) for tensor in inputs]
-    with _without_onednn(), _Unread(recorder), recorder:
-        found = list(function(*given))
-    return recorder.program(found)
+    with _without_collector():
+        with _Unread(recorder), recorder:
+            found = list(function(*given))
+        return recorder.program(len(given), found)
 
 
 @contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Its recurrent layers have a workspace that cannot be handed from one operation to another."""
-    before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+def _without_collector() -> Iterator[None]:
+    """Python's collector of cycles would look through all that is written down, over and over."""
+    on = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        if on:
+            gc.enable()
 
 
 def over_tasks(program: Program, inputs: Sequence[Tensor], shared: int) -> Program:
@@ -85,7 +103,7 @@ class _Unread(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READS and args[0] in self.recorder.nodes:
+        if func in READS and self.recorder.source(args[0]) is not None:
             raise RuntimeError("it reads a tensor's values in Python")
         return func(*args, **(kwargs or {}))
 
@@ -95,41 +113,45 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.graph = fx.Graph()
-        self.constants: dict[str, Tensor] = {}
-        self.nodes = WeakTensorKeyDictionary()  # of the tensors that depend on an input
-        self.known: dict[Any, fx.Node] = {}  # what is computed already
-        self.kept = WeakTensorKeyDictionary()  # of constants: the version of the tensor, and its node
-        self.made: dict[int, list[TensorWeakRef]] = defaultdict(list)  # memory taken on the way -> tensors on it
-        self.stale = WeakTensorKeyDictionary()  # tensors of which a part was written to through another one
+        self.operations: list[Operation] = []
+        self.sources: dict[int, tuple[TensorWeakRef, Operation]] = {}  # id of a tensor -> where it comes from
+        self.results: dict[Operation, list[TensorWeakRef]] = defaultdict(list)  # and the other way round
+        self.known: dict[Any, Operation] = {}  # what was computed already
+        self.kept: dict[int, tuple[TensorWeakRef, int, Operation]] = {}  # of constants: the version, and where it is
+        self.made: dict[int, list[TensorWeakRef]] = {}  # memory taken on the way -> tensors on it
+        self.stale: dict[int, TensorWeakRef] = {}  # tensors of which a part was written to through another one
 
     def input(self, tensor: Tensor) -> Tensor:
-        node = self.graph.placeholder(f"input{len(self.nodes)}")
-        node.meta["like"] = _like(tensor)
-        self.nodes[tensor] = node
+        self.operations.append(Operation(INPUT, like=_like(tensor)))
+        self.sources[id(tensor)] = TensorWeakRef(tensor), self.operations[-1]
         return tensor
 
-    def program(self, outputs: list[Tensor]) -> Program:
-        self.graph.output([self._own(self._node(tensor)) for tensor in outputs])
-        finished(self.graph)
-        code = self.graph.python_code("self")
-        scope = dict(code.globals)
-        exec(code.src, scope)  # source that torch wrote of the operations above
-        return functools.partial(scope["forward"], types.SimpleNamespace(**self.constants))
+    def program(self, inputs: int, outputs: list[Tensor]) -> Program:
+        found = [self._own(self._operand(tensor)) for tensor in outputs]
+        return as_function(self.operations[:inputs], finished(self.operations, found), found)
 
-    def _own(self, node: fx.Node) -> fx.Node:
+    def _own(self, one: Operation) -> Operation:
         """A result in memory of its own: whoever asked for it may write to it, to no input or constant."""
-        fresh = node.op == "call_function" and node.target not in VIEWS
-        return node if fresh else self.graph.call_function(aten.clone.default, (node,))
+        if one.target not in (INPUT, CONSTANT, *VIEWS):
+            return one
+        self.operations.append(Operation(aten.clone.default, (one,), like=one.like))
+        return self.operations[-1]
+
+    def source(self, tensor: Tensor) -> Operation | None:
+        """The operation that a tensor is the result of; None where it depends on no input."""
+        ref, one = self.sources.get(id(tensor), (None, None))
+        return one if ref is not None and ref() is tensor else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise RuntimeError(f"it draws at random ({func}), and would draw other numbers")
-        tensors = list(_tensors((args, kwargs)))
-        if any(tensor in self.stale for tensor in tensors):
+        if func is aten.mkldnn_rnn_layer.default:
+            raise _OneDNNRecurrent
+        tensors = inside(args, Tensor) + (inside(kwargs.values(), Tensor) if kwargs else [])
+        if self.stale and any(id(t) in self.stale and self.stale[id(t)]() is t for t in tensors):
             raise RuntimeError("it writes into a part of a tensor that it reads again")
-        depends = any(tensor in self.nodes for tensor in tensors)
+        depends = any(self.source(tensor) is not None for tensor in tensors)
         if func._schema.is_mutable:
             return self._written(func, args, kwargs, depends)
         if depends and _reads_values(func, tensors[1:]):
@@ -142,50 +164,67 @@ class _Recorder(TorchDispatchMode):
 
     # --- operations ---
 
-    def _emit(self, func: Any, args: Any, kwargs: Any, found: Any) -> fx.Node:
-        call = Call(func, _changed(args, self._node), _changed(kwargs, self._node), _like(found))
-        return self._once(rewritten(call))
+    def _emit(self, func: Any, args: Any, kwargs: Any, found: Any) -> Operation:
+        return self._once(Operation(func, *self._operands(args, kwargs), like=_like(found)))
 
-    def _once(self, call: Call | fx.Node) -> fx.Node:
-        """The node of a call: the one there is, if the same was called before."""
-        if isinstance(call, fx.Node):
-            return call
-        key = (call.target, _frozen(call.args), _frozen(call.kwargs))
-        if key not in self.known:
-            node = self.known[key] = self.graph.call_function(call.target, tuple(call.args), dict(call.kwargs))
-            node.meta["like"] = call.like
-        return self.known[key]
+    def _operands(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        named = dict(zip(kwargs, _changed(kwargs.values(), self._operand), strict=True)) if kwargs else {}
+        return _changed(args, self._operand), named
 
-    def _keep(self, found: Any, node: fx.Node) -> None:
+    def _once(self, one: Operation) -> Operation:
+        """The operation as rules have it; the one there is, if the same was done before and is still in memory.
+
+        What an adjoint has let go of to save memory, and computes again, is thus computed again by the program, too.
+        """
+        one = rewritten(one)
+        if one in self.results or one.target in (INPUT, CONSTANT):
+            return one
+        key = (one.target, _frozen(one.args), *(_frozen(one.kwargs.items()) if one.kwargs else ()))
+        before = self.known.get(key)
+        if before is not None and (one.target in VIEWS or any(ref() is not None for ref in self.results[before])):
+            return before
+        self.known[key] = one
+        self.results[one] = []
+        self.operations.append(one)
+        return one
+
+    def _is(self, tensor: Tensor, *sources: Operation) -> None:
+        """The tensor is what the first one gives; the others give it as one of several."""
+        ref = TensorWeakRef(tensor)
+        self.sources[id(tensor)] = ref, sources[0]
+        for one in sources:
+            self.results[one].append(ref)
+
+    def _keep(self, found: Any, one: Operation) -> None:
         if isinstance(found, Tensor):
-            self.nodes[found] = node
+            self._is(found, one)
             return
-        if found is None and node.target is not CHECK:
-            raise RuntimeError(f"it does something that has no result ({node.target})")
+        if found is None and one.target is not CHECK:
+            raise RuntimeError(f"it does something that has no result ({one.target})")
         for i, tensor in enumerate(found or ()):
             if isinstance(tensor, Tensor):
-                self.nodes[tensor] = self._once(Call(operator.getitem, (node, i), {}, _like(tensor)))
+                self._is(tensor, self._once(Operation(operator.getitem, (one, i), like=_like(tensor))), one)
 
-    def _node(self, tensor: Tensor) -> fx.Node:
-        return self.nodes[tensor] if tensor in self.nodes else self._constant(tensor)
+    def _operand(self, tensor: Tensor) -> Operation:
+        return self.source(tensor) or self._constant(tensor)
 
-    def _constant(self, tensor: Tensor) -> fx.Node:
+    def _constant(self, tensor: Tensor) -> Operation:
         """What depends on no input: a tensor from outside itself, of one that was made on the way a copy."""
-        kept = self.kept.get(tensor)
-        if kept is not None and kept[0] == tensor._version:
-            return kept[1]
-        made = bool(self._sharing(tensor))
+        ref, version, one = self.kept.get(id(tensor), (None, None, None))
+        if one is not None and ref is not None and ref() is tensor and version == tensor._version:
+            return one
+        made = _memory(tensor) in self.made
         value = tensor.detach().clone() if made else tensor.detach()
         plain = _plain(value) if made else None
-        key = ("constant", plain, value.shape, value.dtype, value.device)
-        node = self.known.get(key) if plain is not None else None
-        if node is None:
-            name = f"c{len(self.constants)}"
-            self.constants[name] = value
-            node = self.known[key if plain is not None else name] = self.graph.get_attr(name)
-            node.meta |= {"like": _like(value), "plain": plain}
-        self.kept[tensor] = (tensor._version, node)
-        return node
+        key = (CONSTANT, plain, value.shape, value.dtype, value.device)
+        one = self.known.get(key) if plain is not None else None
+        if one is None:
+            one = Operation(CONSTANT, (value,), like=_like(value))
+            one.plain = plain
+            self.operations.append(one)
+            self.known[key if plain is not None else one] = one
+        self.kept[id(tensor)] = TensorWeakRef(tensor), tensor._version, one
+        return one
 
     # --- memory ---
 
@@ -197,25 +236,29 @@ class _Recorder(TorchDispatchMode):
         target, twin = args[0] if args else None, _without_writing(func)
         if twin is None or not isinstance(target, Tensor) or not (sharing := self._sharing(target)):
             raise RuntimeError(f"it writes to a tensor ({func})")
-        if not (depends or any(one in self.nodes for one in sharing)):
+        if not (depends or any(self.source(one) is not None for one in sharing)):
             return func(*args, **kwargs)
-        before = _changed(args, self._node), _changed(kwargs, self._node)
+        given = self._operands(args, kwargs)
         if torch.Tag.inplace_view not in func.tags:
-            self.stale.update({one: True for one in sharing if one is not target and _overlap(one, target)})
+            others = [one for one in sharing if one is not target and _overlap(one, target)]
+            self.stale |= {id(one): TensorWeakRef(one) for one in others}
         found = func(*args, **kwargs)
-        self.nodes[target] = self._once(rewritten(Call(twin, *before, _like(target))))
+        self._is(target, self._once(Operation(twin, *given, like=_like(target))))
         return found
 
     def _see(self, found: Any, inputs: list[Tensor]) -> None:
-        outside = {_memory(one) for one in inputs if not self._sharing(one)}
+        outside = {place for place in map(_memory, inputs) if place not in self.made}
         for tensor in _tensors(found):
             if (place := _memory(tensor)) not in outside:
-                self.made[place].append(TensorWeakRef(tensor))
+                self.made.setdefault(place, []).append(TensorWeakRef(tensor))
 
     def _sharing(self, tensor: Tensor) -> list[Tensor]:
         """The tensors made on the way in this one's memory, itself among them; none where that is from outside."""
-        living = [ref() for ref in self.made.get(_memory(tensor), ())]
-        return [one for one in living if one is not None]
+        place = _memory(tensor)
+        self.made[place] = refs = [ref for ref in self.made.get(place, ()) if ref() is not None]
+        if not refs:
+            del self.made[place]
+        return [one for ref in refs if (one := ref()) is not None]
 
 
 def _memory(tensor: Tensor) -> int:
@@ -265,31 +308,32 @@ def _reached(distance: int, steps: list[tuple[int, int]]) -> bool:
     return any(-size < k < size and _reached(distance - k * stride, rest) for k in (nearest, nearest + 1))
 
 
-def _tensors(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for each in tree:
-            yield from _tensors(each)
-    elif isinstance(tree, dict):
-        yield from _tensors(list(tree.values()))
+def _tensors(found: Any) -> list[Tensor]:
+    return [found] if isinstance(found, Tensor) else inside(found, Tensor) if isinstance(found, (list, tuple)) else []
 
 
-def _changed(tree: Any, change: Callable[[Tensor], Any]) -> Any:
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_changed(each, change) for each in tree)
-    return {name: _changed(each, change) for name, each in tree.items()} if isinstance(tree, dict) else tree
+def _changed(values: Iterable[Any], change: Callable[[Tensor], Operation]) -> tuple[Any, ...]:
+    """With operations in place of the tensors that they make."""
+    return tuple(
+        change(each)
+        if isinstance(each, Tensor)
+        else _changed(each, change)
+        if isinstance(each, (list, tuple))
+        else each
+        for each in values
+    )
 
 
-def _frozen(tree: Any) -> Any:
+def _frozen(values: Iterable[Any]) -> tuple[Any, ...]:
     """The same, such that it can be looked up; 1, 1.0 and True are not the same."""
-    if isinstance(tree, (list, tuple)):
-        return tuple(map(_frozen, tree))
-    if isinstance(tree, dict):
-        return tuple((name, _frozen(each)) for name, each in tree.items())
-    return (type(tree), tree) if isinstance(tree, (bool, int, float)) else tree
+    return tuple(
+        each
+        if isinstance(each, Operation)
+        else _frozen(each)
+        if isinstance(each, (list, tuple))
+        else (type(each), each)
+        for each in values
+    )
 
 
 def _like(found: Any) -> Like | None:

@@ -7,133 +7,100 @@ it is written down, `finished` for a whole program, where it is known who reads 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+
+from quickstudy.operations import Operation, needed
 
 aten = torch.ops.aten
 CHECK = aten._linalg_check_errors.default  # has no result: it is there for the error that it raises
-
-
 VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default, aten.select.int, aten.slice.Tensor)
+Rule = Callable[[Operation], Operation]
 
 
-class Like(NamedTuple):
-    """What a tensor is, without its values."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    contiguous: bool
-
-
-class Call(NamedTuple):
-    """An operation and what it is called with: nodes in place of tensors."""
-
-    target: Any
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    like: Like | None  # the result; None where it is several
-
-
-Rule = Callable[[Call], Call | fx.Node]
-
-
-def rewritten(call: Call) -> Call | fx.Node:
-    """An equal call, or the node that has its result already."""
-    rule = RULES.get(call.target)
-    return rule(call) if rule is not None and call.like is not None else call
-
-
-def like(node: fx.Node) -> Like:
-    return node.meta["like"]
-
-
-def _is(node: Any, *targets: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+def rewritten(one: Operation) -> Operation:
+    """An equal operation, or the one that has its result already."""
+    rule = RULES.get(one.target)
+    return rule(one) if rule is not None and one.like is not None else one
 
 
 # --- one operation ---------------------------------------------------------------------------------------------------
 
 
-def _same(call: Call) -> Call | fx.Node:
-    return call.args[0]
+def _same(one: Operation) -> Operation:
+    return one.args[0]
 
 
-def _copied(call: Call) -> Call | fx.Node:
+def _copied(one: Operation) -> Operation:
     """A copy is needed for its layout alone, if at all."""
-    wanted = call.kwargs.get("memory_format")
-    if wanted in (None, torch.preserve_format) or (wanted == torch.contiguous_format and like(call.args[0]).contiguous):
-        return call.args[0]
-    return call
+    wanted, source = one.kwargs.get("memory_format"), one.args[0]
+    plain = wanted in (None, torch.preserve_format)
+    return source if plain or (wanted == torch.contiguous_format and source.like.contiguous) else one
 
 
-def _converted(call: Call) -> Call | fx.Node:
-    same = like(call.args[0]).dtype == call.like.dtype  # type: ignore[union-attr]
-    return call.args[0] if same and set(call.kwargs) <= {"dtype"} else call
+def _converted(one: Operation) -> Operation:
+    same = one.args[0].like.dtype == one.like.dtype  # type: ignore[union-attr]
+    return one.args[0] if same and set(one.kwargs) <= {"dtype"} else one
 
 
-def _reshaped(call: Call) -> Call | fx.Node:
+def _reshaped(one: Operation) -> Operation:
     """Of a view of a view the last shape counts. `reshape` copies where the first one's layout has changed since."""
-    source = call.args[0]
-    while _is(source, aten.reshape.default):
+    source, shape = one.args[0], one.like.shape  # type: ignore[union-attr]
+    while source.target is aten.reshape.default:
         source = source.args[0]
-    shape = call.like.shape  # type: ignore[union-attr]
-    return (
-        source
-        if like(source).shape == shape
-        else call._replace(target=aten.reshape.default, args=(source, list(shape)), kwargs={})
-    )
+    return source if source.like.shape == shape else Operation(aten.reshape.default, (source, shape), like=one.like)
 
 
-def _expanded(call: Call) -> Call | fx.Node:
-    return call.args[0] if like(call.args[0]).shape == call.like.shape else call  # type: ignore[union-attr]
+def _expanded(one: Operation) -> Operation:
+    return one.args[0] if one.args[0].like.shape == one.like.shape else one  # type: ignore[union-attr]
 
 
-def _permuted(call: Call) -> Call | fx.Node:
+def _permuted(one: Operation) -> Operation:
     """Transposing and permuting, one after another, is one permutation; none is needed if it moves nothing."""
-    source, dim = call.args[0], len(call.like.shape)  # type: ignore[union-attr]
-    order = _order(call, dim)
-    if _is(source, aten.permute.default):
+    source, order = one.args[0], _order(one)
+    if source.target is aten.permute.default:
         source, order = source.args[0], [source.args[1][i] for i in order]
-    if order == list(range(dim)):
-        return source
-    return call._replace(target=aten.permute.default, args=(source, order), kwargs={})
+    still = order == list(range(len(order)))
+    return source if still else Operation(aten.permute.default, (source, order), like=one.like)
 
 
-def _order(call: Call, dim: int) -> list[int]:
+def _order(one: Operation) -> list[int]:
+    dim = len(one.like.shape)  # type: ignore[union-attr]
     order = list(range(dim))
-    if call.target is aten.permute.default:
-        return [i % dim for i in call.args[1]]
+    if one.target is aten.permute.default:
+        return [i % dim for i in one.args[1]]
     if dim:
-        i, j = (0, dim - 1) if call.target is aten.t.default else (k % dim for k in call.args[1:3])
+        i, j = (0, dim - 1) if one.target is aten.t.default else (k % dim for k in one.args[1:3])
         order[i], order[j] = order[j], order[i]
     return order
 
 
-def _scaled(call: Call) -> Call | fx.Node:
-    return _neutral(call, 1.0, either=call.target in (aten.mul.Tensor, aten.mul.Scalar))
+def _scaled(one: Operation) -> Operation:
+    return _neutral(one, 1.0, either=one.target in (aten.mul.Tensor, aten.mul.Scalar))
 
 
-def _added(call: Call) -> Call | fx.Node:
-    return _neutral(call, 0.0, either=call.target is aten.add.Tensor and call.kwargs.get("alpha", 1) == 1)
+def _added(one: Operation) -> Operation:
+    return _neutral(one, 0.0, either=one.target is aten.add.Tensor and one.kwargs.get("alpha", 1) == 1)
 
 
-def _neutral(call: Call, number: float, either: bool) -> Call | fx.Node:
+def _neutral(one: Operation, number: float, either: bool) -> Operation:
     """x * 1, x / 1, x + 0 and x - 0 are x, where shape and dtype stay; `either` side may hold the number."""
-    pairs = [tuple(call.args[:2])] + [(call.args[1], call.args[0])] * either
-    for x, other in pairs:
-        value = other.meta.get("plain") if isinstance(other, fx.Node) else other
+    a, b = one.args[:2]
+    for x, other in ((a, b), (b, a)) if either else ((a, b),):
+        value = other.plain if isinstance(other, Operation) else other
         neutral = isinstance(value, (int, float)) and not isinstance(value, bool) and value == number
-        if neutral and isinstance(x, fx.Node) and like(x)[:2] == call.like[:2]:  # type: ignore[index]
+        if neutral and isinstance(x, Operation) and x.like[:2] == one.like[:2]:  # type: ignore[index]
             return x
-    return call
+    return one
 
 
-def _multiplied(call: Call) -> Call | fx.Node:
+def _multiplied(one: Operation) -> Operation:
     """A column times a row is no sum."""
-    return call if like(call.args[0]).shape[-1] > 1 else call._replace(target=aten.mul.Tensor)
+    inner = one.args[0].like.shape[-1]
+    return one if inner > 1 else Operation(aten.mul.Tensor, one.args, like=one.like)
 
 
 def _rules() -> Iterator[tuple[Rule, list[Any]]]:
@@ -155,59 +122,33 @@ RULES: dict[Any, Rule] = {target: rule for rule, targets in _rules() for target 
 # --- a whole program -------------------------------------------------------------------------------------------------
 
 
-def finished(graph: fx.Graph) -> None:
-    """Leave out what nobody reads, join what one operation can do, and call torch on the shortest way."""
-    _without_dead(graph)
-    for node in list(graph.nodes):
-        if _is(node, aten.add.Tensor, aten.sub.Tensor) and isinstance(node.args[1], fx.Node):
-            _with_factor(node)
-            _with_product(node)
-    _without_dead(graph)
-    for node in graph.nodes:
-        if node.op == "call_function":
-            _shortest(node)
+def finished(operations: Sequence[Operation], outputs: Sequence[Operation]) -> list[Operation]:
+    """Without what nobody reads; what one operation can do is joined, and torch called on the shortest way."""
+    kept = needed(operations, outputs, always=(CHECK,))
+    for one in kept:
+        if one.target in (aten.add.Tensor, aten.sub.Tensor) and isinstance(one.args[1], Operation):
+            _with_factor(one)
+            _with_product(one)
+    kept = needed(kept, outputs, always=(CHECK,))
+    for one in kept:
+        _shortest(one)
+    return kept
 
 
-def _without_dead(graph: fx.Graph) -> None:
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is CHECK)
-
-
-def _read_by(reader: fx.Node, node: Any, *targets: Any) -> bool:
-    """Whether it is such an operation, whose result `reader` alone reads."""
-    return _is(node, *targets) and list(node.users) == [reader]
-
-
-def _with_factor(node: fx.Node) -> None:
+def _with_factor(one: Operation) -> None:
     """a + s b is one operation."""
-    a, b, factor = *_operands(node), node.kwargs.get("alpha", 1)
-    if node.target is aten.add.Tensor and factor == 1 and not _is_scaled(node, b):
+    a, b, factor = *one.args[:2], one.kwargs.get("alpha", 1)
+    if one.target is aten.add.Tensor and factor == 1 and not _is_scaled(one, b):
         a, b = b, a
-    if _is_scaled(node, b):
-        scaled, by = _operands(b)
-        node.args, node.kwargs = (a, scaled), {"alpha": factor * by}
+    if _is_scaled(one, b):
+        one.args, one.kwargs = (a, b.args[0]), {"alpha": factor * b.args[1]}
 
 
-def _is_scaled(reader: fx.Node, node: Any) -> bool:
+def _is_scaled(reader: Operation, one: Any) -> bool:
     """Whether it is s b for a number s and a tensor b, all of one type, and read by `reader` alone."""
-    if not _read_by(reader, node, aten.mul.Scalar, aten.mul.Tensor) or isinstance(node.args[1], fx.Node):
+    if one.reads != 1 or one.target not in (aten.mul.Scalar, aten.mul.Tensor) or isinstance(one.args[1], Operation):
         return False
-    return like(node.args[0]).dtype == like(node).dtype == like(reader).dtype
-
-
-def _with_product(node: fx.Node) -> None:
-    """c + A B is one operation, for matrices and for one matrix of each task, and c + s a b for tensors."""
-    (a, b), factor = _operands(node), node.kwargs.get("alpha", 1)
-    for c, product in ((a, b), (b, a)) if node.target is aten.add.Tensor and factor == 1 else ((a, b),):
-        if not _read_by(node, product, *JOINED) or not like(c).dtype == like(product).dtype == like(node).dtype:
-            continue
-        if product.target is aten.mul.Tensor and isinstance(product.args[1], fx.Node):
-            value = -factor if node.target is aten.sub.Tensor else factor
-            node.target, node.args, node.kwargs = aten.addcmul.default, (c, *_operands(product)), {"value": value}
-            return
-        plain = node.target is aten.add.Tensor and factor == 1 and like(product).shape == like(node).shape
-        if product.target is not aten.mul.Tensor and plain:
-            node.target, node.args, node.kwargs = JOINED[product.target], (c, *_operands(product)), {}
-            return
+    return one.args[0].like.dtype == one.like.dtype == reader.like.dtype  # type: ignore[union-attr]
 
 
 JOINED = {
@@ -217,8 +158,25 @@ JOINED = {
 }
 
 
-def _operands(node: fx.Node) -> tuple[Any, Any]:
-    return node.args[0], node.args[1]
+def _with_product(one: Operation) -> None:
+    """c + A B is one operation, for matrices and for one matrix of each task, and c + s a b for tensors."""
+    (a, b), factor = one.args[:2], one.kwargs.get("alpha", 1)
+    plain = one.target is aten.add.Tensor and factor == 1
+    for c, product in ((a, b), (b, a)) if plain else ((a, b),):
+        if product.reads != 1 or product.target not in JOINED or not _of_one_type(c, product, one):
+            continue
+        if product.target is aten.mul.Tensor:
+            if isinstance(product.args[1], Operation):
+                value = -factor if one.target is aten.sub.Tensor else factor
+                one.target, one.args, one.kwargs = aten.addcmul.default, (c, *product.args), {"value": value}
+                return
+        elif plain and product.like.shape == one.like.shape:  # type: ignore[union-attr]
+            one.target, one.args, one.kwargs = JOINED[product.target], (c, *product.args), {}
+            return
+
+
+def _of_one_type(*operations: Operation) -> bool:
+    return len({one.like.dtype for one in operations if one.like is not None}) == 1
 
 
 QUICK: dict[Any, Callable[..., Any]] = {  # torch's own bindings take half the time of the general way to an operation
@@ -247,11 +205,11 @@ QUICK: dict[Any, Callable[..., Any]] = {  # torch's own bindings take half the t
 }
 
 
-def _shortest(node: fx.Node) -> None:
-    if node.target is not aten.permute.default:
-        node.target = QUICK.get(node.target, node.target)
+def _shortest(one: Operation) -> None:
+    if one.target is not aten.permute.default:
+        one.target = QUICK.get(one.target, one.target)
         return
-    source, order = _operands(node)
+    source, order = one.args
     moved = [i for i, j in enumerate(order) if i != j]
     pair = len(moved) == 2
-    node.target, node.args = (torch.transpose, (source, *moved)) if pair else (torch.permute, (source, order))
+    one.target, one.args = (torch.transpose, (source, *moved)) if pair else (torch.permute, (source, order))

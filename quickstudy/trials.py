@@ -146,7 +146,7 @@ def _fastest(
 
     warm_up(name for name in candidates if not (name == "threads" and drew))
     seconds = _raced(attempt, warm)
-    if not drew and _worth_recording(first, seconds, iterations):
+    if not drew and _worth_recording(seconds, iterations):
         warm_up(programs)
         seconds |= _raced(attempt, {name: warm[name] for name in (_best(seconds), *programs) if name in warm})
         if _worth_compiling(warm, seconds, iterations):
@@ -169,9 +169,9 @@ def _raced(attempt: Callable[[str], Any], warm: dict[str, float]) -> dict[str, f
     return {name: min((one[name] for one in rounds if name in quick), default=warm[name]) for name in warm}
 
 
-def _worth_recording(loop: float, seconds: dict[str, float], iterations: int) -> bool:
+def _worth_recording(seconds: dict[str, float], iterations: int) -> bool:
     """Whether making and measuring programs takes at most a tenth of what the training takes without."""
-    return RECORDING * loop < 0.1 * iterations * min(seconds.values())
+    return RECORDING * seconds["loop"] < 0.1 * iterations * min(seconds.values())
 
 
 def _worth_compiling(warm: dict[str, float], seconds: dict[str, float], iterations: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -77,15 +78,29 @@ def test_a_replay_of_all_tasks_starts_fewer_operations_than_the_loop_for_one():
         meta_gradient(learner, learner.init(), episodes, name)
         with Count() as count:
             meta_gradient(learner, learner.init(), episodes, name)
-        counts[name] = count.calls
+        counts[name] = count.of.total()
     assert counts["replay"] < counts["loop"] / 8
 
 
+def test_a_program_computes_again_what_the_adjoint_lets_go_of():
+    """Else it would hold every step, as unroll does."""
+    counts = {}
+    for adjoint in ("unroll", "remat"):
+        learner, episodes = small(steps=5, adjoint=adjoint), random_episodes(4)
+        meta_gradient(learner, learner.init(), episodes, "replay")
+        with Count() as count:
+            meta_gradient(learner, learner.init(), episodes, "replay")
+        counts[adjoint] = count.of["tanh"]
+    assert counts == {"unroll": 5 + 1, "remat": 2 * 5 + 1}
+
+
 class Count(TorchDispatchMode):
-    calls = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls += 1
+        self.of[func.overloadpacket.__name__] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -226,7 +241,7 @@ def test_a_compiled_meta_gradient_is_that_of_the_loop():
     ],
 )
 def test_auto_records_where_it_can_pay(loop, best, iterations, worth):
-    assert trials._worth_recording(loop, {"loop": loop, "vmap": best}, iterations) == worth
+    assert trials._worth_recording({"loop": loop, "vmap": best}, iterations) == worth
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,8 @@ def test_what_does_no_work_is_left_out(function, left):
         lambda x, y: (z := x @ y.T) + z,
         lambda x, y: torch.add(x @ y.T, x @ y.T, alpha=3),
         lambda x, y: x.T @ y + torch.stack(5 * [x.T @ x]),  # the product is smaller than the sum
+        lambda x, y: x[:, :2] @ y[:2],
+        lambda x, y: F.pad(x, (0, 1), value=float("-inf")).amax(0),
         lambda x, y: x + 0.3 * y.float(),
         lambda x, y: x + y.float() * y.float(),
         lambda x, y: torch.stack(5 * [x]) + x * y.sum(0),
@@ -235,7 +237,7 @@ def test_a_tensor_made_on_the_way_is_remembered_as_it_was_when_read():
 
 
 def test_results_are_fresh_where_a_program_is_asked_for_them_twice():
-    program = record(lambda x: [torch.zeros(3), x + 1, x], numbers((3,)))
+    program = record(lambda x: [torch.zeros(3), x + 1, x, x.view(3, 1)], numbers((3,)))
     (x,) = numbers((3,), seed=1)
     kept = [tensor.clone() for tensor in program(x)]
     for tensor in program(x):
