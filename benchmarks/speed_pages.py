@@ -18,16 +18,16 @@ STEPS = ("contestant", "way", "peak MB at {0} steps", "at {1}", "times", "above 
 STEPS += ("s at {1}", "error in float64")
 CURVES = ("axis", "value", "quickstudy ms", "way", "fastest peer", "its ms", "its ratio", "floor ms")
 LEGEND = (
-    "One meta-gradient in float32. Ratio: a contestant's time over Quickstudy's automatic choice; above 1 is slower "
-    "than Quickstudy. The choice is made as for a training of 60,000 iterations, so that compiling can pay. Regret: "
-    "the automatic choice's time over that of the fastest fixed way of Quickstudy. WRONG: "
-    "its gradient is not that of the loop in float64, and it does not race (compile is checked in float32, within ten "
-    "times the loop's own rounding). Floors: its time over the floor's, which is as many forward and backward passes "
-    "of plain training with all examples in one batch. Share: matrix products and convolutions that the loop needs "
-    "(the floor: its own), counted by torch (fused LSTM kernels are not), at the machine's measured rate of float32 "
-    "matrix products, over the time taken. Peak MB: resident memory (on a GPU: allocated) of a fresh process that "
-    "computes three meta-gradients; above import: over its peak when it had imported everything and built the problem "
-    "(compile: before it compiled). Warm-up: the first gradient in such a process, with an empty compile cache."
+    "One meta-gradient in float32. Ratio: a contestant's time over Quickstudy's; above 1 is slower than Quickstudy. "
+    "Quickstudy runs in the way that it chooses itself for a training of 60,000 iterations; regret: the time of that "
+    "training, choosing and compiling included, over that with the best fixed way of Quickstudy. WRONG: its gradient "
+    "is not that of the loop in float64, and it does not race (compile is checked in float32, within ten times the "
+    "loop's own rounding). Floors: its time over the floor's, which is as many forward and backward passes of plain "
+    "training with all examples in one batch. Share: matrix products and convolutions that the loop needs (the floor: "
+    "its own), counted by torch (fused LSTM kernels are not), at the machine's measured rate of float32 matrix "
+    "products, over the time taken. Peak MB: resident memory (on a GPU: allocated) of a fresh process that computes "
+    "three meta-gradients; above import: over its peak when it had imported everything and built the problem (compile: "
+    "before it compiled). Warm-up: the first gradient in such a process, with an empty compile cache."
 )
 
 

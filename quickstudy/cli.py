@@ -27,7 +27,7 @@ from quickstudy.advice import advise
 from quickstudy.checking import check_meta_gradient
 from quickstudy.comparing import compare_learners
 from quickstudy.controls import CONTROLS
-from quickstudy.engine import ENGINES
+from quickstudy.engine import ENGINES, TOGETHER
 from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line, suggest
 from quickstudy.evaluation import in_words
 from quickstudy.learner import Learner
@@ -223,10 +223,11 @@ def plan(argv: list[str]) -> None:
         )
     from quickstudy.report.words import duration  # matplotlib takes a second to import, and memory
 
-    table = Table("engine", "adjoint", "chunk", "peak memory", "per iteration", f"{options.iterations:,} iterations")
+    heads = ("engine", "adjoint", "chunk", "peak memory", "iteration", f"{options.iterations:,} of them")
+    table = Table(*(Column(head, no_wrap=True) for head in heads))
     for one in found:
         size = "?" if one.memory is None else in_bytes(one.memory)
-        cells = (one.adjoint or "", str(one.chunk or ("all" if one.engine == "vmap" else "")), size)
+        cells = (one.adjoint or "", str(one.chunk or ("all" if one.engine in TOGETHER else "")), size)
         table.add_row(one.engine, *cells, *map(duration, (one.seconds, options.iterations * one.seconds)))
     Console().print(table)
     print(f"fastest: quickstudy train {tasks_name} {learner_name} ... {found[0].options()}")

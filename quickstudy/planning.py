@@ -27,7 +27,7 @@ TIMES, ENOUGH = (3, 10), 0.3  # how often one is timed, fewest and most, and the
 COPIES = 4  # of theta that a training holds beside: its gradient, Adam's two averages, the best one
 ENGINES = ("vmap", "replay", "threads", "replay-threads", "loop")
 Sized = Callable[[int | None], Learner]  # inner steps -> the learner with so many
-Run = Callable[[Learner, Episodes, str, bool], None]  # a meta-gradient with this engine, checked first or not
+Run = Callable[[Learner, Episodes, str, bool], None]  # a meta-gradient with this engine, which is checked first or not
 
 
 class Setting(NamedTuple):
@@ -134,13 +134,15 @@ def settings(
 
     for adjoint in _adjoints(learner):
         for name in names:
-            before, last = memory.taken(device) or 0.0, 0.0
+            before, last, checked = memory.taken(device) or 0.0, 0.0, None
             for together in _together(name, count(episodes), chunk):
                 if before + 2 * (last - before) > most:  # about what twice as many tasks would take
                     break
                 try:
-                    few = first_tasks(episodes, together)
-                    peak, seconds = _need(_sized(learner, adjoint), few, name, run, device)
+                    few, check = first_tasks(episodes, together), checked is None
+                    peak, seconds = _need(_sized(learner, adjoint), few, name, run, device, check)
+                    checked = peak if check else checked  # a training needs as much before it begins
+                    peak = peak and max(peak, checked or 0.0)
                 except (*trials.CANNOT, MemoryError):  # a training would take another engine, or a smaller chunk
                     break
                 last = peak or 0.0
@@ -171,7 +173,9 @@ def _together(name: str, tasks: int, chunk: int | None) -> list[int]:
     return [min(chunk, tasks)] if chunk else [2**i for i in range(tasks.bit_length()) if 2**i < tasks] + [tasks]
 
 
-def _need(sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.device) -> tuple[float | None, float]:
+def _need(
+    sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.device, check: bool = True
+) -> tuple[float | None, float]:
     """Peak of the process in bytes, and seconds, from few inner steps where there are many."""
     steps = getattr(sized(None), "steps", None)
     many = isinstance(steps, int) and steps > FEW and hasattr(sized(None), "adjoint")
@@ -180,7 +184,7 @@ def _need(sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.d
         memory.tidy()
         with memory.peak(device) as peak, seeds.seeded(0, "plan"):
             one = sized(k)  # a program belongs to its learner
-            run(one, episodes, name, True)
+            run(one, episodes, name, check)
             taken = _fastest(lambda one=one: run(one, episodes, name, False))
         found.append((k, peak.bytes, taken))
     (k, memory_, seconds), (fewer, before, _) = found[-1], found[0]

@@ -22,10 +22,10 @@ from quickstudy.seeds import drawn_since, random_states
 
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
 LONG = 5.0  # seconds after which a trial is not repeated for the sake of a better measurement
-ROUNDS = 3  # of trials, otherwise
+ROUNDS = (3, 12)  # of trials, otherwise: fewest and most
 ROUNDING = 0.02  # how far engines are apart by rounding: in float32 it grows through kinks (ReLU) to some thousandths
 RECORDING = 25.0  # loops over all tasks that recording, checking and measuring programs takes, at the most
-COMPILING = (10.0, 45.0)  # seconds that a compiler takes, and its time over that of recording the same program
+COMPILING = (8.0, 130.0)  # seconds that a compiler takes, and its time over that of recording the same program
 SMALL = 0.05  # seconds of a replay up to which the start of operations counts, not their arithmetic
 T = TypeVar("T")
 
@@ -145,15 +145,17 @@ def _fastest(
                 notes.append(f"{name} cannot: {first_line(error)}")
 
     warm_up(name for name in candidates if not (name == "threads" and drew))
-    seconds = _raced(attempt, warm)
+    seconds = _raced(attempt, warm, iterations)
     if not drew and _worth_recording(seconds, iterations):
         warm_up(programs)
-        seconds |= _raced(attempt, {name: warm[name] for name in (_best(seconds), *programs) if name in warm})
+        seconds |= _raced(
+            attempt, {name: warm[name] for name in (_best(seconds), *programs) if name in warm}, iterations
+        )
         if _worth_compiling(warm, seconds, iterations):
             warm_up(["compile"])
         if "compile" in warm:
             notes.append(f"compiled in {warm['compile']:.0f} s")
-            seconds |= _raced(attempt, {"compile": 0.0})
+            seconds |= _raced(attempt, {"compile": 0.0}, iterations)
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     return Choice(_best(seconds), "; ".join([f"fastest of {times}", *notes]))
 
@@ -162,11 +164,19 @@ def _best(seconds: dict[str, float]) -> str:
     return min(seconds, key=seconds.__getitem__)
 
 
-def _raced(attempt: Callable[[str], Any], warm: dict[str, float]) -> dict[str, float]:
-    """The best of a few rounds in turns, so that what else the machine does for a while hits all alike."""
-    quick = [name for name, first in warm.items() if first <= LONG]
-    rounds = [{name: timed(lambda name=name: attempt(name))[1] for name in quick} for _ in range(ROUNDS)]
-    return {name: min((one[name] for one in rounds if name in quick), default=warm[name]) for name in warm}
+def _raced(attempt: Callable[[str], Any], warm: dict[str, float], iterations: int) -> dict[str, float]:
+    """The best of a few rounds in turns, so that what else the machine does for a while hits all alike.
+
+    In a long training there are more of them, for as much as half a percent of its time.
+    """
+    quick, began = [name for name, first in warm.items() if first <= LONG], time.perf_counter()
+    found: dict[str, list[float]] = {name: [] for name in quick}
+    while quick and (done := len(found[quick[0]])) < ROUNDS[1]:
+        if done >= ROUNDS[0] and time.perf_counter() - began > 0.005 * iterations * min(map(min, found.values())):
+            break
+        for name in quick:
+            found[name].append(timed(lambda name=name: attempt(name))[1])
+    return warm | {name: min(seconds) for name, seconds in found.items()}
 
 
 def _worth_recording(seconds: dict[str, float], iterations: int) -> bool:
@@ -175,12 +185,12 @@ def _worth_recording(seconds: dict[str, float], iterations: int) -> bool:
 
 
 def _worth_compiling(warm: dict[str, float], seconds: dict[str, float], iterations: int) -> bool:
-    """Whether a program that is bound by the start of operations runs five times as long as compiling it takes."""
+    """Whether a program that is bound by the start of operations runs three times as long as compiling it takes."""
     replay = seconds.get("replay", SMALL + 1)
     if replay > min(SMALL, *seconds.values()):
         return False
     start, share = COMPILING
-    return replay * iterations > 5 * (start + share * warm["replay"])
+    return replay * iterations > 3 * (start + share * warm["replay"])
 
 
 def _check_same(result: Any, reference: Any, tolerance: float) -> None:

@@ -112,9 +112,10 @@ def test_regret_and_ratios_are_those_of_the_medians(load, cases):
     for entry in entries:
         if (entry.contestant, entry.way) in times:
             race.settle(entry, times[entry.contestant, entry.way], times, at_best=0.3)
+    entries[0].made_s = 0.25 * 3.0 * race.ITERATIONS  # choosing took a quarter of the whole training
     plain = race.plain(cases.SMALLEST[0], entries, found, times)
     named = {entry["name"]: entry for entry in plain["contestants"]}
-    assert plain["regret"] == 2.0 and plain["best_way"] == "loop"
+    assert plain["regret"] == 2.5 and plain["best_way"] == "loop"
     assert named["higher"]["ratio"] == 2.0 and named["quickstudy"]["floors"] == 3.0
     assert named["quickstudy"]["share"] == pytest.approx(0.1)
     assert named["quickstudy without compile"]["way"] == "loop"
