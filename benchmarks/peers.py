@@ -184,6 +184,7 @@ PEERS: dict[str, dict[str, Way]] = {
     "torchopt under vmap": {"vmap": torchopt_vmap},  # its functional API, mapped over tasks by torch
     "learn2learn": {"clones": learn2learn_clones},
 }
+MAPPED = ("torchopt under vmap",)  # where it is torch that maps over tasks, not the library
 LIBRARIES: dict[str, dict[str, Way]] = {
     "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in (*PLAIN, *PROGRAMS)},
     "quickstudy adjoints": {

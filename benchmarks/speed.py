@@ -61,7 +61,10 @@ def measure(plan: Plan, done: Report, args: argparse.Namespace, console: Console
             yield done
     if not args.cases and not done["inner_steps"]:
         console.print("\n[bold]Memory of inner steps[/bold]")
-        done["inner_steps"] = memory.inner_steps(*plan.inner_steps, plan.stepping, args.device)
+        done["inner_steps"] = found = memory.inner_steps(*plan.inner_steps, plan.stepping, args.device)
+        able = {(row["name"], row["way"]): row for row in found["rows"] if "problem" not in row}
+        for key, seconds in race.medians(plan.inner_steps[1], able, args.repeats, args.device).items():
+            able[key]["seconds"] = seconds
         console.print(*speed_pages.stepping(done["inner_steps"]), sep="\n", markup=False)
     done["growth"] = growth.curves(plan.growth, {case["name"]: case for case in done["cases"]})
     verdict = speed_pages.verdict([case for case in done["cases"] if case["shown"]])

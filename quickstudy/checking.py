@@ -186,6 +186,8 @@ def _where_it_begins(problem: Problem, here: Point, bad: list[str]) -> list[str]
 
 # --- engines ---------------------------------------------------------------------------------------------------------
 
+DRAWING = {"threads": "repeated on threads", "replay": "recorded"}  # what cannot be done with random draws
+
 
 def _two_tasks(episode: Episode) -> Episode:
     """The episode, and another one: the same inputs with their answers the other way round."""
@@ -204,8 +206,8 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
     reference, random = run("loop")
 
     def able(name: str) -> EngineCheck:
-        if name == "threads" and (draws or random):
-            return EngineCheck(name, False, "random draws (dropout) cannot be repeated on threads")
+        if (draws or random) and name in DRAWING:
+            return EngineCheck(name, False, f"random draws (dropout) cannot be {DRAWING[name]}")
         try:
             apart = trials.relative_difference(run(name)[0], reference)
         except trials.CANNOT as error:
@@ -215,7 +217,7 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
         agrees = apart <= 1e-7 or not all(is_finite(t) for t in pytree.tree_leaves(reference))
         return EngineCheck(name, agrees, "" if agrees else f"it is off by {apart:.0e} in float64")
 
-    return EngineCheck("loop", True), able("threads"), able("vmap")
+    return EngineCheck("loop", True), able("threads"), able("vmap"), able("replay")
 
 
 def _why(learner: Learner, name: str, error: Exception) -> str:

@@ -75,15 +75,18 @@ def _on_tape(function: LossAt, point: Theta, given: Given, record: bool) -> tupl
     with torch.enable_grad():
         leaves = {name: v if v.requires_grad else v.detach().requires_grad_() for name, v in point.items()}
         value = function(leaves, *given)
-        slope = _pull(value, leaves, torch.ones_like(value), record)
+        slope = _pull(value, leaves, record=record)
     return value if record else value.detach(), slope
 
 
-def _pull(value: Tensor, leaves: Theta, weights: Tensor, record: bool = False) -> Theta:
+def _pull(value: Tensor, leaves: Theta, weights: Tensor | None = None, record: bool = False) -> Theta:
+    """The gradient of the value, or of several added up; `weights` pull in their place."""
     if not (leaves and value.requires_grad):
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    # Weights make torch import its symbolic algebra: half a second, and 40 MB for the rest of the process.
+    total = value.sum() if weights is None and value.dim() else value
     found = torch.autograd.grad(
-        value, list(leaves.values()), weights, create_graph=record, materialize_grads=True, allow_unused=True
+        total, list(leaves.values()), weights, create_graph=record, materialize_grads=True, allow_unused=True
     )
     return dict(zip(leaves, found, strict=True))
 
@@ -181,7 +184,7 @@ def _forward(ctx: Any, function: LossAt, spec: Any, flat: Sequence[Tensor]) -> A
         leaves = {name: value.requires_grad_() for name, value in point.items()}
         value = function(leaves, *given)
         _check_all_given(value, leaves)
-        slope = _pull(value, leaves, torch.ones_like(value))
+        slope = _pull(value, leaves)
     ctx.random = before if drawn_since(before) else None
     return value.detach(), *slope.values()
 

@@ -121,6 +121,11 @@ class _Recorder(TorchDispatchMode):
         self.made: dict[int, list[TensorWeakRef]] = {}  # memory taken on the way -> tensors on it
         self.stale: dict[int, TensorWeakRef] = {}  # tensors of which a part was written to through another one
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled inside; to make sure of that torch would import its compiler, of 45 MB."""
+        return False
+
     def input(self, tensor: Tensor) -> Tensor:
         self.operations.append(Operation(INPUT, like=_like(tensor)))
         self.sources[id(tensor)] = TensorWeakRef(tensor), self.operations[-1]

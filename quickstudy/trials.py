@@ -26,7 +26,7 @@ ROUNDS = (3, 12)  # of trials, otherwise: fewest and most
 ROUNDING = 0.02  # how far engines are apart by rounding: in float32 it grows through kinks (ReLU) to some thousandths
 RECORDING = 25.0  # loops over all tasks that recording, checking and measuring programs takes, at the most
 COMPILING = (8.0, 130.0)  # seconds that a compiler takes, and its time over that of recording the same program
-SMALL = 0.05  # seconds of a replay up to which the start of operations counts, not their arithmetic
+STARTS = 0.2  # of the time of recording, in which a replay is bound by the start of operations, not by arithmetic
 T = TypeVar("T")
 
 
@@ -186,11 +186,10 @@ def _worth_recording(seconds: dict[str, float], iterations: int) -> bool:
 
 def _worth_compiling(warm: dict[str, float], seconds: dict[str, float], iterations: int) -> bool:
     """Whether a program that is bound by the start of operations runs three times as long as compiling it takes."""
-    replay = seconds.get("replay", SMALL + 1)
-    if replay > min(SMALL, *seconds.values()):
+    if _best(seconds) != "replay" or seconds["replay"] > STARTS * warm["replay"]:
         return False
     start, share = COMPILING
-    return replay * iterations > 3 * (start + share * warm["replay"])
+    return seconds["replay"] * iterations > 3 * (start + share * warm["replay"])
 
 
 def _check_same(result: Any, reference: Any, tolerance: float) -> None:

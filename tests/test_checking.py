@@ -85,7 +85,7 @@ def attention() -> nn.Module:
 def test_right_networks_pass_on_every_engine(build, shape):
     found = check(build(), *shape)
     assert found.ok and not found.approximate
-    assert works(found) == {"loop": True, "threads": True, "vmap": True}
+    assert works(found) == {"loop": True, "threads": True, "vmap": True, "replay": True}
     assert found.difference < 1e-5 and found.cosine > 1 - 1e-9
     assert str(found).startswith("ok: the meta-gradient of MAML is the derivative of its meta-loss")
 
@@ -93,7 +93,7 @@ def test_right_networks_pass_on_every_engine(build, shape):
 def test_what_vmap_cannot_do_is_told_with_the_reason():
     found = check(Over(nn.LSTM(4, 4, batch_first=True)), 5, 4)
     assert found.ok
-    assert works(found) == {"loop": True, "threads": True, "vmap": False}
+    assert works(found) == {"loop": True, "threads": True, "vmap": False, "replay": True}
     assert "batching rule for nn.LSTM" in reason(found, "vmap")
 
 
@@ -103,6 +103,7 @@ def test_what_vmap_does_wrongly_is_told():
     found = qs.check_meta_gradient(ByTransform(net), episode(4))
     assert found.ok
     assert not works(found)["vmap"] and "off by" in reason(found, "vmap")
+    assert works(found)["replay"]  # which is recorded where torch's rule is right
     assert works(check(net))["vmap"]  # ours is taken on the tape
 
 
@@ -114,8 +115,8 @@ def test_dropout_is_checked_and_kept_off_threads(drop):
     before = torch.get_rng_state()
     found = check(nn.Sequential(model, drop) if isinstance(drop, nn.Module) else Net(lambda z, scale: drop(z * scale)))
     assert found.ok
-    assert works(found) == {"loop": True, "threads": False, "vmap": True}
-    assert "random" in reason(found, "threads")
+    assert works(found) == {"loop": True, "threads": False, "vmap": True, "replay": False}
+    assert "random" in reason(found, "threads") and "random" in reason(found, "replay")
     if isinstance(drop, nn.Module):
         assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn from the caller's stream
 

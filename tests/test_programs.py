@@ -250,7 +250,8 @@ def test_auto_records_where_it_can_pay(loop, best, iterations, worth):
         ({"loop": 0.05, "replay": 0.002}, 0.1, 60_000, True),
         ({"loop": 0.05, "replay": 0.002}, 0.1, 10_000, False),  # over before a compiler pays
         ({"loop": 0.05, "replay": 0.002}, 4.0, 60_000, False),  # long to compile
-        ({"loop": 0.4, "replay": 0.2}, 0.1, 60_000, False),  # arithmetic, not starts
+        ({"loop": 0.4, "replay": 0.05}, 0.5, 60_000, True),
+        ({"loop": 0.4, "replay": 0.2}, 0.5, 60_000, False),  # arithmetic, not starts
         ({"loop": 0.02, "replay": 0.03}, 0.1, 60_000, False),
         ({"loop": 0.02}, 0.1, 60_000, False),
     ],

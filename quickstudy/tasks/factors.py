@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 ROUNDS = 10  # of both steps; ten more move predictions of films by 0.05, where their error is 1.2
 
@@ -64,6 +63,8 @@ def _ridges(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A ridge regression of the targets [n] on z[other] for each group: weights [groups, d], (Z^T Z + D)^-1."""
     shape, d = (int(group.max()) + 1, len(z)), z.shape[1]
+    from scipy.sparse import csr_matrix  # takes memory that is not needed without ratings
+
     outer = (z[:, :, None] * z[:, None, :]).reshape(len(z), d * d)
     gram = (csr_matrix((np.ones(len(group)), (group, other)), shape) @ outer).reshape(-1, d, d)
     inverse = np.linalg.inv(gram + np.diag(penalty))
