@@ -74,8 +74,8 @@ def conv4(filters: int = 64) -> tuple[qs.Learner, Any]:
 CASES = {
     case.name: case
     for case in (
-        Case("sinusoid", "sine waves, MLP 1-40-40-1, 10 shots, 1 inner step, vmap", sinusoid, 24, "vmap", 200),
-        Case("conv4", "characters, Conv4-64, 5-way 1-shot, 15 queries, 1 inner step", conv4, 16, "loop", 25),
+        Case("sinusoid", "sine waves, MLP 1-40-40-1, 10 shots, 1 inner step", sinusoid, 24, "replay", 400),
+        Case("conv4", "characters, Conv4-64, 5-way 1-shot, 15 queries, 1 inner step", conv4, 16, "replay-threads", 25),
     )
 }
 

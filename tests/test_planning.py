@@ -76,17 +76,17 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
 
 def test_every_setting_gives_the_same_meta_gradient(double):
     learner, tasks = sine()
-    exact = engine.meta_gradient(learner, learner.init(), tasks.sample(6, torch.Generator().manual_seed(0)))
+    exact = engine.meta_gradient(learner, learner.init(), tasks.sample(3, torch.Generator().manual_seed(0)))
     with cores(2):
-        found = qs.plan(learner, tasks, meta_batch=6)
+        found = qs.plan(learner, tasks, meta_batch=3)
     assert {one.adjoint for one in found} == {"unroll", "remat"}
     for name in ("vmap", "replay"):
-        assert {one.chunk for one in found if one.engine == name} == {1, 2, 4, None}
+        assert {one.chunk for one in found if one.engine == name} == {1, 2, None}
     assert {one.engine for one in found} == set(planning.ENGINES)
     assert found == sorted(found, key=lambda one: one.seconds)
     for one in found:
         same = qs.MAML(learner.model, loss=qs.mse_loss, lr=0.01, adjoint=one.adjoint)
-        episodes = tasks.sample(6, torch.Generator().manual_seed(0))
+        episodes = tasks.sample(3, torch.Generator().manual_seed(0))
         found_again = engine.meta_gradient(same, learner.init(), episodes, one.engine, one.chunk)
         assert_close(found_again[1], exact[1], 1e-10)
 
@@ -146,18 +146,18 @@ def test_many_inner_steps_are_foretold_from_few():
 @needs_peaks
 def test_the_fastest_that_fits_is_taken_and_the_least_is_told():
     learner, tasks = glyphs(steps=3)
-    found = qs.plan(learner, tasks, meta_batch=4)
+    found = qs.plan(learner, tasks, meta_batch=4, engine="vmap")
     limit = sorted(one.memory for one in found)[len(found) // 2]
     able = planning.fitting(found, limit)
     assert able == [one for one in found if one.memory <= limit] and 0 < len(able) < len(found)
     with pytest.raises(ConfigError, match=r"no exact setting stays within 1 MB: the least is \d+ MB, with --engine"):
-        qs.plan(learner, tasks, meta_batch=2, memory="1MB")
+        qs.plan(learner, tasks, meta_batch=2, memory="1MB", engine="loop")
 
 
 def test_the_command_line_plans(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = ["glyphs", "maml", "--ways", "3", "--queries", "2", "--filters", "4", "--meta-batch", "2"]
-    assert cli.run(["plan", *common, "--iterations", "10"]) == 0
+    assert cli.run(["plan", *common, "--iterations", "10", "--engine", "replay"]) == 0
     told = capsys.readouterr().out
     assert "peak memory" in told and "remat" in told and "10 of them" in told
     options = told.splitlines()[-1].split("... ")[1].split()
