@@ -288,12 +288,11 @@ def _without_writing(func: Any) -> Any:
     """The operation that makes a new tensor of what `func` writes to its first argument; None where there is none."""
     if func is aten.transpose_.default:
         return aten.transpose.int
-    name, writes = (
-        func._schema.name,
-        [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments],
-    )
-    packet = getattr(aten, name.removeprefix("aten::").removesuffix("_"), None) if name.endswith("_") else None
-    return getattr(packet, func._overloadname, None) if writes and writes[0] and not any(writes[1:]) else None
+    name = func._schema.name.removeprefix("aten::")
+    writes = [given.alias_info is not None and given.alias_info.is_write for given in func._schema.arguments]
+    if not name.endswith("_") or not writes[0] or any(writes[1:]):
+        return None
+    return getattr(getattr(aten, name.removesuffix("_"), None), func._overloadname, None)
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
