@@ -199,9 +199,9 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
     """Each engine on two tasks in float64, held against the loop."""
     tasks = _two_tasks(problem.episode)
 
-    def run(name: str) -> tuple[Any, bool]:
+    def run(name: str, theta: Theta = here.theta) -> tuple[Any, bool]:
         with seeds.seeded(problem.seed, "check"):
-            return trials.watching_generator(lambda: engines.meta_gradient(problem.learner, here.theta, tasks, name))
+            return trials.watching_generator(lambda: engines.meta_gradient(problem.learner, theta, tasks, name))
 
     reference, random = run("loop")
 
@@ -209,6 +209,8 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
         if (draws or random) and name in DRAWING:
             return EngineCheck(name, False, f"random draws (dropout) cannot be {DRAWING[name]}")
         try:
+            if name in engines.PROGRAMS:  # recorded at another theta
+                run(name, trials.elsewhere(here.theta))
             apart = trials.relative_difference(run(name)[0], reference)
         except trials.CANNOT as error:
             return EngineCheck(name, False, _why(problem.learner, name, error))

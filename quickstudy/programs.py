@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,13 +25,17 @@ from quickstudy.recording import Program, over_tasks, record
 
 MetaGradient = Callable[[Theta, Episode], tuple[Tensor, Theta]]  # theta, episodes -> loss, its gradient
 OfTask = Callable[[Learner, Theta, Episode], tuple[Tensor, Theta]]
-_known: weakref.WeakKeyDictionary[Learner, dict[Any, MetaGradient]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Learner, dict[Any, tuple[list[Any], MetaGradient]]] = weakref.WeakKeyDictionary()
 
 
 def program_of(
     learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: str, key: Any = None
 ) -> MetaGradient:
     """(theta, episodes) -> meta-loss and meta-gradient, for these shapes, made once for each.
+
+    It is made anew where something else than theta and the tasks has changed: a field of the learner, a module's mode,
+    a frozen weight or a buffer, torch's defaults. What is not watched: numbers inside of functions, attributes of
+    modules, writes through `.data`.
 
     of_task    learner, theta, one episode -> its loss and gradient, on the plain tape; `key` tells apart several
     engine     "replay" and "compile": the mean over episodes with a task axis; "replay-threads": of one episode
@@ -43,14 +47,49 @@ def program_of(
     # What is compiled holds for one layout in memory and one number of threads.
     layout = (torch.get_num_threads(), *(leaf.stride() for leaf in leaves)) if engine == "compile" else None
     wanted = (engine, key, tuple(theta), shapes, layout)
-    if wanted not in known:
+    state = [torch.get_default_dtype(), torch.is_autocast_enabled(leaves[0].device.type), *_state(learner)]
+    before, program = known.get(wanted, (None, None))
+    if program is None or before is None or not _unchanged(before, state):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch, about itself
-                known[wanted] = _made(learner, theta, episodes, of_task, engine)
+                program = _made(learner, theta, episodes, of_task, engine)
         except Exception as error:  # the compiler and a learner's own code raise of every kind
             raise RuntimeError(first_line(error)) from error
-    return known[wanted]
+        known[wanted] = state, program
+    return program
+
+
+def _state(value: Any) -> Iterator[Any]:
+    """All that a recording of a learner takes for granted: numbers, and references that hold no object."""
+    if isinstance(value, nn.Module):
+        for module in value.modules():
+            yield from (weakref.ref(module), module.training)
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                yield from _state(tensor)
+    elif isinstance(value, Tensor):
+        yield from (weakref.ref(value), value.requires_grad)
+        if not value.requires_grad:  # else it is theta's start
+            yield from (value.data_ptr(), 0 if value.is_inference() else value._version)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _state(getattr(value, field.name))
+    elif isinstance(value, (list, tuple, dict)):
+        yield len(value)
+        for each in value.items() if isinstance(value, dict) else value:
+            yield from _state(each)
+    else:
+        try:
+            yield weakref.ref(value)
+        except TypeError:  # numbers
+            yield value
+
+
+def _unchanged(before: list[Any], now: list[Any]) -> bool:
+    return len(before) == len(now) and all(
+        a is b or (type(a) is type(b) and isinstance(a, (int, float, str)) and a == b)
+        for a, b in zip(before, now, strict=True)
+    )
 
 
 def _made(learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: str) -> MetaGradient:
@@ -117,7 +156,7 @@ def _as_one_graph(program: Program, leaves: Sequence[Tensor]) -> Program:
     except RuntimeError:
         return program
 
-    def replay(*leaves: Tensor) -> list[Tensor]:
+    def replay(*leaves: Tensor, holds: Any = program) -> list[Tensor]:  # the graph reads the program's constants
         for place, leaf in zip(held, leaves, strict=True):
             place.copy_(leaf)
         graph.replay()

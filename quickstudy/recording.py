@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
@@ -33,8 +35,10 @@ aten = torch.ops.aten
 # Results that depend on an input's shape alone: small ones become constants.
 FILLED = {aten.ones_like, aten.zeros_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full}
 SMALL = 2**16  # bytes
-# Ways to read a tensor's values that torch does not see as operations.
+STRIDED = {aten.as_strided, aten.as_strided_copy, aten.as_strided_scatter}
+# Ways to read a tensor's values that torch does not see as operations: of the tensor itself, of those given beside.
 READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+BESIDE = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor, torch.tensor_split, Tensor.tensor_split}
 
 
 def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Program:
@@ -103,9 +107,15 @@ class _Unread(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READS and self.recorder.source(args[0]) is not None:
-            raise RuntimeError("it reads a tensor's values in Python")
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            raise RuntimeError("it exchanges a tensor's values behind torch's back (.data = ...)")
+        if func in READS or func in BESIDE:
+            beside = func in BESIDE and args and isinstance(args[0], Tensor)
+            read = inside(args[1:] if beside else args, Tensor) + inside(kwargs.values(), Tensor)
+            if any(self.recorder.source(tensor) is not None for tensor in read):
+                raise RuntimeError("it reads a tensor's values in Python")
+        return func(*args, **kwargs)
 
 
 class _Recorder(TorchDispatchMode):
@@ -119,6 +129,7 @@ class _Recorder(TorchDispatchMode):
         self.known: dict[Any, Operation] = {}  # what was computed already
         self.kept: dict[int, tuple[TensorWeakRef, int, Operation]] = {}  # of constants: the version, and where it is
         self.made: dict[int, list[TensorWeakRef]] = {}  # memory taken on the way -> tensors on it
+        self.depending: dict[int, StorageWeakRef] = {}  # memory with what depends on an input; the address stays taken
         self.stale: dict[int, TensorWeakRef] = {}  # tensors of which a part was written to through another one
 
     @classmethod
@@ -128,16 +139,21 @@ class _Recorder(TorchDispatchMode):
 
     def input(self, tensor: Tensor) -> Tensor:
         self.operations.append(Operation(INPUT, like=_like(tensor)))
-        self.sources[id(tensor)] = TensorWeakRef(tensor), self.operations[-1]
+        self._is(tensor, self.operations[-1])
         return tensor
 
     def program(self, inputs: int, outputs: list[Tensor]) -> Program:
-        found = [self._own(self._operand(tensor)) for tensor in outputs]
+        self._refuse_stale(outputs)
+        for tensor in outputs:
+            self._depends(tensor)
+        found: list[Operation] = []
+        for tensor in outputs:
+            found.append(self._own(self._operand(tensor), found))
         return as_function(self.operations[:inputs], finished(self.operations, found), found)
 
-    def _own(self, one: Operation) -> Operation:
-        """A result in memory of its own: whoever asked for it may write to it, to no input or constant."""
-        if one.target not in (INPUT, CONSTANT, *VIEWS):
+    def _own(self, one: Operation, others: Sequence[Operation]) -> Operation:
+        """A result in memory of its own, which whoever asked for it may write to."""
+        if not (one in others or one.target in (INPUT, CONSTANT) or _is_view(one)):
             return one
         self.operations.append(Operation(aten.clone.default, (one,), like=one.like))
         return self.operations[-1]
@@ -147,6 +163,15 @@ class _Recorder(TorchDispatchMode):
         ref, one = self.sources.get(id(tensor), (None, None))
         return one if ref is not None and ref() is tensor else None
 
+    def _depends(self, tensor: Tensor) -> bool:
+        if self.source(tensor) is None:
+            if _memory(tensor) in self.depending:
+                raise RuntimeError(
+                    "it gives a tensor another's memory behind torch's back, as nn.Parameter(tensor) does"
+                )
+            return False
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags:
@@ -154,13 +179,14 @@ class _Recorder(TorchDispatchMode):
         if func is aten.mkldnn_rnn_layer.default:
             raise _OneDNNRecurrent
         tensors = inside(args, Tensor) + (inside(kwargs.values(), Tensor) if kwargs else [])
-        if self.stale and any(id(t) in self.stale and self.stale[id(t)]() is t for t in tensors):
-            raise RuntimeError("it writes into a part of a tensor that it reads again")
-        depends = any(self.source(tensor) is not None for tensor in tensors)
+        self._refuse_stale(tensors)
+        depends = any([self._depends(tensor) for tensor in tensors])
         if func._schema.is_mutable:
             return self._written(func, args, kwargs, depends)
         if depends and _reads_values(func, tensors[1:]):
             raise RuntimeError(f"it decides on a tensor's values ({func})")
+        if depends and func.overloadpacket in STRIDED:
+            raise RuntimeError(f"it counts on a layout in memory that may be another one next time ({func})")
         found = func(*args, **kwargs)
         if depends and not _tells_shapes(func, found):
             self._keep(found, self._emit(func, args, kwargs, found))
@@ -195,10 +221,12 @@ class _Recorder(TorchDispatchMode):
 
     def _is(self, tensor: Tensor, *sources: Operation) -> None:
         """The tensor is what the first one gives; the others give it as one of several."""
-        ref = TensorWeakRef(tensor)
+        ref, storage = TensorWeakRef(tensor), tensor.untyped_storage()
         self.sources[id(tensor)] = ref, sources[0]
         for one in sources:
             self.results[one].append(ref)
+        if storage._cdata not in self.depending:
+            self.depending[storage._cdata] = StorageWeakRef(storage)
 
     def _keep(self, found: Any, one: Operation) -> None:
         if isinstance(found, Tensor):
@@ -221,7 +249,7 @@ class _Recorder(TorchDispatchMode):
         made = _memory(tensor) in self.made
         value = tensor.detach().clone() if made else tensor.detach()
         plain = _plain(value) if made else None
-        key = (CONSTANT, plain, value.shape, value.dtype, value.device)
+        key = (CONSTANT, str(plain), value.shape, value.dtype, value.device)
         one = self.known.get(key) if plain is not None else None
         if one is None:
             one = Operation(CONSTANT, (value,), like=_like(value))
@@ -242,7 +270,11 @@ class _Recorder(TorchDispatchMode):
         if twin is None or not isinstance(target, Tensor) or not (sharing := self._sharing(target)):
             raise RuntimeError(f"it writes to a tensor ({func})")
         if not (depends or any(self.source(one) is not None for one in sharing)):
+            for one in sharing:
+                self.kept.pop(id(one), None)
             return func(*args, **kwargs)
+        if twin(*args, **kwargs).dtype != target.dtype:
+            raise RuntimeError(f"it writes numbers of another type into a tensor ({func})")
         given = self._operands(args, kwargs)
         if torch.Tag.inplace_view not in func.tags:
             others = [one for one in sharing if one is not target and _overlap(one, target)]
@@ -250,6 +282,10 @@ class _Recorder(TorchDispatchMode):
         found = func(*args, **kwargs)
         self._is(target, self._once(Operation(twin, *given, like=_like(target))))
         return found
+
+    def _refuse_stale(self, tensors: list[Tensor]) -> None:
+        if self.stale and any(id(t) in self.stale and self.stale[id(t)]() is t for t in tensors):
+            raise RuntimeError("it writes into a part of a tensor that it reads again")
 
     def _see(self, found: Any, inputs: list[Tensor]) -> None:
         outside = {place for place in map(_memory, inputs) if place not in self.made}
@@ -268,6 +304,13 @@ class _Recorder(TorchDispatchMode):
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _is_view(one: Operation) -> bool:
+    """Whether it may share the memory of what it is made of."""
+    if one.target is operator.getitem:
+        return _is_view(one.args[0])
+    return isinstance(one.target, OpOverload) and any(given.alias_info for given in one.target._schema.returns)
 
 
 def _tells_shapes(func: Any, found: Any) -> bool:
@@ -329,13 +372,13 @@ def _changed(values: Iterable[Any], change: Callable[[Tensor], Operation]) -> tu
 
 
 def _frozen(values: Iterable[Any]) -> tuple[Any, ...]:
-    """The same, such that it can be looked up; 1, 1.0 and True are not the same."""
+    """The same, such that it can be looked up; 1, 1.0 and True are not the same, nor are 0.0 and -0.0."""
     return tuple(
         each
         if isinstance(each, Operation)
         else _frozen(each)
         if isinstance(each, (list, tuple))
-        else (type(each), each)
+        else (type(each), str(each) if isinstance(each, float) else each)
         for each in values
     )
 

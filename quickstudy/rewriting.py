@@ -100,7 +100,7 @@ def _neutral(one: Operation, number: float, either: bool) -> Operation:
 def _multiplied(one: Operation) -> Operation:
     """A column times a row is no sum."""
     inner = one.args[0].like.shape[-1]
-    return one if inner > 1 else Operation(aten.mul.Tensor, one.args, like=one.like)
+    return one if inner != 1 else Operation(aten.mul.Tensor, one.args, like=one.like)
 
 
 def _rules() -> Iterator[tuple[Rule, list[Any]]]:

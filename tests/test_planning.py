@@ -150,7 +150,9 @@ def test_the_fastest_that_fits_is_taken_and_the_least_is_told():
     limit = sorted(one.memory for one in found)[len(found) // 2]
     able = planning.fitting(found, limit)
     assert able == [one for one in found if one.memory <= limit] and 0 < len(able) < len(found)
-    with pytest.raises(ConfigError, match=r"no exact setting stays within 1 MB: the least is \d+ MB, with --engine"):
+    with pytest.raises(
+        ConfigError, match=r"no exact setting stays within 1 MB: the least is [\d.]+ [MG]B, with --engine"
+    ):
         qs.plan(learner, tasks, meta_batch=2, memory="1MB", engine="loop")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import time
 import weakref
 from collections import Counter
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -117,7 +119,10 @@ def test_a_program_is_recorded_once_for_each_shape_and_precision(monkeypatch):
 
 
 def test_programs_go_with_their_learner():
-    learner = small()
+    """Even one of whose fields knows the learner."""
+    known = {}
+    learner = known["learner"] = small(loss=lambda outputs, y, known=known: qs.cross_entropy(outputs, y))
+    del known
     meta_gradient(learner, learner.init(), random_episodes(), "replay")
     gone = weakref.ref(learner)
     del learner
@@ -158,6 +163,104 @@ def test_a_frozen_part_may_change_between_replays():
         learner.model.layer1.weight.mul_(-2.0)
     both = [meta_gradient(learner, theta, episodes, name) for name in ("replay", "loop")]
     assert trials.relative_difference(*both) < 1e-12
+
+
+def switched_off(learner: qs.MAML) -> None:
+    learner.model.train(not learner.model.training)
+
+
+def replaced_layer(learner: qs.MAML) -> None:
+    learner.model[1] = nn.Sigmoid()
+
+
+def replaced_buffer(learner: qs.MAML) -> None:
+    learner.model[0].running_mean = torch.full((4,), 0.5)
+
+
+def changed_buffer(learner: qs.MAML) -> None:
+    learner.model[0].running_mean.add_(0.5)
+
+
+def replaced_weight(learner: qs.MAML) -> None:
+    learner.model[2].weight = nn.Parameter(learner.model[2].weight * 2, requires_grad=False)
+
+
+def exchanged_weight(learner: qs.MAML) -> None:
+    learner.model[2].weight.data = learner.model[2].weight * 2
+
+
+def changed_weights_of_classes(learner: qs.MAML) -> None:
+    learner.loss.weight = torch.tensor([1.0, 2.0, 3.0])
+
+
+def thawed(learner: qs.MAML) -> None:
+    learner.model[2].weight.requires_grad_(True)
+
+
+CHANGES = [
+    switched_off,
+    replaced_layer,
+    replaced_buffer,
+    changed_buffer,
+    replaced_weight,
+    exchanged_weight,
+    changed_weights_of_classes,
+    thawed,
+]
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_in_a_learner_is_recorded_anew(change, mode):
+    norm, layers = nn.BatchNorm1d(4), (nn.Tanh(), nn.Linear(4, 3))
+    learner = qs.MAML(nn.Sequential(norm, *layers).train(mode), lr=0.3, loss=nn.CrossEntropyLoss(torch.ones(3)))
+    learner.model[2].weight.requires_grad_(False)
+    theta, episodes = learner.init(), random_episodes()
+    meta_gradient(learner, theta, episodes, "replay")
+    change(learner)
+    both = [meta_gradient(learner, theta, episodes, name) for name in ("replay", "loop")]
+    assert trials.relative_difference(*both) < 1e-12
+
+
+def test_equal_learners_with_another_field_have_programs_of_their_own():
+    @dataclass(frozen=True)
+    class Scaled:
+        scale: float = field(compare=False)
+
+        def init(self) -> dict[str, Tensor]:
+            return {"w": torch.ones(4)}
+
+        def adapt(self, theta, support):
+            return theta
+
+        def predict(self, phi, x):
+            return self.scale * (x @ phi["w"])
+
+        def meta_loss(self, theta, episode):
+            return self.predict(theta, episode.query.x).square().mean()
+
+    episodes = random_episodes()
+    for scale in (1.0, 2.0):
+        learner = Scaled(scale)
+        both = [meta_gradient(learner, learner.init(), episodes, name) for name in ("replay", "loop")]
+        assert trials.relative_difference(*both) < 1e-12
+
+
+def test_gradients_that_are_equal_may_be_changed_one_by_one():
+    """As clipping does; two of them are one operation of the program."""
+
+    class Offset(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.offset = nn.Parameter(torch.zeros(3))
+
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + self.offset
+
+    learner = qs.MAML(Offset(), lr=0.1, adjoint="first_order")
+    found = qs.meta_gradient(learner, learner.init(), random_episodes(), "replay")
+    places = [tensor.untyped_storage().data_ptr() for tensor in (found[0], *found[1].values())]
+    assert len(set(places)) == len(places) and torch.equal(found[1]["bias"], found[1]["offset"])
 
 
 def test_training_by_replay_is_training_by_the_loop_and_resumes(tmp_path):
@@ -205,12 +308,23 @@ def test_a_program_that_holds_for_one_task_alone_is_found():
 
     class Sly(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
-            byte = input.untyped_storage()[8 * input.storage_offset() + 6]  # of its first number
-            return super().forward(input) * (1 + byte / 256)
+            return super().forward(input) * pickle.loads(pickle.dumps(input.detach()))[0, 0]
 
     learner = qs.ProtoNet(Sly(4, 3), ways=3)
     with pytest.raises(RuntimeError, match="its meta-gradient is wrong"):
         trials.check_engine(learner, learner.init(), random_episodes(), "replay")
+
+
+def test_a_program_that_holds_for_one_theta_alone_is_found():
+    class Sly(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * pickle.loads(pickle.dumps(self.weight.detach()))[0, 0]
+
+    learner = qs.ProtoNet(Sly(4, 3), ways=3)
+    with pytest.raises(RuntimeError, match="its meta-gradient is wrong"):
+        trials.check_engine(learner, learner.init(), random_episodes(), "replay")
+    found = qs.check_meta_gradient(learner, engine.unstack(random_episodes())[0]).engines
+    assert {one.name: one.works for one in found}["replay"] is False
 
 
 # --- compiled --------------------------------------------------------------------------------------------------------

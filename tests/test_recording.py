@@ -237,12 +237,29 @@ def test_a_tensor_made_on_the_way_is_remembered_as_it_was_when_read():
 
 
 def test_results_are_fresh_where_a_program_is_asked_for_them_twice():
-    program = record(lambda x: [torch.zeros(3), x + 1, x, x.view(3, 1)], numbers((3,)))
+    program = record(
+        lambda x: [torch.zeros(3), x + 1, x, x.view(3, 1), x + 1, x.unfold(0, 2, 1), x.split(1)[0], x[:2].unbind()[0]],
+        numbers((3,)),
+    )
     (x,) = numbers((3,), seed=1)
     kept = [tensor.clone() for tensor in program(x)]
     for tensor in program(x):
         tensor.add_(5)
     all_close(program(x), kept)
+
+
+def test_a_constant_is_read_as_it_is_when_torch_counts_no_write():
+    def function(x: Tensor) -> Tensor:
+        counter = torch.ones(2)
+        first = x * counter
+        counter.data.add_(1)
+        return first + x * counter
+
+    agrees(function, (2,))
+
+
+def test_the_sign_of_a_zero_is_part_of_a_constant():
+    agrees(lambda x: x.copysign(torch.zeros(2)) + 2 * x.copysign(torch.tensor([-0.0, -0.0])), (2,))
 
 
 def test_nothing_of_the_recording_is_held():
@@ -326,6 +343,28 @@ def into_a_part_of_another_part(x: Tensor) -> Tensor:
     return below * 1
 
 
+def into_a_part_of_the_result(x: Tensor) -> Tensor:
+    y = x * 2
+    y[0].add_(1)
+    return y
+
+
+def wider_into_narrower(x: Tensor) -> Tensor:
+    total = x.to(torch.bfloat16)
+    total += x
+    return total.double()
+
+
+def behind_torchs_back(x: Tensor) -> Tensor:
+    y = torch.ones(3, 4)
+    y.data = x * 2
+    return y * 3
+
+
+def of_a_layout(x: Tensor) -> Tensor:
+    return (x * 2).as_strided((2,), (3,))
+
+
 def into_the_input(x: Tensor) -> Tensor:
     return x.add_(1)
 
@@ -339,6 +378,13 @@ OUTSIDE = torch.zeros(3, 4)
         (into_a_part, "writes into a part of a tensor that it reads again"),
         (through_a_view, "writes into a part of a tensor that it reads again"),
         (into_a_part_of_another_part, "writes into a part of a tensor that it reads again"),
+        (into_a_part_of_the_result, "writes into a part of a tensor that it reads again"),
+        (wider_into_narrower, "writes numbers of another type into a tensor"),
+        (behind_torchs_back, "exchanges a tensor's values behind torch's back"),
+        (of_a_layout, "counts on a layout in memory"),
+        (lambda x: nn.Parameter(x.clone()) * 2, "gives a tensor another's memory behind torch's back"),
+        (lambda x: nn.Parameter(x.detach()) * 2, "gives a tensor another's memory behind torch's back"),
+        (lambda x: (x * 2).as_subclass(nn.Parameter) * 2, "gives a tensor another's memory behind torch's back"),
         (into_the_input, "writes to a tensor"),
         (lambda x: OUTSIDE.copy_(x), "writes to a tensor"),
         (lambda x: torch.add(x, 1, out=torch.empty(3, 4)), "writes to a tensor"),
@@ -353,6 +399,11 @@ OUTSIDE = torch.zeros(3, 4)
         (lambda x: x * x.tolist()[0][0], "reads a tensor's values in Python"),
         (lambda x: x * float(x.numpy().sum()), "reads a tensor's values in Python"),
         (lambda x: x * float(x.detach().__array__()[0, 0]), "reads a tensor's values in Python"),
+        (lambda x: x * torch.tensor([*x[0]]), "reads a tensor's values in Python"),
+        (lambda x: x * torch.as_tensor([x[0, 0], x[0, 1]])[0], "reads a tensor's values in Python"),
+        (lambda x: x * x.new_tensor([x[0, 0]]), "reads a tensor's values in Python"),
+        (lambda x: torch.tensor_split(x, x[:2, 0].long())[0], "reads a tensor's values in Python"),
+        (lambda x: nn.Parameter(x), "gives a tensor another's memory behind torch's back"),
     ],
 )
 def test_what_cannot_be_recorded_says_why(function, why):
