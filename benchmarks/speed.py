@@ -1,10 +1,10 @@
 """How long one meta-gradient takes, and how much memory: Quickstudy, its peers, and plain training as the floor.
 
-    python -m benchmarks.speed [--cases NAME...] [--resume] [--device cuda] [--smallest] [--repeats N] [--out FILE]
+    python -m benchmarks.speed [--cases NAME...] [--resume] [--again NAME...] [--device cuda] [--smallest] [--out FILE]
 
 Every contestant computes the mean meta-loss of MAML over a batch of tasks and its exact second-order gradient, from
 the same weights and data (cases.py, peers.py). race.py checks and times them, memory.py measures each in a process of
-its own, growth.py grows one case. About 25 minutes on 2 quiet cores; nothing else should run. Every finished case is
+its own, growth.py grows one case. About an hour on 2 quiet cores; nothing else should run. Every finished case is
 saved, and `--resume` goes on from there. Peers: pip install 'higher==0.2.1' 'torchopt==0.7.3'; learn2learn is built
 from its archive into the user's cache (built.py), but not for `--smallest`.
 """
@@ -44,6 +44,7 @@ class Plan(NamedTuple):
     stepping: Sequence[tuple[str, str]]  # library and way whose memory of inner steps is measured
 
 
+INNER_STEPS = "inner-steps"  # the name of the part that is not a case
 FULL = Plan(cases.CASES, growth.GROWTH, cases.INNER_STEPS, memory.STEPPING)
 SMALLEST = Plan(cases.SMALLEST, growth.SMALLEST_GROWTH, cases.SMALLEST_INNER_STEPS, memory.STEPPING[2:3])
 
@@ -51,12 +52,14 @@ SMALLEST = Plan(cases.SMALLEST, growth.SMALLEST_GROWTH, cases.SMALLEST_INNER_STE
 def measure(plan: Plan, done: Report, args: argparse.Namespace, console: Console) -> Iterator[Report]:
     """The report after each case; what it holds already is kept."""
     wanted = [case for case in plan.cases if not args.cases or case.name in args.cases]
+    order = {case.name: i for i, case in enumerate(plan.cases)}
     further = [] if args.cases else growth.further(plan.growth, plan.cases)
     for case in (*wanted, *further):
         if case.name not in {known["name"] for known in done["cases"]}:
             console.print(f"\n[bold]{case.name}[/bold]: {case.description}")
             found = race.run(case, args.repeats, args.device, done["matrix_rate"]) | {"shown": case in wanted}
-            done["cases"].append(found)
+            found["commit"] = done["commit"]
+            done["cases"] = sorted([*done["cases"], found], key=lambda one: order.get(one["name"], len(order)))
             console.print(speed_pages.terminal(found), *speed_pages.notes(found), sep="\n")
             yield done
     if not args.cases and not done["inner_steps"]:
@@ -65,6 +68,7 @@ def measure(plan: Plan, done: Report, args: argparse.Namespace, console: Console
         able = {(row["name"], row["way"]): row for row in found["rows"] if "problem" not in row}
         for key, seconds in race.medians(plan.inner_steps[1], able, args.repeats, args.device).items():
             able[key]["seconds"] = seconds
+        found["commit"] = done["commit"]
         console.print(*speed_pages.stepping(done["inner_steps"]), sep="\n", markup=False)
     done["growth"] = growth.curves(plan.growth, {case["name"]: case for case in done["cases"]})
     verdict = speed_pages.verdict([case for case in done["cases"] if case["shown"]])
@@ -91,15 +95,20 @@ def fresh(command: str, device: str, told: list[str]) -> Report:
     }
 
 
-def resumed(done: Report, out: Path) -> Report:
-    """With what an earlier run saved, if it measured the same code on the same machine."""
+def resumed(done: Report, out: Path, again: Sequence[str] = ()) -> Report:
+    """With what an earlier run saved, if it measured the same code on the same machine; whichever code if only some
+    parts are to be measured `again`: of each part the commit is known, and told."""
     if not out.exists():
         return done
     before = files.read_json(out)
-    same = all(done[key] == before.get(key) for key in ("commit", "machine", "device", "versions"))
-    if not same or "+" in done["commit"] or done["commit"] == "unknown":
+    same = all(done[key] == before.get(key) for key in ("machine", "device", "versions"))
+    clean = done["commit"] == before["commit"] and "+" not in done["commit"] and done["commit"] != "unknown"
+    if not same or not (again or clean):
         return done
-    return done | {key: before[key] for key in ("cases", "inner_steps", "matrix_rate")}
+    cases = [{"commit": before["commit"]} | case for case in before["cases"] if case["name"] not in again]
+    steps = before["inner_steps"] and {"commit": before["commit"]} | before["inner_steps"]
+    kept = {"cases": cases, "inner_steps": None if INNER_STEPS in again else steps}
+    return done | kept | {"matrix_rate": before["matrix_rate"]}
 
 
 def save(done: Report, out: Path) -> None:
@@ -120,6 +129,14 @@ def read_arguments() -> argparse.Namespace:
     named = [case.name for case in cases.CASES]
     parser.add_argument("--cases", nargs="+", metavar="NAME", choices=named, help="only these: " + ", ".join(named))
     parser.add_argument("--resume", action="store_true", help="keep the cases that were saved by the same commit")
+    parser.add_argument(
+        "--again",
+        nargs="+",
+        metavar="NAME",
+        choices=[*named, INNER_STEPS],
+        default=[],
+        help=f"measure these (or {INNER_STEPS}) anew and keep the others, whichever commit they were measured at",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--smallest", action="store_true", help="seconds only, to see it work; saves only with --out")
     parser.add_argument("--repeats", type=int, help="rounds per case (default: about 15 s of them)")
@@ -141,7 +158,7 @@ def main() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
         warnings.simplefilter("ignore")  # the peers' deprecations
         done = fresh(as_typed(sys.argv[1:]), args.device, [peer])
-        done = resumed(done, args.out) if args.resume and args.out else done
+        done = resumed(done, args.out, args.again) if (args.resume or args.again) and args.out else done
         for report in measure(SMALLEST if args.smallest else FULL, done, args, console):
             if args.out:
                 save(report, args.out)

@@ -103,7 +103,19 @@ def header(done: dict[str, Any]) -> str:
     return (
         f"`{done['command']}`, seed {done['seed']}, {done['date']}, commit {done['commit']}. Machine: {machine}; "
         f"matrix products of {done['matrix_rate'] / 1e9:.0f} billion operations a second. Versions: {versions}."
+        + elsewhere(done)
     )
+
+
+def elsewhere(done: dict[str, Any]) -> str:
+    """Which parts were measured at other commits."""
+    parts = {case["name"]: case.get("commit") for case in done["cases"]}
+    parts |= {"memory of inner steps": done["inner_steps"].get("commit")} if done["inner_steps"] else {}
+    others: dict[str, list[str]] = {}
+    for name, commit in parts.items():
+        if commit and commit != done["commit"]:
+            others.setdefault(commit, []).append(name)
+    return "".join(f" Measured at commit {commit}: {', '.join(names)}." for commit, names in others.items())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

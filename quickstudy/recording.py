@@ -130,6 +130,7 @@ class _Recorder(TorchDispatchMode):
         self.kept: dict[int, tuple[TensorWeakRef, int, Operation]] = {}  # of constants: the version, and where it is
         self.made: dict[int, list[TensorWeakRef]] = {}  # memory taken on the way -> tensors on it
         self.depending: dict[int, StorageWeakRef] = {}  # memory with what depends on an input; the address stays taken
+        self.room = 64  # how many of them there may be before those that are gone are forgotten
         self.stale: dict[int, TensorWeakRef] = {}  # tensors of which a part was written to through another one
 
     @classmethod
@@ -226,6 +227,9 @@ class _Recorder(TorchDispatchMode):
         for one in sources:
             self.results[one].append(ref)
         if storage._cdata not in self.depending:
+            if len(self.depending) > self.room:  # what is gone would leave holes all over the memory
+                self.depending = {place: ref for place, ref in self.depending.items() if not ref.expired()}
+                self.room = 2 * len(self.depending) + 64
             self.depending[storage._cdata] = StorageWeakRef(storage)
 
     def _keep(self, found: Any, one: Operation) -> None:

@@ -15,7 +15,7 @@ from problems import assert_close
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quickstudy.recording import Program, over_tasks, record
+from quickstudy.recording import Program, _Recorder, over_tasks, record
 
 pytestmark = pytest.mark.usefixtures("double")
 aten = torch.ops.aten
@@ -270,6 +270,16 @@ def test_nothing_of_the_recording_is_held():
     del big
     gc.collect()
     assert alive() is None and program(torch.zeros(1000))[0] == 2000
+
+
+def test_what_is_gone_is_forgotten_on_the_way():
+    """Notes on thousands of tensors that are gone would leave holes all over the memory: half as much again."""
+    recorder = _Recorder()
+    x = recorder.input(torch.ones(3))
+    with recorder:
+        for _ in range(1000):
+            x = x * 1.01
+    assert len(recorder.depending) <= 2 * 64 + 2
 
 
 # --- writes ----------------------------------------------------------------------------------------------------------
