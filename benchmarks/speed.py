@@ -58,7 +58,7 @@ def measure(plan: Plan, done: Report, args: argparse.Namespace, console: Console
         if case.name not in {known["name"] for known in done["cases"]}:
             console.print(f"\n[bold]{case.name}[/bold]: {case.description}")
             found = race.run(case, args.repeats, args.device, done["matrix_rate"]) | {"shown": case in wanted}
-            found["commit"] = done["commit"]
+            found |= origin(done)
             done["cases"] = sorted([*done["cases"], found], key=lambda one: order.get(one["name"], len(order)))
             console.print(speed_pages.terminal(found), *speed_pages.notes(found), sep="\n")
             yield done
@@ -68,7 +68,7 @@ def measure(plan: Plan, done: Report, args: argparse.Namespace, console: Console
         able = {(row["name"], row["way"]): row for row in found["rows"] if "problem" not in row}
         for key, seconds in race.medians(plan.inner_steps[1], able, args.repeats, args.device).items():
             able[key]["seconds"] = seconds
-        found["commit"] = done["commit"]
+        found |= origin(done)
         console.print(*speed_pages.stepping(done["inner_steps"]), sep="\n", markup=False)
     done["growth"] = growth.curves(plan.growth, {case["name"]: case for case in done["cases"]})
     verdict = speed_pages.verdict([case for case in done["cases"] if case["shown"]])
@@ -95,9 +95,16 @@ def fresh(command: str, device: str, told: list[str]) -> Report:
     }
 
 
+def origin(report: Report) -> Report:
+    """What each part of a report says of the run that measured it."""
+    return {key: report[key] for key in ("command", "commit")}
+
+
 def resumed(done: Report, out: Path, again: Sequence[str] = ()) -> Report:
-    """With what an earlier run saved, if it measured the same code on the same machine; whichever code if only some
-    parts are to be measured `again`: of each part the commit is known, and told."""
+    """With what an earlier run saved, if it measured the same code on the same machine.
+
+    Whichever code it was, if some parts are to be measured `again`: the page tells which run each part is of.
+    """
     if not out.exists():
         return done
     before = files.read_json(out)
@@ -105,8 +112,8 @@ def resumed(done: Report, out: Path, again: Sequence[str] = ()) -> Report:
     clean = done["commit"] == before["commit"] and "+" not in done["commit"] and done["commit"] != "unknown"
     if not same or not (again or clean):
         return done
-    cases = [{"commit": before["commit"]} | case for case in before["cases"] if case["name"] not in again]
-    steps = before["inner_steps"] and {"commit": before["commit"]} | before["inner_steps"]
+    cases = [origin(before) | case for case in before["cases"] if case["name"] not in again]
+    steps = before["inner_steps"] and origin(before) | before["inner_steps"]
     kept = {"cases": cases, "inner_steps": None if INNER_STEPS in again else steps}
     return done | kept | {"matrix_rate": before["matrix_rate"]}
 

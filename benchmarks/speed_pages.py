@@ -108,14 +108,14 @@ def header(done: dict[str, Any]) -> str:
 
 
 def elsewhere(done: dict[str, Any]) -> str:
-    """Which parts were measured at other commits."""
-    parts = {case["name"]: case.get("commit") for case in done["cases"]}
-    parts |= {"memory of inner steps": done["inner_steps"].get("commit")} if done["inner_steps"] else {}
+    """Which parts were measured at other commits, and by which command."""
+    parts = {case["name"]: case for case in done["cases"]}
+    parts |= {"memory of inner steps": done["inner_steps"]} if done["inner_steps"] else {}
     others: dict[str, list[str]] = {}
-    for name, commit in parts.items():
-        if commit and commit != done["commit"]:
-            others.setdefault(commit, []).append(name)
-    return "".join(f" Measured at commit {commit}: {', '.join(names)}." for commit, names in others.items())
+    for name, part in parts.items():
+        if part["commit"] != done["commit"]:
+            others.setdefault(f" By `{part['command']}` at commit {part['commit']}", []).append(name)
+    return "".join(f"{run}: {', '.join(names)}." for run, names in others.items())
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -144,9 +144,7 @@ class _Recorder(TorchDispatchMode):
         return tensor
 
     def program(self, inputs: int, outputs: list[Tensor]) -> Program:
-        self._refuse_stale(outputs)
-        for tensor in outputs:
-            self._depends(tensor)
+        self._depend(outputs)
         found: list[Operation] = []
         for tensor in outputs:
             found.append(self._own(self._operand(tensor), found))
@@ -164,14 +162,14 @@ class _Recorder(TorchDispatchMode):
         ref, one = self.sources.get(id(tensor), (None, None))
         return one if ref is not None and ref() is tensor else None
 
-    def _depends(self, tensor: Tensor) -> bool:
-        if self.source(tensor) is None:
-            if _memory(tensor) in self.depending:
-                raise RuntimeError(
-                    "it gives a tensor another's memory behind torch's back, as nn.Parameter(tensor) does"
-                )
-            return False
-        return True
+    def _depend(self, tensors: list[Tensor]) -> bool:
+        """Whether any comes from an input. Refuses those of which it is not known what they hold by now."""
+        if self.stale and any(id(t) in self.stale and self.stale[id(t)]() is t for t in tensors):
+            raise RuntimeError("it writes into a part of a tensor that it reads again")
+        others = [tensor for tensor in tensors if self.source(tensor) is None]
+        if any(_memory(tensor) in self.depending for tensor in others):
+            raise RuntimeError("it gives a tensor another's memory behind torch's back, as nn.Parameter(tensor) does")
+        return len(others) < len(tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -180,8 +178,7 @@ class _Recorder(TorchDispatchMode):
         if func is aten.mkldnn_rnn_layer.default:
             raise _OneDNNRecurrent
         tensors = inside(args, Tensor) + (inside(kwargs.values(), Tensor) if kwargs else [])
-        self._refuse_stale(tensors)
-        depends = any([self._depends(tensor) for tensor in tensors])
+        depends = self._depend(tensors)
         if func._schema.is_mutable:
             return self._written(func, args, kwargs, depends)
         if depends and _reads_values(func, tensors[1:]):
@@ -286,10 +283,6 @@ class _Recorder(TorchDispatchMode):
         found = func(*args, **kwargs)
         self._is(target, self._once(Operation(twin, *given, like=_like(target))))
         return found
-
-    def _refuse_stale(self, tensors: list[Tensor]) -> None:
-        if self.stale and any(id(t) in self.stale and self.stale[id(t)]() is t for t in tensors):
-            raise RuntimeError("it writes into a part of a tensor that it reads again")
 
     def _see(self, found: Any, inputs: list[Tensor]) -> None:
         outside = {place for place in map(_memory, inputs) if place not in self.made}

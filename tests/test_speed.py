@@ -148,20 +148,29 @@ def test_a_peer_that_cannot_be_built_is_left_out(load, monkeypatch, tmp_path):
 
 def test_a_page_tells_what_another_commit_measured(load):
     pages = load("speed_pages")
-    done = {"commit": "new", "cases": [{"name": "one", "commit": "old"}, {"name": "two", "commit": "new"}]}
-    assert pages.elsewhere(done | {"inner_steps": {"commit": "new"}}) == " Measured at commit old: one."
+    old, new = ({"command": "all", "commit": commit} for commit in ("old", "new"))
+    done = new | {"cases": [old | {"name": "one"}, new | {"name": "two"}]}
+    assert pages.elsewhere(done | {"inner_steps": new}) == " By `all` at commit old: one."
     assert pages.elsewhere(done | {"inner_steps": None, "cases": done["cases"][1:]}) == ""
 
 
 @pytest.mark.parametrize("changed", [None, "commit", "machine", "versions"])
 def test_only_results_of_the_same_code_and_machine_are_kept(load, tmp_path, changed):
     speed, out = load("speed"), tmp_path / "speed.json"
-    now = {"commit": "abc", "machine": {"cpu": "a"}, "device": "cpu", "versions": {}, "cases": [], "inner_steps": None}
+    now = {
+        "command": "all",
+        "commit": "abc",
+        "machine": {"cpu": "a"},
+        "device": "cpu",
+        "versions": {},
+        "cases": [],
+        "inner_steps": None,
+    }
     now |= {"matrix_rate": 2.0}
     before = now | {"cases": [{"name": "one"}], "matrix_rate": 1.0}
     before |= {changed: "another"} if changed else {}
     out.write_text(json.dumps(before))
-    kept = [{"commit": before["commit"], "name": "one"}]
+    kept = [{"command": "all", "commit": before["commit"], "name": "one"}]
     assert speed.resumed(now, out)["cases"] == ([] if changed else kept)
     other_machine = changed in ("machine", "versions")
     assert speed.resumed(now, out, again=["two"])["cases"] == ([] if other_machine else kept)

@@ -62,9 +62,9 @@ def _ridges(
     group: np.ndarray, other: np.ndarray, z: np.ndarray, target: np.ndarray, penalty: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """A ridge regression of the targets [n] on z[other] for each group: weights [groups, d], (Z^T Z + D)^-1."""
-    shape, d = (int(group.max()) + 1, len(z)), z.shape[1]
     from scipy.sparse import csr_matrix  # takes memory that is not needed without ratings
 
+    shape, d = (int(group.max()) + 1, len(z)), z.shape[1]
     outer = (z[:, :, None] * z[:, None, :]).reshape(len(z), d * d)
     gram = (csr_matrix((np.ones(len(group)), (group, other)), shape) @ outer).reshape(-1, d, d)
     inverse = np.linalg.inv(gram + np.diag(penalty))
