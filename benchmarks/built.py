@@ -1,9 +1,10 @@
-"""learn2learn 0.2.0, built from its source archive as it can be today, in an environment of its own.
+"""Builds learn2learn 0.2.0 from its source archive, in a virtual environment of its own.
 
-Its archive holds C files that an old Cython wrote, which need a header that Python 3.11 no longer has (longintrepr.h),
-and its Cython sources need a Cython below 3. So: a virtual environment with that Cython, the archive from the package
-index, the C files written again, a wheel, unpacked without its dependencies. Its MAML and MetaSGD need torch alone,
-but the package's own `__init__` imports gym, torchvision and more: these two modules are imported without it.
+The archive holds C files from an old Cython, which need a header that Python 3.11 no longer has (longintrepr.h), and
+its Cython sources need a Cython below 3. The build therefore makes a virtual environment with that Cython, downloads
+the archive from the package index, generates the C files again, builds a wheel, and unpacks it without dependencies.
+learn2learn's MAML and MetaSGD need only torch, but the package's `__init__` imports gym, torchvision and more, so these
+two modules are imported without it.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from pathlib import Path
 
 VERSION = "0.2.0"
 NEEDED = ("cython<3", "setuptools<81", "wheel")
-PACKAGES = ("learn2learn", "learn2learn.algorithms")  # whose __init__ would import what is not needed
-LIMIT = 600.0  # seconds of one step of the build
+PACKAGES = ("learn2learn", "learn2learn.algorithms")  # packages whose __init__ would import needless dependencies
+LIMIT = 600.0  # seconds for one step of the build
 
 
 def folder() -> Path:
-    """Where the built package lies: in the user's cache, by version of learn2learn and of Python."""
+    """The folder of the built package: in the user's cache, by version of learn2learn and of Python."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache, "quickstudy", f"learn2learn-{VERSION}-{sysconfig.get_config_var('SOABI') or 'python'}")
 
 
 def build() -> str:
-    """Build it unless it is there. What happened, in words: a peer that cannot be built is left out, no more."""
+    """Build the package unless it exists; returns a sentence about the result.
+
+    A failed build raises nothing, because the benchmark then leaves this peer out.
+    """
     if folder().exists():
         return f"learn2learn {VERSION}: built before, in the user's cache."
     try:
         folder().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder().parent) as place:  # so that the last move is a rename
+        with tempfile.TemporaryDirectory(dir=folder().parent) as place:  # so that the last step is a rename
             _build(Path(place))
     except (OSError, subprocess.SubprocessError, tarfile.TarError) as error:
         output = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -64,7 +68,7 @@ def _build(place: Path) -> None:
 
 
 def learn2learn(module: str) -> types.ModuleType:
-    """A module of the package, such as "algorithms.maml". Raises ModuleNotFoundError where it was not built."""
+    """A module of the package, such as "algorithms.maml". Raises ModuleNotFoundError where the package is not built."""
     if not folder().exists():
         raise ModuleNotFoundError("learn2learn was not built")
     for name in PACKAGES:

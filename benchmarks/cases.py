@@ -1,6 +1,6 @@
-"""What the speed benchmark measures: networks of torch's own layers, their inner loops and their tasks.
+"""The cases of the speed benchmark: networks of torch's own layers, with their inner loops and tasks.
 
-Data are random numbers of the right shapes (but for sinusoids): they cost the same as real ones.
+Except for sinusoids, the data are random numbers of the right shapes, because they cost the same as real data.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Problem:
-    """What every contestant is given: the same weights, the same tasks."""
+    """The input of every contestant: the same weights and the same tasks."""
 
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     lr: float  # of the inner loop
     steps: int  # of the inner loop
-    rates: bool  # whether every parameter has a learned rate of its own, which starts at lr (MetaSGD)
+    rates: bool  # whether every value of theta has a learned rate of its own, which starts at lr (MetaSGD)
     episodes: qs.Episode  # [tasks, examples, ...]
 
 
@@ -44,10 +44,10 @@ class Case:
     steps: int
     episodes: Callable[[torch.Generator], qs.Episode]
     rates: bool = False
-    thorough: bool = True  # with compile, and each contestant in a process of its own for its memory
+    thorough: bool = True  # also try compile, and measure each contestant's memory in a process of its own
 
     def problem(self, dtype: torch.dtype, device: str = "cpu") -> Problem:
-        """The same weights and data whenever it is called, in any precision and on any device."""
+        """The problem in this precision and on this device; every call gives the same weights and data."""
         with seeds.seeded(SEED, f"weights of {self.name}"):
             model = self.model().to(device, dtype)
         drawn = self.episodes(seeds.generator(SEED, f"data of {self.name}"))
@@ -126,7 +126,7 @@ def _mlp(width: int) -> nn.Module:
 
 
 def _conv4(filters: int, ways: int) -> nn.Module:
-    """Conv4 of torch's own layers, which every contestant can read."""
+    """Conv4 built from torch's own layers, which every contestant supports."""
     layers: list[nn.Module] = []
     for channels in (1, filters, filters, filters):
         layers += [nn.Conv2d(channels, filters, 3, stride=2, padding=1)]
@@ -143,7 +143,7 @@ def _pooled_conv4(filters: int) -> nn.Module:
 
 
 class TorchLSTM(nn.Module):
-    """As users have it: sequence [n, length, 1] in, value [n, 1] out."""
+    """torch's own LSTM, as users write it: from a sequence [n, length, 1] to a value [n, 1]."""
 
     def __init__(self, units: int) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class TorchLSTM(nn.Module):
 
 
 class CellLSTM(nn.Module):
-    """The same network of plain operations, which every transform of torch can read."""
+    """The same network built from plain operations, which every transform of torch supports."""
 
     def __init__(self, units: int) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class CellLSTM(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Tokens [n, tokens, 8] in, logits [n, 5] of their mean out."""
+    """From tokens [n, tokens, 8] to logits [n, 5], computed from the mean over tokens."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def _random_classes(
 
 
 def _random_sums(length: int, tasks: int, generator: torch.Generator, examples: int = 10) -> qs.Episode:
-    """Each task weighs the numbers of a sequence in its own way."""
+    """Regression on sequences: the answer is a weighted sum of the sequence, with new weights for each task."""
     weights = torch.randn(tasks, length, 1, generator=generator) / length**0.5
 
     def batch() -> qs.Batch:
@@ -236,7 +236,7 @@ SMALLEST = tuple(
     )
 )
 
-# Few against many inner steps of one task, so that memory is that of the steps alone.
+# Few and many inner steps of a single task, so that their memory differs by the steps alone.
 INNER_STEPS = tuple(replace(conv4(5, 1, steps, 0.01, tasks=1), name=f"inner-{steps}step") for steps in (1, 50))
 SMALLEST_INNER_STEPS = tuple(
     replace(conv4(5, 1, steps, 0.01, tasks=1, filters=8), name=f"tiny-inner-{steps}step") for steps in (1, 3)
@@ -244,5 +244,5 @@ SMALLEST_INNER_STEPS = tuple(
 
 
 def find(name: str) -> Case:
-    """The case of this name, for a process of its own."""
+    """The case of this name. A process that measures one case alone gets its name on the command line."""
     return next(case for case in (*CASES, *SMALLEST, *INNER_STEPS, *SMALLEST_INNER_STEPS) if case.name == name)

@@ -1,12 +1,12 @@
-"""What a learner costs: time of an iteration, memory held for derivatives.
+"""Measures the cost of each learner: the time of an iteration, and the memory held for derivatives.
 
-    python -m benchmarks.cost                    the gradient family beside MAML; writes docs/images/memory.png too
-    python -m benchmarks.cost --family others    all other learners, beside ProtoNet on tasks of the same sizes
+    python -m benchmarks.cost                    the gradient family against MAML; also writes docs/images/memory.png
+    python -m benchmarks.cost --family others    all other learners, against ProtoNet on tasks of the same sizes
 
-Some minutes each on 2 quiet cores; nothing else should run. Settings are those of the reproduction tables
-(benchmarks/rows.py), on generated characters of Omniglot's size. Memory is what autograd keeps for the backward pass
-at its peak, counted tensor by tensor in one task, so it is the same on every machine. Writes results/cost.json and .md,
-or cost-others.json and .md.
+Each takes some minutes on 2 quiet cores; nothing else should run. The settings are those of the reproduction tables
+(benchmarks/rows/), on generated characters of Omniglot's size. Memory is the peak of what autograd keeps for the
+backward pass of one task, counted tensor by tensor, so it is the same on every machine. Writes results/cost.json and
+.md, or cost-others.json and .md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REPEATS = 15
 
 
 class Held:
-    """Bytes that autograd keeps alive, now and at the most. Tensors that share memory count once."""
+    """Counts the bytes that autograd keeps alive: now, and at the peak. Tensors that share memory count once."""
 
     def __init__(self) -> None:
         self.owners: dict[int, int] = {}
@@ -71,14 +71,14 @@ def counting() -> Iterator[Held]:
 
 
 def memory(learner: qs.Learner, theta: dict[str, Tensor], episodes: qs.Episode) -> int:
-    """Peak bytes held for derivatives in the meta-gradient of one task."""
+    """Peak bytes that autograd holds in the meta-gradient of one task."""
     with counting() as held:
         qs.meta_gradient(learner, theta, engine.first_tasks(episodes, 1), "loop")
     return held.peak
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Median of a few runs, after one that warms up."""
+    """Median seconds of REPEATS runs, after one warm-up run."""
     run()
     taken = []
     for _ in range(REPEATS):
@@ -93,12 +93,12 @@ def learner_of(entry: rows.Entry, source: Any) -> qs.Learner:
 
 
 def measure(entry: rows.Entry, shots: int) -> dict[str, Any]:
-    """One iteration of the row of this learner at this many shots."""
+    """Measure one iteration of this learner's row at this many shots."""
     trained, queries = entry.training
     source = qs.tasks.glyphs("train", ways=5, shots=trained or shots, queries=queries)
     learner = learner_of(entry, source)
     theta, episodes = learner.init(), source.sample(entry.meta_batch, torch.Generator().manual_seed(0))
-    parts = [learner.at(0.25), learner.at(0.75)]  # MAML++ is first order in its first half
+    parts = [learner.at(0.25), learner.at(0.75)]  # MAML++ uses first-order gradients in the first half of training
     each = [seconds(lambda one=one: qs.meta_gradient(one, theta, episodes, "threads")) for one in parts]
     return {
         "learner": entry.learner,
@@ -111,7 +111,7 @@ def measure(entry: rows.Entry, shots: int) -> dict[str, Any]:
 
 
 def beside_protonet(row: rows.Row) -> dict[str, Any]:
-    """One iteration of the row and one test task, and the same of ProtoNet on tasks of these sizes."""
+    """Measure one iteration of the row and one test task, and the same for ProtoNet on tasks of these sizes."""
     own, bar = of_learner(row, row.learner, row.fields, row.network), of_learner(row, "protonet", {}, {})
     return {"row": row.name, "sizes": row.sizes, "tasks": row.meta_batch, **own, "beside": bar}
 
@@ -137,7 +137,7 @@ def of_learner(row: rows.Row, name: str, fields: dict[str, Any], network: dict[s
 
 
 def over_steps() -> dict[str, list[int]]:
-    """Memory at STEPS inner steps: unrolled, first order, implicit (5-way 5-shot)."""
+    """Memory in bytes at each of STEPS inner steps for MAML, first-order MAML and iMAML (5-way 5-shot)."""
     source = qs.tasks.glyphs("train", ways=5, shots=5, queries=5)
     episodes, network = source.sample(1, torch.Generator().manual_seed(0)), qs.nn.conv4(channels=1, classes=5)
     kinds: dict[str, Callable[[int], qs.Learner]] = {
@@ -229,7 +229,7 @@ def main(family: Literal["gradient", "others"] = "gradient") -> None:
     Args:
         family: gradient, or others (metric, closed form, memory, hypernetworks, pretraining).
     """
-    warnings.simplefilter("ignore")  # systems that an untrained network leaves unsolved do not matter here
+    warnings.simplefilter("ignore")  # an untrained network may leave linear systems unsolved; costs stay the same
     about = {"machine": machine(), "commit": commit()}
     if family == "others":
         result = about | {"rows": [beside_protonet(row) for row in rows.metric_rows() + rows.memory_rows()]}

@@ -1,4 +1,4 @@
-"""The figures of the gradient family on sinusoids, from the runs that `reproduce.py sinusoid --family gradient` left.
+"""Draws the figures of the gradient family on sinusoids, from the runs of `reproduce.py sinusoid --family gradient`.
 
 python -m benchmarks.figures        writes docs/images: sinusoid-curves, sinusoid-steps, cavia
 """
@@ -37,7 +37,7 @@ def waves(queries: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def curves() -> None:
-    """One test task, and what each learner makes of it before and after inner steps."""
+    """Draw one test task, and each learner's function for it before and after inner steps."""
     source = qs.tasks.sinusoid("test", shots=SHOTS, queries=100)
     episode = engine.unstack(source.sample(1, seeds.generator(1, "test", 4)))[0]
     amplitude, phase = waves(episode.query.x, episode.query.y)
@@ -61,7 +61,7 @@ def curves() -> None:
 
 
 def errors() -> None:
-    """Error over inner steps at test, for each number of shots; what diverges leaves the frame."""
+    """Draw the error over inner steps at test, for each number of shots; diverging curves leave the frame."""
     found = {row["name"]: row for row in files.read_json(RESULTS / "sinusoid-gradient.json")["rows"]}
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     for axes, shots in zip(figure.subplots(1, 3, sharey=True), (5, 10, 20), strict=True):
@@ -79,7 +79,7 @@ def errors() -> None:
 
 
 def contexts() -> None:
-    """CAVIA's context vectors of test tasks, in their two main directions, coloured by what the task is."""
+    """Draw CAVIA's context vectors of test tasks in their two principal directions, coloured by amplitude and phase."""
     run, source = trained("cavia"), qs.tasks.sinusoid("test", shots=SHOTS, queries=100)
     episodes = source.sample(600, seeds.generator(1, "contexts"))
     found = qs.map_tasks(lambda e: run.learner.adapt(run.theta, e.support)["context"], episodes, "vmap").numpy()
@@ -99,7 +99,7 @@ def contexts() -> None:
 
 
 def explained(inputs: np.ndarray, value: np.ndarray) -> float:
-    """R^2 on the second half of the tasks of least squares on the first."""
+    """R^2 of a linear map, fitted by least squares on the first half of the tasks and scored on the second half."""
     half = len(value) // 2
     basis = np.c_[inputs, np.ones(len(value))]
     weights = np.linalg.lstsq(basis[:half], value[:half], rcond=None)[0]

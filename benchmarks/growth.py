@@ -1,6 +1,7 @@
-"""How the cost of a meta-gradient grows with the number of tasks, of inner steps, and with the width of the network.
+"""How the cost of a meta-gradient grows with the number of tasks, the number of inner steps and the network's width.
 
-One thing at a time around one sinusoid case. The cases race like all others, without compile and memory.
+One of the three varies at a time, around one sinusoid case. These cases race like all others, but without compile and
+without measuring memory.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ SMALLEST_GROWTH = Growth({"tasks": 2, "steps": 1, "width": 10}, {"tasks": (2, 4)
 
 
 def further(growth: Growth, cases: tuple[Case, ...]) -> list[Case]:
-    """The cases of the curves that are not measured anyway, each once."""
+    """The cases of the curves that are not among `cases`, without duplicates."""
     known = {case.name for case in cases}
     return list({case.name: case for _, _, case in growth.points() if case.name not in known}.values())
 
 
 def curves(growth: Growth, results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each point that was measured: Quickstudy, the fastest peer and the floor."""
+    """A row for each point that was measured, with the times of Quickstudy, the fastest peer and the floor."""
     return [
         {"axis": axis, "value": value, "case": case.name} | point(results[case.name])
         for axis, value, case in growth.points()
@@ -45,7 +46,7 @@ def curves(growth: Growth, results: dict[str, dict[str, Any]]) -> list[dict[str,
 
 
 def point(result: dict[str, Any]) -> dict[str, Any]:
-    """What Quickstudy without compile, the fastest peer and the floor took, in ms."""
+    """The times of Quickstudy without compile, the fastest peer and the floor, in ms."""
     named = {entry["name"]: entry for entry in result["contestants"]}
     ours, peer = named["quickstudy without compile"], fastest_peer(result)
     found = {"way": ours["way"], "quickstudy_ms": ours["median_ms"], "floor_ms": named["floor"]["median_ms"]}
@@ -53,7 +54,7 @@ def point(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def fastest_peer(result: dict[str, Any], looping: bool = False) -> dict[str, Any] | None:
-    """The contestant, if any peer can do the case; `looping`: of the libraries' own loops over tasks."""
+    """The fastest peer; None where no peer can compute the case. `looping`: only peers that loop over tasks."""
     names = [name for name in peers.PEERS if not (looping and name in peers.MAPPED)]
     racing = [entry for entry in result["contestants"] if entry["name"] in names and entry["median_ms"]]
     return min(racing, key=lambda entry: entry["median_ms"], default=None)

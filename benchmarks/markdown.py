@@ -1,4 +1,4 @@
-"""The Markdown page of a result of `reproduce.py`."""
+"""Writes the Markdown page for a result of `reproduce.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quickstudy.machine import in_words as machine_in_words
 
 
 def table(result: dict[str, Any]) -> str:
-    """The Markdown page of a result."""
+    """The Markdown page for a result."""
     lines = [
         f"# {result['name']}",
         "",
@@ -57,7 +57,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def over_steps(rows: list[dict[str, Any]]) -> list[str]:
-    """In short: a line per row with what each number of inner steps gave, where several were tested."""
+    """A short table: one line per row with its score at each number of inner steps, where several were tested."""
     found = {row["name"]: {s["protocol"]["steps"]: s for test in row["scores"] for s in test} for row in rows}
     steps = sorted({k for scores in found.values() if len(scores) > 2 for k in scores})
     if not steps:
@@ -71,7 +71,7 @@ def over_steps(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def behind(result: dict[str, Any]) -> list[str]:
-    """Why a learner of the family falls below its bar by more than the interval, where it does."""
+    """The reasons why learners score below their family's baseline, for those where the difference is decided."""
     learner = {row["name"]: row["settings"]["learner"] for row in result["rows"]}
     lower = [learner[d["row"]] for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
     bar = next((d["baseline"].rsplit("-", 1)[0] for d in result["paired"] if d["decided"]), "")
@@ -85,7 +85,7 @@ def behind(result: dict[str, Any]) -> list[str]:
 
 
 def controls(rows: list[dict[str, Any]]) -> list[str]:
-    """What is left without the part that a control takes away, on the same episodes."""
+    """The scores of the controls on the same episodes."""
     lines = ["", "Controls on the same episodes:", ""]
     lines += ["| row | protocol | control | result (95 % CI) |", "|---|---|---|---|"]
     first = len(lines)
@@ -113,7 +113,7 @@ def instances(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def courses(rows: list[dict[str, Any]]) -> list[str]:
-    """Loss and accuracy on training tasks after each quarter of the iterations."""
+    """Loss and accuracy on training tasks after each quarter of the iterations: was training still improving?"""
     found = {row["name"]: row["course"] for row in rows if row.get("course")}
     if not found:
         return []
@@ -126,14 +126,14 @@ def courses(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def spent(timing: dict[str, Any]) -> str:
-    """Processor time, which does not depend on what else ran; wall time for results from before it was recorded."""
+    """The processor time, which does not depend on other load; the wall time for older results, which lack it."""
     if "processor" in timing:
         return f"{timing['processor'] / 60:.1f} min of one core"
     return f"{timing['total'] / 60:.1f} min wall"
 
 
 def layers(rows: list[dict[str, Any]]) -> list[str]:
-    """How far adaptation moves each layer's representation of the queries, 1 - CKA, for rows that were asked."""
+    """How far adaptation moves each layer's representation of the queries (1 - CKA), for rows where it was measured."""
     found = {row["name"]: row["movement"] for row in rows if row.get("movement")}
     if not found:
         return []
@@ -147,7 +147,7 @@ def layers(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> list[str]:
-    """Mean and spread between training seeds, for rows that differ in their seed alone."""
+    """Mean and standard deviation over training seeds, for rows that differ in their seed alone."""
     found: dict[str, list[float]] = {}
     for row in rows:
         for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):

@@ -1,9 +1,9 @@
-"""The peak memory of a contestant: a few meta-gradients in a fresh process of its own.
+"""Measures the peak memory of a contestant: a few meta-gradients in a fresh process of its own.
 
     python -m benchmarks.memory CASE LIBRARY WAY [--device cuda]        prints JSON; benchmarks.speed starts it
 
-Before the first meta-gradient the process has imported what the way needs and built the problem: its peak until then is
-what "above import" is counted from. On a GPU it is what torch allocated there.
+Before the first meta-gradient, the process has imported what the way needs and built the problem. The peak until then
+is the baseline of "above import". On a GPU, memory is what torch allocated there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks import cases, peers, work
 
 ROOT = Path(__file__).resolve().parents[1]
 GRADIENTS = 3
-LIMIT = 150.0  # seconds for a process: what compiles longer does not race
+LIMIT = 150.0  # seconds for a process: a way that compiles longer does not race
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,17 @@ class Memory:
     """Peak memory of a process in MB (2**20 bytes), and how long its gradients took."""
 
     peak_mb: float
-    above_mb: float  # over its peak before the first gradient
-    warm_up_s: float  # the first gradient, with compiling where the way compiles
-    seconds: float  # the fastest of the further ones
+    above_mb: float  # the peak minus the peak before the first gradient
+    warm_up_s: float  # time of the first gradient, including compilation where the way compiles
+    seconds: float  # time of the fastest later gradient
 
 
 @functools.cache
 def alone(case: str, contestant: str, way: str, device: str = "cpu") -> Memory:
-    """Measure in a process of its own, once. Raises RuntimeError with its last line, or when it takes too long."""
+    """Measure in a process of its own; repeated calls reuse the result.
+
+    Raises RuntimeError where the process fails (with the last line of its errors) or takes longer than LIMIT.
+    """
     command = [sys.executable, "-m", "benchmarks.memory", case, contestant, way, "--device", device]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
@@ -56,7 +59,7 @@ def alone(case: str, contestant: str, way: str, device: str = "cpu") -> Memory:
 def measure(case: str, contestant: str, way: str, device: str) -> Memory:
     problem = cases.find(case).problem(torch.float32, device)
     compute = peers.ways(contestant, problem)[way](problem)
-    if way != "compile":  # one tiny gradient imports what is only imported when it is used
+    if way != "compile":  # one tiny gradient triggers the imports that happen on first use
         peers.ways(contestant, problem)[way](cases.SMALLEST[0].problem(torch.float32, device))()
     before = peak_mb(device)
     warm_up = work.seconds(compute)
@@ -66,10 +69,10 @@ def measure(case: str, contestant: str, way: str, device: str) -> Memory:
 
 
 def peak_mb(device: str) -> float:
-    """The peak of this process so far: resident memory, or on a GPU what torch allocated."""
+    """The peak of this process so far in MB: resident memory, or on a GPU what torch allocated."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    try:  # Linux hands ru_maxrss down from the process that started this one; VmHWM is its own
+    try:  # on Linux a process inherits ru_maxrss from the one that started it; VmHWM is its own peak
         return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 2**10
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
@@ -83,7 +86,7 @@ STEPPING += (("higher", "patched once"), ("torchopt", "MetaSGD"), ("learn2learn"
 
 
 def inner_steps(few: cases.Case, many: cases.Case, ways: Sequence[tuple[str, str]], device: str) -> dict[str, Any]:
-    """The memory of few and of many inner steps of one task, by each adjoint of Quickstudy and by the peers."""
+    """The memory at few and at many inner steps of one task, for each adjoint of Quickstudy and for the peers."""
     reference = peers.quickstudy(many.problem(torch.float64, device), "loop")()
     found = [key for key in ways if not peers.missing(key[0])]
     rows = [_row(few, many, reference, contestant, way, device) for contestant, way in found]
@@ -98,19 +101,19 @@ def _row(
         double = many.problem(torch.float64, device)
         row["error"] = relative_error(peers.ways(contestant, double)[way](double)(), reference)
         row["few"], row["many"] = (asdict(alone(case.name, contestant, way, device)) for case in (few, many))
-    except Exception as error:  # whatever goes wrong in one way is its result; the others go on
+    except Exception as error:  # any error of a way is its result, and the other ways continue
         row["problem"] = told(error)
     return row
 
 
 def relative_error(result: peers.Result, reference: peers.Result) -> float:
-    """The larger one of the loss's and of the whole gradient's."""
+    """The larger of two relative errors: that of the loss and that of the whole gradient."""
     (loss, slope), (true_loss, true_slope) = ((a, torch.cat([g.flatten() for g in b])) for a, b in (result, reference))
     return max(float((a - b).norm() / b.norm()) for a, b in ((loss, true_loss), (slope, true_slope)))
 
 
 def told(error: Exception) -> str:
-    """The first line, without the folders of this machine."""
+    """The first line of the error message, without the folders of this machine."""
     text = str(error).strip() or type(error).__name__
     named = text if isinstance(error, RuntimeError) else f"{type(error).__name__}: {text}"
     return re.sub(r"\S*/", "", named.splitlines()[0])[:300]
@@ -123,7 +126,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(words)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers' deprecations
+        warnings.simplefilter("ignore")  # deprecation warnings of the peers
         print(json.dumps(asdict(measure(args.case, args.contestant, args.way, args.device))))
 
 

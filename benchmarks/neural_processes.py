@@ -1,10 +1,11 @@
 """Neural processes on sinusoids and on growth and concentration curves: are their 90 % intervals right on unseen tasks?
 
     python -m benchmarks.neural_processes --data DATA                      about 8 minutes of one core
-    python -m benchmarks.neural_processes --data DATA --omniglot-run RUN   and the picture of Omniglot's tasks
+    python -m benchmarks.neural_processes --data DATA --omniglot-run RUN   also draws the picture of Omniglot's tasks
 
-Runs are kept in runs/neural-processes. What stands there or in benchmarks/results is skipped, what was cut goes on.
-Writes benchmarks/results/neural-processes.json and .md, and the pictures of benchmarks/process_figures.py.
+Runs are kept in runs/neural-processes. Results that exist there or in benchmarks/results are reused, and interrupted
+trainings continue. Writes benchmarks/results/neural-processes.json and .md, and the pictures of
+benchmarks/process_figures.py.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from quickstudy.training import optimizer_of, schedule_of
 
 NAME, LEVELS = "neural-processes", (0.5, 0.8, 0.9, 0.95)
 EPISODES = 600  # test tasks on sinusoids, and validation tasks for the factors
-ROUNDS = (100, 200, 400, 800)  # iterations among which validation subjects choose
-SPLITS = 40  # divisions of each test subject's points into support and query
+ROUNDS = (100, 200, 400, 800)  # numbers of iterations; validation subjects choose one of them
+SPLITS = 40  # random divisions of each test subject's points into support and query
 
 
 @dataclass(frozen=True)
 class Wave:
-    """A training on sinusoids, 10 support and 20 query points."""
+    """A training on sinusoids with 10 support and 20 query points."""
 
     name: str
     learner: str
@@ -64,7 +65,7 @@ def build(name: str, **fields: Any) -> Any:
 
 
 def kept(folder: Path, settings: dict[str, Any], known: dict[str, Any] | None, make: Callable[[], dict]) -> dict:
-    """The result that stands for these settings, in the result file or in the run folder, or a new one."""
+    """The existing result for these settings, from the result file or the run folder; a new one where there is none."""
     plain, path = json.loads(json.dumps(settings)), folder / "results.json"
     for found in (known, files.read_json(path) if path.exists() else None):
         if found is not None and found["settings"] == plain:
@@ -78,7 +79,7 @@ def kept(folder: Path, settings: dict[str, Any], known: dict[str, Any] | None, m
 
 
 def measure_wave(wave: Wave, folder: Path) -> dict[str, Any]:
-    """Coverage on unseen sinusoids as trained, and with factors fitted on validation tasks."""
+    """Coverage on unseen sinusoids: as trained, and with factors on the standard deviations from validation tasks."""
     trained = qs.train(
         build(wave.learner, y_scale=2.0, **wave.fields),
         qs.tasks.sinusoid("train", 10, 20, wave.noise),
@@ -99,7 +100,7 @@ def measure_wave(wave: Wave, folder: Path) -> dict[str, Any]:
 
 
 def measure_curves(table: str, learner: str, data: str, folder: Path) -> dict[str, Any]:
-    """Coverage and error on every subject, each unseen by the learner that is tested on it."""
+    """Coverage and error on every subject; the learner that is tested on a subject never saw it in training."""
     curves, t = subjects.read(data, table), TABLES[table]
     found: dict[str, list[Tensor]] = {"plain": [], "recalibrated": []}
     chosen, seconds = [], 0.0
@@ -119,9 +120,12 @@ def measure_curves(table: str, learner: str, data: str, folder: Path) -> dict[st
 def train_curves(
     name: str, sources: dict[str, Subjects], points: Sequence[int], folder: Path
 ) -> tuple[qs.Trained, int, float]:
-    """Train in rounds until -log p on validation subjects rises; the best, its iterations, and seconds of one core."""
+    """Train in rounds until the negative log-likelihood on validation subjects rises.
+
+    Returns the best learner, its iterations, and the seconds of one core.
+    """
     learner, best, found = build(name, representation=64), (math.inf, 0), None
-    shutil.rmtree(folder, ignore_errors=True)  # a fold that was cut begins anew: it takes seconds
+    shutil.rmtree(folder, ignore_errors=True)  # an interrupted fold starts again, because it takes only seconds
     for iterations in ROUNDS:
         trained = qs.train(
             learner,
@@ -143,9 +147,10 @@ def train_curves(
 
 
 def on_subjects(trained: qs.Trained, source: Subjects, points: Sequence[int], unit: float) -> Tensor:
-    """[subjects, points, levels + 3]: coverage of each level, -log p, squared errors of the means and of interpolation.
+    """Measurements on each subject, in the units of the table: [subjects, points, levels + 3].
 
-    In the units of the table; means over SPLITS divisions of a subject's points.
+    The last axis holds the coverage of each level, the negative log-likelihood, and the squared errors of the predicted
+    means and of interpolation, all averaged over SPLITS divisions of a subject's points.
     """
     rows = []
     for curve in source.curves:
@@ -162,7 +167,10 @@ def on_subjects(trained: qs.Trained, source: Subjects, points: Sequence[int], un
 
 
 def interpolation(source: Subjects, points: Sequence[int]) -> list[float]:
-    """Squared error of a straight line between the subject's own points, constant outside; without points of 0."""
+    """Mean squared error of linear interpolation between the support points, for each number of points.
+
+    Outside the support points the interpolation is constant; without support points it predicts 0.
+    """
     episodes = list(sample_blocks(source, SPLITS, 1, torch.device("cpu")))
     errors = []
     for k in points:
@@ -176,7 +184,7 @@ def interpolation(source: Subjects, points: Sequence[int]) -> list[float]:
 
 
 def over_subjects(values: Tensor, points: Sequence[int]) -> list[dict[str, Any]]:
-    """For each number of points the mean over subjects and its 95 % interval: each subject counts once."""
+    """For each number of points, the mean over subjects and its 95 % interval; each subject counts once."""
     names = [*(f"{100 * level:g} %" for level in LEVELS), "surprise", "error", "interpolation"]
     return [
         {"points": k} | {name: [float(v.mean()), half_width(v)] for name, v in zip(names, values[:, i].T, strict=True)}
@@ -195,9 +203,9 @@ def main(
     """Train, measure, write the tables and draw the pictures.
 
     Args:
-        data: folder of the data sets, with grouped_tabular in it.
-        folder: where the runs are kept.
-        omniglot_run: a trained run with a task embedding, such as protonet or cnaps; draws Omniglot's tasks too.
+        data: folder of the data sets, which contains grouped_tabular.
+        folder: folder of the runs.
+        omniglot_run: a trained run with a task embedding, such as protonet or cnaps; its embedding is drawn too.
     """
     torch.set_num_threads(1)
     path = RESULTS / f"{NAME}.json"
@@ -229,7 +237,7 @@ def main(
 
 
 def write(result: dict[str, Any]) -> None:
-    """The result file and the page made from it."""
+    """Write the result file and the page made from it."""
     files.write_json(RESULTS / f"{NAME}.json", result)
     (RESULTS / f"{NAME}.md").write_text(process_pages.page(result), encoding="utf-8")
 

@@ -1,8 +1,8 @@
-"""Writes what was measured into the learners' pages: the section "Measured" at the end of docs/learners/NAME.md.
+"""Writes the measured numbers into the learners' pages: the section "Measured" at the end of docs/learners/NAME.md.
 
     python -m benchmarks.pages        after benchmarks.cost (both families) and the tables of reproduce.py
 
-So a page never says another number than the result files do.
+The section is made from the result files, so the numbers on a page always agree with them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEPS = (1, 5, 10)  # inner steps of the sinusoid table that a page shows
 
 
 def measured(learner: str) -> str:
-    """The section of one learner; empty where nothing was measured."""
+    """The section for one learner; empty where nothing was measured."""
     if learner in {entry.learner for entry in rows.FAMILY}:
         parts = [costs(learner), omniglot(learner), sinusoid(learner)]
     else:
@@ -46,7 +46,7 @@ def costs(learner: str) -> str:
 
 
 def omniglot(learner: str) -> str:
-    """Both settings of the table, one line per protocol."""
+    """The learner's results on Omniglot at 1 and 5 shots, one line per protocol."""
     result = files.read_json(RESULTS / "omniglot-gradient.json")
     named = {row["name"]: row for row in result["rows"]}
     lines = ["| Omniglot | protocol | accuracy | against MAML | published |", "|---|---|---|---|---|"]
@@ -61,7 +61,7 @@ def omniglot(learner: str) -> str:
 
 
 def costs_beside_protonet(learner: str) -> str:
-    """A line for each training of the learner."""
+    """The learner's costs against ProtoNet's, one line per training; empty where they were not measured."""
     path = RESULTS / "cost-others.json"
     names = {row.name for row in [*rows.metric_rows(), *rows.memory_rows()] if row.learner == learner}
     found = [row for row in files.read_json(path)["rows"] if row["row"] in names] if path.exists() else []
@@ -82,7 +82,7 @@ def costs_beside_protonet(learner: str) -> str:
 
 
 def compared(learner: str, family: str) -> str:
-    """The learner's rows of a family's table on Omniglot."""
+    """The learner's rows in a family's table on Omniglot; empty where it has none."""
     path = RESULTS / f"omniglot-{family}.json"
     result = files.read_json(path) if path.exists() else {"rows": []}
     found = [row for row in result["rows"] if row["settings"]["learner"] == learner]
@@ -120,7 +120,7 @@ def _line(score: Score, row: dict[str, Any], paired: list[dict[str, Any]]) -> st
 
 
 def sinusoid(learner: str) -> str:
-    """Errors at a few inner steps; nothing for learners that do not answer with numbers."""
+    """The learner's errors on sinusoids after a few inner steps; empty for learners without regression."""
     if learner not in rows.SINUSOID_FIELDS:
         return ""
     named = {row["name"]: row for row in files.read_json(RESULTS / "sinusoid-gradient.json")["rows"]}

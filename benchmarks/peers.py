@@ -1,9 +1,9 @@
-"""The contestants: the ways in which a library computes the mean meta-loss of MAML and its second-order gradient.
+"""The contestants of the speed benchmark: ways to compute the mean meta-loss of MAML and its second-order gradient.
 
-A way takes a `Problem`, prepares what can be prepared once (a copy of the model, optimizers; not timed) and returns a
-function that computes the loss and the gradients anew from the weights; that function is what is timed. Peers are
-imported inside their ways, so that one that is missing or broken concerns nobody else. Where every parameter has a
-learned rate (MetaSGD), the rates' gradients follow those of the parameters.
+A way takes a `Problem`, prepares what is needed only once (a copy of the model, optimizers; not timed) and returns a
+function that computes the loss and the gradients from the weights. That function is timed. Peers are imported inside
+their ways, so that a missing or broken peer does not affect the others. Where every parameter has a learned rate
+(MetaSGD), the gradients of the rates follow those of the parameters.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ Way = Callable[[Problem], Callable[[], Result]]
 
 
 def plain_training(problem: Problem) -> Callable[[], Result]:
-    """The floor: as many forward and backward passes of one network over all examples, without meta-learning."""
+    """The floor: the same number of forward and backward passes of one network over all examples, without
+    meta-learning.
+    """
     model = copy.deepcopy(problem.model)
     parameters = list(model.parameters())
     support, query = (qs.Batch(x.flatten(0, 1), y.flatten(0, 1)) for x, y in problem.episodes)
@@ -65,7 +67,10 @@ def quickstudy(problem: Problem, engine: str, **more: Any) -> Callable[[], Resul
 
 
 def higher_patched_once(problem: Problem) -> Callable[[], Result]:
-    """As its README, but in one context and with one backward: patching anew for each task costs 1.1 to 1.8 times."""
+    """higher as in its README, but with one context and one backward pass for all tasks.
+
+    Patching the model anew for each task takes 1.1 to 1.8 times as long.
+    """
     innerloop = partial(import_module("higher").innerloop_ctx, copy_initial_weights=False, track_higher_grads=True)
     model, rates = _own(problem)
     parameters = list(model.parameters())
@@ -88,7 +93,7 @@ def higher_patched_once(problem: Problem) -> Callable[[], Result]:
 
 
 def torchopt_meta_optimizer(problem: Problem) -> Callable[[], Result]:
-    """As its few-shot example: MetaSGD steps the module itself, whose state is set back after each task."""
+    """torchopt as in its few-shot example: MetaSGD updates the module itself; its state is restored after each task."""
     torchopt = import_module("torchopt")
     model, rates = _own(problem)
     parameters = list(model.parameters())
@@ -113,7 +118,7 @@ def torchopt_meta_optimizer(problem: Problem) -> Callable[[], Result]:
 
 
 def torchopt_vmap(problem: Problem) -> Callable[[], Result]:
-    """As its functorch example (maml_omniglot_vmap): the functional API under vmap, all tasks at once."""
+    """torchopt as in its functorch example (maml_omniglot_vmap): the functional API under vmap, all tasks at once."""
     torchopt = import_module("torchopt")
     model, rates = _own(problem)
     names, start = zip(*model.named_parameters(), strict=True)
@@ -134,7 +139,7 @@ def torchopt_vmap(problem: Problem) -> Callable[[], Result]:
 
 
 def _torchopt_rule(problem: Problem, rates: list[Tensor]) -> Any:
-    """Plain descent; with learned rates, a transformation of its own kind."""
+    """Plain gradient descent; with learned rates, a custom gradient transformation."""
     torchopt = import_module("torchopt")
     if not rates:
         return torchopt.sgd(lr=problem.lr, moment_requires_grad=True)
@@ -146,7 +151,7 @@ def _torchopt_rule(problem: Problem, rates: list[Tensor]) -> Any:
 
 
 def learn2learn_clones(problem: Problem) -> Callable[[], Result]:
-    """As its README: a differentiable clone of the module for each task, adapted step by step."""
+    """learn2learn as in its README: a differentiable clone of the module for each task, adapted step by step."""
     name = "MetaSGD" if problem.rates else "MAML"
     module = built.learn2learn("algorithms.meta_sgd" if problem.rates else "algorithms.maml")
     wrapped = getattr(module, name)(copy.deepcopy(problem.model), lr=problem.lr)
@@ -184,7 +189,7 @@ PEERS: dict[str, dict[str, Way]] = {
     "torchopt under vmap": {"vmap": torchopt_vmap},  # its functional API, mapped over tasks by torch
     "learn2learn": {"clones": learn2learn_clones},
 }
-MAPPED = ("torchopt under vmap",)  # where it is torch that maps over tasks, not the library
+MAPPED = ("torchopt under vmap",)  # peers for which torch, not the library, maps over tasks
 LIBRARIES: dict[str, dict[str, Way]] = {
     "quickstudy": {engine: partial(quickstudy, engine=engine) for engine in (*PLAIN, *PROGRAMS)},
     "quickstudy adjoints": {
@@ -199,7 +204,9 @@ LIBRARIES: dict[str, dict[str, Way]] = {
 
 
 def ways(library: str, problem: Problem) -> dict[str, Way]:
-    """The ways of a library. Attention has no second derivative but in its mathematical form: peers may use that."""
+    """The ways of a library. For models with attention, peers also get ways with its mathematical implementation,
+    because torch's fused attention has no second derivative.
+    """
     found = LIBRARIES[library]
     if library not in PEERS or not any(isinstance(layer, nn.MultiheadAttention) for layer in problem.model.modules()):
         return found
@@ -217,11 +224,11 @@ def _mathematical(problem: Problem, way: Way) -> Callable[[], Result]:
 
 
 def missing(library: str) -> bool:
-    package = library.split()[0]  # of "quickstudy adjoints", "torchopt under vmap"
+    package = library.split()[0]  # the first word, as in "quickstudy adjoints" or "torchopt under vmap"
     return not built.folder().exists() if package == "learn2learn" else util.find_spec(package) is None
 
 
 def versions() -> dict[str, str]:
-    """Of torch and of the peers that are there."""
+    """The versions of torch and of the installed peers."""
     found = {name: metadata.version(name) for name in ("torch", "higher", "torchopt") if not missing(name)}
     return found | ({} if missing("learn2learn") else {"learn2learn": built.VERSION})

@@ -1,10 +1,10 @@
-"""How right `qs.plan` is: peak memory and time that it foretells, against those of a training that does it.
+"""Measures the accuracy of `qs.plan`: its predicted peak memory and time against those of real trainings.
 
     python -m benchmarks.planning [--cases NAME...] [--device cuda]
 
-Every plan is made in a process of its own, and so is every training: some iterations of `qs.train` with the setting,
-whose peak is that of the whole process and whose time is the fastest iteration. About 15 minutes on 2 quiet cores.
-Writes results/planning.json and .md.
+Every plan and every training runs in a process of its own. A training is a few iterations of `qs.train` with the
+planned setting: its memory is the peak of the whole process, and its time is that of the fastest iteration. Takes about
+15 minutes on 2 quiet cores. Writes results/planning.json and .md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from quickstudy.machine import in_words as machine_in_words
 from quickstudy.machine import machine
 from quickstudy.memory import in_words
 
-ITERATIONS = {"quick": 10, "slow": 3}  # of a training; slow: from a second on
+ITERATIONS = {"quick": 10, "slow": 3}  # iterations of a training; slow: an iteration takes a second or more
 WITHIN = 0.2
 COLUMNS = ("case", "engine", "adjoint", "chunk", "foretold", "measured", "off", "foretold ms", "measured ms", "off")
 CASES = (
@@ -45,7 +45,7 @@ CASES = (
 
 
 class Same:
-    """A task source that gives the tasks of a case."""
+    """A task source that always returns the tasks of a case."""
 
     def __init__(self, episodes: qs.Episode) -> None:
         self.episodes = episodes
@@ -69,11 +69,11 @@ def foretell(name: str, device: str) -> list[dict[str, Any]]:
 
 
 def train(name: str, device: str, setting: dict[str, Any]) -> dict[str, float]:
-    """Peak of the process in bytes, and seconds of an iteration."""
+    """The peak memory of the process in bytes, and the seconds of the fastest iteration."""
     learner, tasks, n = built(name, device, **({"adjoint": setting["adjoint"]} if setting["adjoint"] else {}))
     theta = learner.init()
     given = {"engine": setting["engine"], "chunk": setting["chunk"]}
-    # As `qs.train` begins, with its check of vmap; then its own loop, for the time of each iteration.
+    # First `qs.train` itself, which includes its check of vmap; then its inner loop alone, to time each iteration.
     qs.train(learner, tasks, iterations=1, meta_batch=n, progress=False, device=device, **given)
     with seeds.seeded(0, "planning"):
         optimizer = torch.optim.Adam(list(theta.values()))
@@ -92,7 +92,7 @@ def alone(*words: str) -> Any:
 
 
 def compare(name: str, device: str) -> list[dict[str, Any]]:
-    """A row for each setting; of chunks the smallest and all tasks."""
+    """A row for each adjoint and engine, at its smallest and its largest chunk."""
     found = sorted(
         alone("foretell", name, device), key=lambda one: (one["adjoint"], one["engine"], one["chunk"] or 1e9)
     )

@@ -1,4 +1,4 @@
-"""The pictures of `neural_processes.py`, from the runs that it left."""
+"""Draws the pictures of `neural_processes.py` from its runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def load(folder: Path) -> qs.Trained:
 
 
 def band(axes: Axes, trained: qs.Trained, support: qs.Batch, x: Tensor, drawn: tuple[Tensor, ...]) -> None:
-    """Mean, 90 % band and what a few latent codes say, on the places x, drawn against `drawn` (x in other units)."""
+    """Draw the mean, the 90 % interval and the curves of a few latent codes at the points x.
+
+    `drawn` holds x in the units of the plot, and the mean and standard deviation that convert values to its units.
+    """
     learner, (at, unit) = trained.learner, drawn
     with torch.no_grad():
         phi = learner.adapt(trained.theta, support)
@@ -40,7 +43,7 @@ def band(axes: Axes, trained: qs.Trained, support: qs.Batch, x: Tensor, drawn: t
 
 
 def sinusoids(folder: Path) -> None:
-    """One test task after 0, 1, 3 and 10 support points, for each learner."""
+    """Draw one test task after 0, 1, 3 and 10 support points, for each learner."""
     source = qs.tasks.sinusoid("test", shots=10, queries=100)
     episode = engine.unstack(source.sample(1, seeds.generator(1, "test", 4)))[0]
     amplitude, phase = waves(episode.query.x, episode.query.y)
@@ -63,7 +66,7 @@ def sinusoids(folder: Path) -> None:
 
 
 def curves(folder: Path, data: str) -> None:
-    """An unseen subject of each table after 0, 1 and the number of support points of training."""
+    """Draw an unseen subject of each table after 0, 1 and as many support points as in training."""
     figure = Figure(figsize=(9.6, 9.6), layout="constrained")
     for row, (name, table) in zip(figure.subplots(len(TABLES), 3, sharey="row"), TABLES.items(), strict=True):
         found = subjects.read(data, name)
@@ -89,14 +92,14 @@ def curves(folder: Path, data: str) -> None:
 
 
 def embeddings(folder: Path) -> None:
-    """What sinusoids look like to the CNP."""
+    """Draw the CNP's embeddings of sinusoids."""
     found = qs.task_embeddings(load(folder / "cnp"), qs.tasks.sinusoid("test", 10, 10), episodes=EMBEDDED)
     found.plot(IMAGES / "embeddings-sinusoid.png")
     print(found)
 
 
 def alphabets(run: Path, data: str) -> None:
-    """What tasks within an alphabet look like to a learner trained on Omniglot."""
+    """Draw a learner's embeddings of Omniglot tasks, each within one alphabet."""
     trained = qs.load(run)
     tasks = qs.tasks.omniglot("test", 5, 5, 5, root=data, rotations=False).replace(grouped=True)
     found = qs.task_embeddings(trained, tasks, episodes=EMBEDDED)
@@ -107,7 +110,7 @@ def alphabets(run: Path, data: str) -> None:
 
 
 def draw(folder: Path, data: str, omniglot_run: Path | None = None) -> None:
-    """All pictures, into docs/images."""
+    """Draw all pictures into docs/images."""
     sinusoids(folder)
     curves(folder, data)
     embeddings(folder)

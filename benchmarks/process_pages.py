@@ -1,4 +1,4 @@
-"""The Markdown page of `neural_processes.py`."""
+"""Writes the Markdown page of `neural_processes.py`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHARES, SURPRISES = ("90 % interval", "recalibrated"), ("-log p", "recalibrated"
 
 
 def in_short(name: str, made: dict[str, Any]) -> str:
-    """One line: coverage of the 90 % intervals at the number of points of training."""
+    """One line: the coverage of 90 % intervals at the number of support points in training."""
     plain, mended = (last(made[kind]) for kind in ("plain", "recalibrated"))
     return f"{name}: 90 % intervals hold {plain}, recalibrated {mended}"
 
@@ -49,7 +49,7 @@ def last(found: Any) -> str:
 
 
 def sizes_of(found: Any) -> list[tuple[int, str, str, str, str]]:
-    """Points, coverage at 90 and at 50 %, -log p and error, of either kind of result."""
+    """Points, coverage at 90 % and at 50 %, negative log-likelihood and error, for either kind of result."""
     if isinstance(found, dict):
         return [_of_tasks(one, Calibration.from_dict(found)) for one in Calibration.from_dict(found).sizes]
     return [(r["points"], share(r["90 %"]), share(r["50 %"]), amount(r["surprise"]), amount(r["error"])) for r in found]

@@ -1,8 +1,9 @@
-"""One case of the speed benchmark: which ways are correct, how long they take in interleaved rounds, their memory.
+"""Runs one case of the speed benchmark: checks which ways are correct, times them, and measures their memory.
 
-First each way (see peers.py) is compared in float64 with Quickstudy's loop. The race runs in float32 in rounds: every
-contestant once per round, in rotating order, so that whatever else the machine does hits all alike. Of Quickstudy all
-correct ways race, so that the automatic choice is held against the best of them; of a peer its first correct one.
+First each way (see peers.py) is compared in float64 with Quickstudy's loop. Then the ways race in float32. In each
+round every contestant runs once, in rotating order, so that other load on the machine affects all of them alike. All
+correct ways of Quickstudy race, so that its automatic choice can be compared with the best of them. A peer races with
+its first correct way.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from benchmarks.cases import SEED, Case, Problem
 from benchmarks.memory import relative_error, told
 from quickstudy import choosing
 
-TOLERANCE = 1e-8  # relative error in float64, where rounding gives 1e-15
-CASE_SECONDS = 15.0  # of racing per case; without compile and memory a quarter
-ROUNDS = (7, 200)  # fewest and most that are planned for it
-ITERATIONS = 60_000  # of the training that the automatic choice is made for: as of MAML on images (Finn 2017)
-BRIEF = 3_000  # of one in which a small network is not compiled
-FIXED = {  # contestants that are Quickstudy's fastest out of these ways
+TOLERANCE = 1e-8  # largest relative error in float64, where rounding gives 1e-15
+CASE_SECONDS = 15.0  # seconds of racing per case; a quarter of it for cases without compile and memory
+ROUNDS = (7, 200)  # fewest and most rounds
+ITERATIONS = 60_000  # the automatic choice assumes a training of this length, that of MAML on images (Finn 2017)
+BRIEF = 3_000  # a shorter training, in which compiling a small network does not pay
+FIXED = {  # contestant: the ways of Quickstudy of which it is the fastest
     "quickstudy without compile": ("vmap", "threads", "loop", "replay", "replay-threads"),
     "quickstudy with compile": ("compile",),
     "quickstudy loop": ("loop",),
@@ -37,11 +38,11 @@ LOOP, FLOOR = ("quickstudy", "loop"), ("floor", "plain training")
 
 @dataclass
 class Tried:
-    """A library's ways in one case, before the race."""
+    """The check of a library's ways in one case, before the race."""
 
-    errors: dict[str, float] = field(default_factory=dict)  # relative, of each way
+    errors: dict[str, float] = field(default_factory=dict)  # relative error of each way
     correct: list[str] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)  # of the other ways
+    problems: dict[str, str] = field(default_factory=dict)  # why the other ways do not race
 
 
 @dataclass
@@ -50,21 +51,21 @@ class Entry:
 
     name: str
     contestant: str
-    way: str | None  # the one that races, if any is correct
-    reason: str  # why that one, or why none
+    way: str | None  # the way that races; None where none is correct
+    reason: str  # why this way races, or why none does
     median_ms: float | None = None
     quartiles_ms: list[float] | None = None
     ratio: float | None = None  # its time over that of Quickstudy's automatic choice
-    floors: float | None = None  # floor = 1, more is slower
-    share: float | None = None  # of the rate of matrix products, by the operations that the loop (the floor) needs
+    floors: float | None = None  # its time over that of the floor
+    share: float | None = None  # ideal time, for the loop's (the floor's) operations at the matrix rate, over its time
     launches: int | None = None  # kernels started on a GPU
-    memory: dict[str, float] | None = None  # of memory.Memory
-    no_memory: str | None = None  # why it could not be measured
-    made_s: float = 0.0  # before the first iteration of a training: choosing, compiling
+    memory: dict[str, float] | None = None  # fields of memory.Memory
+    no_memory: str | None = None  # why memory could not be measured
+    made_s: float = 0.0  # seconds before the first iteration of a training: choosing, compiling
 
 
 def run(case: Case, repeats: int | None, device: str, rate: float) -> dict[str, Any]:
-    """Everything about one case, as plain values. `rate`: see work.matrix_rate."""
+    """Check, time and measure one case; returns the results as plain values. `rate` is that of work.matrix_rate."""
     single, double = (case.problem(dtype, device) for dtype in (torch.float32, torch.float64))
     reference = peers.quickstudy(double, "loop")()
     found = {name: tried(name, case, single, double, reference, device) for name in ("quickstudy", *peers.PEERS)}
@@ -94,14 +95,14 @@ def run(case: Case, repeats: int | None, device: str, rate: float) -> dict[str, 
 
 
 def tried(library: str, case: Case, single: Problem, double: Problem, reference: peers.Result, device: str) -> Tried:
-    """Which ways of a library compute the right gradient."""
+    """Check which ways of a library compute the right gradient."""
     found = Tried()
     for way, prepare in peers.ways(library, single).items():
         if way == "compile" and not case.thorough:
             continue
         try:
             if way == "compile":
-                memory.alone(case.name, library, way, device)  # what takes too long is stopped there
+                memory.alone(case.name, library, way, device)  # raises where compiling takes too long
                 error, limit = in_single(prepare, single, reference)
             else:
                 error, limit = relative_error(prepare(double)(), reference), TOLERANCE
@@ -110,13 +111,16 @@ def tried(library: str, case: Case, single: Problem, double: Problem, reference:
                 raise RuntimeError(f"WRONG by {error:.1e}")
             prepare(single)()
             found.correct.append(way)
-        except Exception as error:  # whatever goes wrong in a way is its result; the others go on
+        except Exception as error:  # any error of a way is its result, and the other ways continue
             found.problems[way] = "not installed" if peers.missing(library) else told(error)
     return found
 
 
 def in_single(prepare: peers.Way, single: Problem, reference: peers.Result) -> tuple[float, float]:
-    """A float32 gradient's error, and what the loop's own rounding allows: compiling twice would take minutes."""
+    """The error of a way in float32, and the tolerance from the loop's own rounding in float32.
+
+    Compiled ways are checked in float32, because compiling them again in float64 would take minutes.
+    """
     doubled = [
         (loss.double(), [slope.double() for slope in slopes])
         for loss, slopes in (prepare(single)(), peers.quickstudy(single, "loop")())
@@ -126,7 +130,7 @@ def in_single(prepare: peers.Way, single: Problem, reference: peers.Result) -> t
 
 
 def automatic(problem: Problem, iterations: int) -> Entry:
-    """Quickstudy as `train` runs it: with the engine that it chooses by itself."""
+    """Quickstudy as `train` runs it: with the engine that it chooses automatically."""
     own, began = peers.learner(problem), time.perf_counter()
     choice = choosing.choose_engine(own, own.init(), problem.episodes, "auto", SEED, iterations)
     return Entry("quickstudy", "quickstudy", choice.engine, told(choice.reason), made_s=time.perf_counter() - began)
@@ -138,7 +142,7 @@ def of_peer(name: str, found: Tried) -> Entry:
 
 
 def fixed(name: str, times: dict[Key, list[float]], found: Tried) -> Entry:
-    """The fastest in the race out of these ways of Quickstudy."""
+    """The contestant `name`: the fastest in the race of its ways of Quickstudy (see FIXED)."""
     medians = {way: float(np.median(times["quickstudy", way])) for way in FIXED[name] if ("quickstudy", way) in times}
     way = min(medians, key=medians.__getitem__, default=None)
     return Entry(name, "quickstudy", way, "fastest in the race" if way else reasons(found, FIXED[name]))
@@ -152,7 +156,10 @@ def reasons(found: Tried, ways: Iterable[str]) -> str:
 
 
 def race(computes: dict[Key, Callable[[], Any]], repeats: int | None, budget: float) -> dict[Key, list[float]]:
-    """Seconds of every contestant, once per round, in rotating order; `budget` seconds of rounds in all."""
+    """The seconds of every contestant in each round. Each runs once per round, in rotating order.
+
+    `repeats` is the number of rounds; None: as many as fit into `budget` seconds, within ROUNDS.
+    """
     for compute in computes.values():
         compute()  # warms up
     planned = budget / sum(work.seconds(compute) for compute in computes.values())
@@ -160,7 +167,7 @@ def race(computes: dict[Key, Callable[[], Any]], repeats: int | None, budget: fl
     for i in range(repeats or int(np.clip(planned, *ROUNDS))):
         shift = i % len(keys)
         gc.collect()
-        gc.disable()  # nobody pays for another's cycles
+        gc.disable()  # so that no contestant pays for the garbage of another
         for key in keys[shift:] + keys[:shift]:
             times[key].append(work.seconds(computes[key]))
         gc.enable()
@@ -168,7 +175,7 @@ def race(computes: dict[Key, Callable[[], Any]], repeats: int | None, budget: fl
 
 
 def medians(case: Case, keys: Iterable[Key], repeats: int | None, device: str) -> dict[Key, float]:
-    """Seconds of ways that are known to be correct."""
+    """Median seconds of ways that are known to be correct."""
     problem = case.problem(torch.float32, device)
     times = race({key: peers.ways(key[0], problem)[key[1]](problem) for key in keys}, repeats, CASE_SECONDS)
     return {key: float(np.median(taken)) for key, taken in times.items()}
@@ -178,7 +185,7 @@ def medians(case: Case, keys: Iterable[Key], repeats: int | None, device: str) -
 
 
 def settle(entry: Entry, taken: list[float], times: dict[Key, list[float]], at_best: float) -> None:
-    """Times and their relations. `at_best`: seconds for the operations at the rate of matrix products."""
+    """Fill in an entry's times and ratios. `at_best`: seconds for its operations at the rate of matrix products."""
     low, median, high = np.percentile(taken, [25, 50, 75]).tolist()
     entry.median_ms, entry.quartiles_ms = 1e3 * median, [1e3 * low, 1e3 * high]
     entry.floors = median / float(np.median(times[FLOOR]))
@@ -193,16 +200,17 @@ def remember(entry: Entry, case: Case, device: str) -> None:
 
 
 def compiling(entry: Entry, case: Case, device: str) -> float:
-    """Seconds that a compiler took of a way of Quickstudy, with an empty cache."""
+    """Seconds that compiling this way of Quickstudy took with an empty cache; 0 for ways that do not compile."""
     if entry.way != "compile" and "compiled in" not in entry.reason:
         return 0.0
     return memory.alone(case.name, "quickstudy", "compile", device).warm_up_s
 
 
 def plain(case: Case, entries: list[Entry], found: dict[str, Tried], times: dict[Key, list[float]]) -> dict[str, Any]:
-    """The case as plain values: ratios, and the regret of the automatic choice.
+    """The case as plain values, with the ratios and the regret of the automatic choice.
 
-    Regret is the time of a training with it, choosing and compiling included, over that with the best fixed way.
+    Regret is the time of a training with the automatic choice, including choosing and compiling, over the time of one
+    with the best fixed way.
     """
     ours = entries[0].median_ms
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Train and test on real data under published settings, side by side with baselines on the same episodes.
+"""Trains and tests on real data under published settings, together with baselines on the same episodes.
 
     python benchmarks/reproduce.py omniglot --data FOLDER                       about 45 minutes on 2 cores
     python benchmarks/reproduce.py omniglot --data FOLDER --family gradient     about 2 hours; --budget long: days
@@ -6,9 +6,10 @@
     python benchmarks/reproduce.py sinusoid                                     about 2 minutes
     python benchmarks/reproduce.py sinusoid --family gradient                   about half an hour
 
-Each row (benchmarks/rows.py) trains once in runs/reproduce and is tested under its own protocol, on the same episodes
-as the others, so differences are paired. Results go to benchmarks/results after every row: a JSON file with everything
-and a Markdown table made from it. A row whose result stands there is skipped, one that was cut goes on.
+Each row (benchmarks/rows/) trains once in runs/reproduce and is tested under its own protocol. Rows are tested on the
+same episodes, so their differences are paired. After every row the results are written to benchmarks/results: a JSON
+file with everything, and a Markdown table made from it. A row with an existing result is skipped, and an interrupted
+row continues.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # also when run as a file
+if str(ROOT) not in sys.path:  # so that this file can also be run as a script
     sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
@@ -38,10 +39,10 @@ from quickstudy.machine import machine  # noqa: E402
 from quickstudy.training import optimizer_of, schedule_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-BARS = {"gradient": "maml", "metric": "protonet"}  # of each family, the learner that the others are held against
+BARS = {"gradient": "maml", "metric": "protonet"}  # family: the learner that its others are compared with
 
 
-# Of each table the rows, and the baselines they are held against; True asks for the long budget, where there is one.
+# For each table the rows, and the baselines that they are compared with; True gives the long budget, where one exists.
 TABLES: dict[tuple[str, str], Callable[[bool], tuple[Sequence[Row], Sequence[Row]]]] = {
     ("omniglot", "foundation"): lambda long: (rows.OMNIGLOT, rows.BASELINES),
     ("omniglot", "gradient"): lambda long: (rows.long_rows() if long else rows.short_rows(), []),
@@ -54,7 +55,7 @@ TABLES: dict[tuple[str, str], Callable[[bool], tuple[Sequence[Row], Sequence[Row
 
 
 def run_row(row: Row, tasks: str, data: str | None, folder: Path, device: str) -> dict[str, Any]:
-    """Train a row, or go on with it; how long it took, and its run folder's trained learner."""
+    """Train a row, or continue its training; returns the trained learner with its timing, commit and size."""
     torch.manual_seed(seeds.derive(row.seed, "weights"))
     source = source_of(row, tasks, row.sizes, "train", data, folder)
     cls = recipes.find_learner(row.learner)[1]
@@ -90,7 +91,7 @@ def run_row(row: Row, tasks: str, data: str | None, folder: Path, device: str) -
 def source_of(
     row: Row, tasks: str, sizes: tuple[int | None, int, int], split: str, data: str | None, folder: Path
 ) -> Any:
-    """The tasks of a row, on another row's features where it says so."""
+    """The tasks of a row. Inputs are another row's features where `row.features` names that row."""
     source = recipes.open_tasks(recipes.Request(tasks, *sizes, data=data), split)
     if not row.features:
         return source
@@ -98,21 +99,22 @@ def source_of(
         sys.exit(f"{row.name} learns from the features of {row.features}: train that row first")
     trained = qs.load(folder / row.features)
     encoder = trained.learner.encoder
-    encoder.load_state_dict(trained.theta)  # it is this row's own copy
-    # Centred: what follows a ReLU is alike for all images, and a memory that is read by cosines tells them apart late.
+    encoder.load_state_dict(trained.theta)  # this copy of the encoder belongs to this row alone
+    # LayerNorm centres the features, because after a ReLU they are similar for all images, and a memory that is read by
+    # cosine similarity learns late to distinguish them.
     width = recipes.shape_of(encoder, source)[-1]
     return qs.tasks.features(source, torch.nn.Sequential(encoder, torch.nn.LayerNorm(width, elementwise_affine=False)))
 
 
 def engine_of(learner: qs.Learner, tasks: str, device: str) -> str:
-    """One engine for all of a table's rows of a kind, whatever a machine would choose."""
-    if tasks == "sinusoid" or learner.ordered:  # small steps, one after the other: many tasks at once make them large
+    """The same engine for all rows of a kind in a table, independent of the machine."""
+    if tasks == "sinusoid" or learner.ordered:  # their many small sequential steps are faster for many tasks at once
         return "vmap"
     return "threads" if device == "cpu" else "auto"
 
 
 def test_row(trained: qs.Trained, test: Test, source: Any) -> list[Score]:
-    """The score under a test protocol, and the non-transductive one where that is another."""
+    """The score under a test protocol; for a transductive protocol the non-transductive score as well."""
     settings: dict[str, Any] = {"episodes": test.episodes, "seed": 1, "ensemble": test.ensemble}
     settings["steps"] = test.steps if hasattr(trained.learner, "steps") and test.steps is not None else None
     scores = [qs.evaluate(trained, source, controls=test.controls, **settings)]
@@ -124,7 +126,7 @@ def test_row(trained: qs.Trained, test: Test, source: Any) -> list[Score]:
 def test_all(
     trained: qs.Trained, tests: Sequence[Test], source: Callable[[Test], Any]
 ) -> tuple[list[list[dict[str, Any]]], list[str]]:
-    """The scores of every test, and in words those that gave none because an output was not finite."""
+    """The scores of every test, and a line for each test without a score, because an output was not finite."""
     scores, diverged = [], []
     for test in tests:
         try:
@@ -142,7 +144,7 @@ def measure(
     known: Sequence[dict[str, Any]] = (),
     device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:
-    """Train and test every row; a result that stands, in the run folder or in the result file, is taken as it is."""
+    """Train and test every row; an existing result, in the run folder or in `known`, is reused."""
     standing = {(row["name"], json.dumps(row.get("settings"))): row for row in known}
     for row in rows:
         settings = plain_settings(row)
@@ -161,12 +163,12 @@ def measure(
 
 
 def plain_settings(row: Row) -> dict[str, Any]:
-    """A row's settings as a result file holds them."""
+    """A row's settings in the form in which a result file stores them."""
     return json.loads(json.dumps(row.settings()))
 
 
 def train_and_test(row: Row, tasks: str, data: str | None, folder: Path, device: str) -> dict[str, Any]:
-    """Scores and facts of a row; a training that diverges is told in the table and does not stop the others."""
+    """The scores of a row and facts about its training; a diverged training is reported instead of raising."""
     try:
         made = run_row(row, tasks, data, folder, device)
     except qs.errors.NonFiniteError as error:
@@ -187,7 +189,10 @@ def train_and_test(row: Row, tasks: str, data: str | None, folder: Path, device:
 
 
 def course(path: Path) -> list[dict[str, float]]:
-    """Mean loss and accuracy on training tasks in each quarter's last fifth: whether training was still getting on."""
+    """Mean loss and accuracy on training tasks over the last fifth of each quarter of the training.
+
+    They show whether training was still improving.
+    """
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [line for line in map(json.loads, text.splitlines()) if "accuracy" in line]
     found = []
@@ -201,7 +206,7 @@ def course(path: Path) -> list[dict[str, float]]:
 
 
 def movement(trained: qs.Trained, source: Any, steps: int | None) -> dict[str, Any] | None:
-    """How far each layer moves in the row's first test; None for learners whose layers do not adapt."""
+    """How far each layer moves under the row's first test; None for learners whose layers do not adapt."""
     try:
         return qs.layer_movement(trained, source, episodes=100, seed=1, steps=steps).to_dict()
     except qs.errors.ConfigError:
@@ -211,7 +216,10 @@ def movement(trained: qs.Trained, source: Any, steps: int | None) -> dict[str, A
 def paired(
     rows: list[dict[str, Any]], baselines: list[dict[str, Any]], like_for_like: bool = False
 ) -> list[dict[str, Any]]:
-    """Each row's scores minus each baseline's on the same episodes; or only where both are transductive or neither."""
+    """Each row's scores minus each baseline's on the same episodes.
+
+    `like_for_like`: only where both scores are transductive or neither is.
+    """
     found = []
     for row in rows:
         for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):
@@ -234,14 +242,14 @@ def same_episodes(a: Score, b: Score) -> bool:
 
 
 def commit() -> str:
-    """The commit that was measured, marked when the code had changes; results and pages made from them are not code."""
+    """The current commit, with "+dirty" where code has uncommitted changes; results and docs do not count as code."""
     found = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
     return f"{found}+dirty" if found and changed else found or "unknown"
 
 
 def _git(*words: str) -> str:
-    """What git says; nothing where there is none."""
+    """The output of a git command; empty where git is missing."""
     try:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
@@ -258,7 +266,7 @@ def main(
     folder: Path = Path("runs/reproduce"),
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
-    """Reproduce a table. A row whose result stands is skipped; what is cut goes on from its last checkpoint.
+    """Reproduce a table. A row with an existing result is skipped; an interrupted row continues from its checkpoint.
 
     Args:
         what: omniglot, sinusoid or cifar_fs.
@@ -266,8 +274,8 @@ def main(
         family: which learners.
         budget: short (the same few minutes for every learner) or long (the papers' own settings and three seeds).
         only: rows whose names match this pattern, such as 'maml-*'.
-        folder: where the runs are kept.
-        device: what trains and tests; cuda for long rows.
+        folder: folder of the runs.
+        device: device for training and tests; cuda for long rows.
     """
     if (what, family) not in TABLES:
         sys.exit(f"there are {', '.join(map(' --family '.join, TABLES))}; got {what} --family {family}")
@@ -281,7 +289,7 @@ def main(
         "machine": machine(),
     }
     chosen = [row for row in [*rows, *baselines] if fnmatch.fnmatch(row.name, only)]
-    # What stands is kept in the table also when only other rows are asked for.
+    # Existing results stay in the table when only other rows are requested.
     now = {r.name: plain_settings(r) for r in [*rows, *baselines] if r not in chosen}
     others = [row for row in old if row["name"] in now and row.get("settings", {}) in ({}, now[row["name"]])]
     order = [row.name for row in [*rows, *baselines]]
@@ -293,7 +301,7 @@ def main(
 
 
 def differences(done: list[dict[str, Any]], baselines: Sequence[Row], family: str) -> list[dict[str, Any]]:
-    """Paired differences to the baselines; in a family to the learner that the others are held against."""
+    """Paired differences to the baselines; in a family without baselines, to the learner named in BARS."""
     names = {row.name for row in baselines}
     if family == "foundation" or names:
         others, held_against = ([r for r in done if (r["name"] in names) == inside] for inside in (False, True))
@@ -303,7 +311,7 @@ def differences(done: list[dict[str, Any]], baselines: Sequence[Row], family: st
 
 
 def write(result: dict[str, Any]) -> None:
-    """The result file, the page made from it, and the figure of MAML's layers."""
+    """Write the result file, the page made from it, and the figure of MAML's layers."""
     files.write_json(RESULTS / f"{result['name']}.json", result)
     (RESULTS / f"{result['name']}.md").write_text(table(result), encoding="utf-8")
     for row in result["rows"]:
@@ -311,7 +319,7 @@ def write(result: dict[str, Any]) -> None:
             qs.Movement.from_dict(row["movement"]).plot(ROOT / "docs" / "images" / "layers.png")
 
 
-COMMIT = commit()  # at the start: what runs is what was read then
+COMMIT = commit()  # read at the start, because the code that runs is the code of that moment
 
 if __name__ == "__main__":
     tyro.cli(main)

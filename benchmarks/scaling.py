@@ -1,13 +1,13 @@
-"""How much faster two processes train than one.
+"""Measures how much faster two processes train than one.
 
     python -m benchmarks.scaling                two cases, about ten minutes on 2 quiet cores; nothing else should run
     python -m benchmarks.scaling --smallest     seconds, to see that it works; writes nothing
 
-Each process has one thread. One rank, two ranks at the same global meta-batch (strong scaling), two ranks at twice that
-(weak scaling), and two processes that know nothing of each other, which is all that the machine can give: they are
-measured in turns, each in processes of its own, so that whatever else the machine does hits all alike.
-An iteration is everything that `meta_steps` does, with drawing and the all-reduce; the time of the all-reduce alone is
-measured beside it. Writes results/scaling.json and .md.
+Each process has one thread. There are four setups: one rank; two ranks at the same global meta-batch (strong scaling);
+two ranks at twice that meta-batch (weak scaling); and two independent processes, which show the most that the machine
+can do. The setups are measured in turns, each in processes of its own, so that other load on the machine affects all of
+them alike. An iteration includes everything in `meta_steps`, with drawing tasks and the all-reduce. The all-reduce is
+also timed alone. Writes results/scaling.json and .md.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SEED = 0
 WARM_UP = 3  # iterations that are not counted
 COLUMNS = ("", "processes", "global meta-batch", "iterations per second", "tasks per second", "times")
 COLUMNS += ("times, undisturbed", "drawing (ms)", "all-reduce (ms)")
-REDUCED = 30  # all-reduces, to time one
+REDUCED = 30  # all-reduces that are timed
 
 
 @dataclass(frozen=True)
 class Case:
-    """A learner and its tasks; the meta-batch is that of one rank, and of two in strong scaling."""
+    """A learner and its tasks. `meta_batch` is the global one of the setups "one rank" and "strong"."""
 
     name: str
     description: str
@@ -56,8 +56,8 @@ class Case:
 class Setup(NamedTuple):
     name: str
     processes: int
-    meta_batches: int  # how many times that of the case
-    joined: bool = True  # in a group; else each trains for itself, with the meta-batch of the case
+    meta_batches: int  # global meta-batch, as a multiple of the case's
+    joined: bool = True  # in a process group; else each process trains alone, with the meta-batch of the case
 
 
 SETUPS = (Setup("one rank", 1, 1), Setup("strong", 2, 1), Setup("weak", 2, 2), Setup("two alone", 2, 2, joined=False))
@@ -84,7 +84,7 @@ CASES = {
 
 
 def work(case: Case, meta_batch: int, iterations: int, out: Path) -> None:
-    """What each rank runs: seconds of each iteration, and of an all-reduce of theta's size."""
+    """The work of each process: train, and write the seconds of each iteration and of an all-reduce to `out`."""
     with ranks.joined():
         torch.set_num_threads(1)
         torch.manual_seed(SEED)
@@ -103,7 +103,7 @@ def work(case: Case, meta_batch: int, iterations: int, out: Path) -> None:
 
 
 def reduce_seconds(theta: dict[str, torch.Tensor]) -> float:
-    """Median time of one all-reduce of the meta-gradient and the loss; next to nothing for one rank."""
+    """Median seconds of one all-reduce of the meta-gradient and the loss; close to 0 for one rank."""
     taken = []
     for _ in range(REDUCED):
         ranks.barrier()
@@ -125,16 +125,16 @@ def measure(case: Case, setup: Setup, iterations: int) -> dict[str, Any]:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
         started = [subprocess.Popen([*command, str(out)], cwd=ROOT, env=env) for out in outs]
-        if any([one.wait() for one in started]):  # a list: all have to end
+        if any([one.wait() for one in started]):  # a list, so that all processes are waited for
             raise RuntimeError(f"{setup.name}: a process failed, see above")
         found = [json.loads(out.read_text(encoding="utf-8")) for out in outs]
         return max(found, key=lambda one: statistics.median(step["seconds"] for step in one["iterations"]))
 
 
 def compare(case: Case, rounds: int, iterations: int) -> dict[str, Any]:
-    """All setups in turns; a setup's rate is the median over its rounds of the median iteration.
+    """Measure all setups in turns; a setup's rate is the median over its rounds of the median iteration.
 
-    Undisturbed: by the fastest iteration of all rounds, as other work on the machine only ever makes one slower.
+    "Undisturbed" rates use the fastest iteration of all rounds, because other load can only make an iteration slower.
     """
     found: dict[str, list[dict[str, Any]]] = {setup.name: [] for setup in SETUPS}
     for i in range(rounds):

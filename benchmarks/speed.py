@@ -1,12 +1,13 @@
-"""How long one meta-gradient takes, and how much memory: Quickstudy, its peers, and plain training as the floor.
+"""Measures the time and memory of one meta-gradient: Quickstudy, its peers, and plain training as the floor.
 
     python -m benchmarks.speed [--cases NAME...] [--resume] [--again NAME...] [--device cuda] [--smallest] [--out FILE]
 
 Every contestant computes the mean meta-loss of MAML over a batch of tasks and its exact second-order gradient, from
-the same weights and data (cases.py, peers.py). race.py checks and times them, memory.py measures each in a process of
-its own, growth.py grows one case. About an hour on 2 quiet cores; nothing else should run. Every finished case is
-saved, and `--resume` goes on from there. Peers: pip install 'higher==0.2.1' 'torchopt==0.7.3'; learn2learn is built
-from its archive into the user's cache (built.py), but not for `--smallest`.
+the same weights and data (cases.py, peers.py). race.py checks and times the contestants, memory.py measures each in a
+process of its own, and growth.py varies the size of one case. Takes about an hour on 2 quiet cores; nothing else should
+run. Every finished case is saved, and `--resume` continues from there. To install the peers: pip install
+'higher==0.2.1' 'torchopt==0.7.3'; learn2learn is built from its archive into the user's cache (built.py), but not for
+`--smallest`.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ from benchmarks.reproduce import RESULTS, ROOT, commit
 from quickstudy import files
 from quickstudy.machine import machine
 
-Report = dict[str, Any]  # as plain values: what becomes speed.json
+Report = dict[str, Any]  # plain values, which are written to speed.json
 
 
 class Plan(NamedTuple):
-    """What is measured."""
+    """The measurements to make."""
 
     cases: tuple[cases.Case, ...]
     growth: growth.Growth
-    inner_steps: tuple[cases.Case, ...]  # few, many
-    stepping: Sequence[tuple[str, str]]  # library and way whose memory of inner steps is measured
+    inner_steps: tuple[cases.Case, ...]  # one case with few and one with many inner steps
+    stepping: Sequence[tuple[str, str]]  # (library, way) whose memory is measured on them
 
 
-INNER_STEPS = "inner-steps"  # the name of the part that is not a case
+INNER_STEPS = "inner-steps"  # name of the part about inner steps, for --again
 FULL = Plan(cases.CASES, growth.GROWTH, cases.INNER_STEPS, memory.STEPPING)
 SMALLEST = Plan(cases.SMALLEST, growth.SMALLEST_GROWTH, cases.SMALLEST_INNER_STEPS, memory.STEPPING[2:3])
 
 
 def measure(plan: Plan, done: Report, args: argparse.Namespace, console: Console) -> Iterator[Report]:
-    """The report after each case; what it holds already is kept."""
+    """Yield the report after each case; results that `done` already contains are kept."""
     wanted = [case for case in plan.cases if not args.cases or case.name in args.cases]
     order = {case.name: i for i, case in enumerate(plan.cases)}
     further = [] if args.cases else growth.further(plan.growth, plan.cases)
@@ -96,14 +97,14 @@ def fresh(command: str, device: str, told: list[str]) -> Report:
 
 
 def origin(report: Report) -> Report:
-    """What each part of a report says of the run that measured it."""
+    """The command and the commit of a run; each part of a report stores those of the run that measured it."""
     return {key: report[key] for key in ("command", "commit")}
 
 
 def resumed(done: Report, out: Path, again: Sequence[str] = ()) -> Report:
-    """With what an earlier run saved, if it measured the same code on the same machine.
+    """The report `done` with the results of an earlier run, if that measured the same code on the same machine.
 
-    Whichever code it was, if some parts are to be measured `again`: the page tells which run each part is of.
+    Where some parts are to be measured `again`, the code may differ: the page names the run of each part.
     """
     if not out.exists():
         return done
@@ -119,14 +120,14 @@ def resumed(done: Report, out: Path, again: Sequence[str] = ()) -> Report:
 
 
 def save(done: Report, out: Path) -> None:
-    """The numbers as JSON, a page and a plot beside them."""
+    """Write the numbers as JSON to `out`, and a page and a plot beside it."""
     files.write_json(out, done)
     files.write_atomically(out.with_suffix(".md"), speed_pages.markdown(done).encode())
     files.write_atomically(out.with_suffix(".svg"), speed_figures.svg(done))
 
 
 def as_typed(words: list[str]) -> str:
-    """The command with paths relative to the repository, or only a file's name when it lies elsewhere."""
+    """The command as typed, with paths relative to the repository, and only the name of a file elsewhere."""
     start = ["python", "-m", "benchmarks.speed"] if __package__ else ["python", "benchmarks/speed.py"]
     return shlex.join(start + [re.sub(r"^(--out=)?/.*/", r"\1", word.replace(f"{ROOT}/", "")) for word in words])
 
@@ -160,10 +161,10 @@ def main() -> None:
     args, console = read_arguments(), Console()
     peer = "learn2learn is not built for --smallest." if args.smallest else built.build()
     console.print(peer)
-    # Compiling starts from nothing once; further processes and the race find what the first one compiled.
+    # The compile cache starts empty. Later processes and the race reuse what the first process compiled.
     with tempfile.TemporaryDirectory() as compiled, warnings.catch_warnings():
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
-        warnings.simplefilter("ignore")  # the peers' deprecations
+        warnings.simplefilter("ignore")  # deprecation warnings of the peers
         done = fresh(as_typed(sys.argv[1:]), args.device, [peer])
         done = resumed(done, args.out, args.again) if (args.resume or args.again) and args.out else done
         for report in measure(SMALLEST if args.smallest else FULL, done, args, console):

@@ -1,4 +1,4 @@
-"""The plot of the speed benchmark: every contestant's ratio in every case, and cost as the problem grows."""
+"""Draws the plot of the speed benchmark: every contestant's ratio in every case, and the cost as the problem grows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def svg(done: dict[str, Any]) -> bytes:
 
 
 def ratios(axes: Axes, cases: list[dict[str, Any]]) -> None:
-    """A line for each case; 1 is Quickstudy's automatic choice."""
+    """Draw a row for each case; the ratio 1 is Quickstudy's automatic choice."""
     for name, (marker, colour) in MARKS.items():
         found = [(e["ratio"], i) for i, case in enumerate(cases) for e in case["contestants"] if e["name"] == name]
         points = [(ratio, i) for ratio, i in found if ratio]

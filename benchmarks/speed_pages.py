@@ -1,4 +1,4 @@
-"""The tables of the speed benchmark, for the terminal and as a page of Markdown."""
+"""Writes the tables of the speed benchmark, for the terminal and as a Markdown page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.growth import fastest_peer
 
 COLUMNS = ("contestant", "way", "ms", "quartiles", "ratio", "floors", "share", "peak MB", "above import MB")
 ON_GPU = ("launches",)
-SHORT = 40  # characters of a reason that fit in a table
+SHORT = 40  # largest number of characters of a reason in a table
 SUMMARY = ("case", "quickstudy's way", "ms", "regret", "fastest peer", "its ratio", "to ours without compile")
 SUMMARY += ("fastest loop over tasks", "its ratio", "to ours without compile", "its peak MB over ours without compile")
 STEPS = ("contestant", "way", "peak MB at {0} steps", "at {1}", "times", "above import MB at {0}", "at {1}")
@@ -35,7 +35,7 @@ LEGEND = (
 
 
 def terminal(case: dict[str, Any]) -> Table:
-    """Without quartiles and share, so that it fits."""
+    """The table of one case for the terminal, without quartiles and share, so that it fits."""
     kept = [name for name in columns(case) if name not in ("quartiles", "share")]
     table = Table(*kept)
     for entry in case["contestants"]:
@@ -66,7 +66,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def notes(case: dict[str, Any]) -> list[str]:
-    """How Quickstudy chose, what its ways took, what else was tried and failed, and how long compiling took."""
+    """Sentences about one case: the times of Quickstudy's ways, its regret, failed ways, and the time of compiling."""
     named = {entry["name"]: entry for entry in case["contestants"]}
     ways = ", ".join(f"{way} {ms:.2f} ms" for way, ms in case["ways_ms"].items())
     told = [f"quickstudy's ways in the race: {ways}. Regret of the automatic choice: {number(case['regret'], '.2f')}."]
@@ -108,7 +108,7 @@ def header(done: dict[str, Any]) -> str:
 
 
 def elsewhere(done: dict[str, Any]) -> str:
-    """Which parts were measured at other commits, and by which command."""
+    """A sentence about the parts that were measured at other commits, with their commands."""
     parts = {case["name"]: case for case in done["cases"]}
     parts |= {"memory of inner steps": done["inner_steps"]} if done["inner_steps"] else {}
     others: dict[str, list[str]] = {}
@@ -123,7 +123,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def summary(case: dict[str, Any]) -> list[str]:
-    """Beside the fastest peer the fastest of those that loop over tasks, as the peers do by themselves."""
+    """A row of the summary, with the fastest peer, and the fastest of the peers that loop over tasks themselves."""
     ours, plain = case["contestants"][:2]
     cells = [case["name"], ours["way"], number(ours["median_ms"], ".2f"), number(case["regret"], ".2f")]
     for peer in (fastest_peer(case), fastest_peer(case, looping=True)):
@@ -134,7 +134,7 @@ def summary(case: dict[str, Any]) -> list[str]:
 
 
 def verdict(cases: Sequence[dict[str, Any]]) -> str:
-    """The largest regret, and in how many cases Quickstudy is faster than the fastest peer."""
+    """The largest regret, and the number of cases in which Quickstudy is faster than the fastest peer, in words."""
     regrets = [(case["regret"], case["name"]) for case in cases if case["regret"]]
     ratios = [peer["ratio"] for peer in map(fastest_peer, cases) if peer and peer["ratio"]]
     largest = f"Largest regret of the automatic choice: {max(regrets)[0]:.2f} ({max(regrets)[1]}). " if regrets else ""

@@ -1,6 +1,6 @@
-"""Growth and concentration curves of real subjects: a task is a subject, and some of its points are the support set.
+"""Growth and concentration curves of real subjects as tasks: some points of a subject are the support set.
 
-The tables come from R: Orthodont (jaws of children), ChickWeight, Spruce (trees) and Theoph (a drug in the blood).
+The tables come from R: Orthodont (children's jaws), ChickWeight, Spruce (trees) and Theoph (a drug in the blood).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from quickstudy.learner import Batch, Episode
 class Table:
     """A file, its columns, and how a subject's points are divided."""
 
-    subject: str  # column
+    subject: str  # name of the column, as are the next two
     time: str
     value: str
     shots: int  # support points
     queries: int
     folds: int
-    what: str  # axis of a plot
-    when: str
+    what: str  # label of the y axis in a plot
+    when: str  # label of the x axis
 
     @property
     def points(self) -> list[int]:
-        """Numbers of support points that are looked at."""
+        """The numbers of support points at which learners are tested."""
         return sorted({k for k in (0, 1, 2, 3, 5, self.shots) if k <= self.shots})
 
 
@@ -48,7 +48,7 @@ TABLES = {
 
 
 class Units(NamedTuple):
-    """What times and values are divided by, after their means are taken off: statistics of the training subjects."""
+    """The means and standard deviations of the training subjects, which standardise times and values."""
 
     time: tuple[float, float]  # mean, standard deviation
     value: tuple[float, float]
@@ -64,16 +64,18 @@ def units_of(curves: Sequence[Batch]) -> Units:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Subjects:
-    """Episodes of subjects: one drawn, its points in random order, the first `shots` of them the support set."""
+    """A task source of subjects. An episode is one subject with its points in random order: the first `shots` points
+    are the support set, and the next `queries` points the queries.
+    """
 
-    curves: Sequence[Batch]  # of each subject times and values [n, 1], n at least shots + queries
+    curves: Sequence[Batch]  # times and values [n, 1] of each subject, n at least shots + queries
     shots: int
     queries: int
     name: str = "subjects"
     split: str = "train"
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
-        """n episodes, subjects drawn with replacement: x [n, shots, 1], y [n, shots, 1], and the same with queries."""
+        """n episodes with subjects drawn with replacement: x and y [n, shots, 1], and for queries [n, queries, 1]."""
         drawn = [self._drawn(i, generator) for i in torch.randint(len(self.curves), (n,), generator=generator).tolist()]
         x, y = (torch.stack(parts).split([self.shots, self.queries], 1) for parts in zip(*drawn, strict=True))
         return Episode(*(Batch(a, b) for a, b in zip(x, y, strict=True)))
@@ -89,7 +91,7 @@ class Subjects:
 
 
 def read(data: str | Path, name: str) -> dict[str, Batch]:
-    """Subject -> times [n, 1] and values [n, 1], in the order of time; only subjects with enough points."""
+    """Read a table: subject -> times [n, 1] and values [n, 1], ordered by time; only subjects with enough points."""
     table, points = TABLES[name], defaultdict(list)
     with gzip.open(Path(data) / "grouped_tabular" / f"{name}.csv.gz", "rt", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -102,7 +104,7 @@ def read(data: str | Path, name: str) -> dict[str, Batch]:
 
 
 class Fold(NamedTuple):
-    """Names of the subjects of each split."""
+    """The names of the subjects in each split."""
 
     train: Sequence[str]
     val: Sequence[str]
@@ -110,7 +112,7 @@ class Fold(NamedTuple):
 
 
 def fold_of(subjects: Sequence[str], number: int, folds: int, seed: int = 0) -> Fold:
-    """The subjects of a fold: every subject is in one test part; a quarter of the others validates."""
+    """The subjects of a fold. Every subject is in the test split of one fold; a quarter of the others validates."""
     order = [subjects[i] for i in torch.randperm(len(subjects), generator=seeds.generator(seed, "folds")).tolist()]
     test = order[number::folds]
     others = [name for name in order if name not in test]
@@ -119,7 +121,7 @@ def fold_of(subjects: Sequence[str], number: int, folds: int, seed: int = 0) -> 
 
 
 def fold_sources(curves: Mapping[str, Batch], table: str, number: int) -> tuple[Units, dict[str, Subjects]]:
-    """Task sources of a fold's splits, in units of its training subjects."""
+    """The task sources of a fold's splits, standardised by its training subjects, and these units."""
     t, fold = TABLES[table], fold_of(list(curves), number, TABLES[table].folds)
     units = units_of([curves[name] for name in fold.train])
     scaled = {split: [units.scaled(curves[name]) for name in names] for split, names in fold._asdict().items()}

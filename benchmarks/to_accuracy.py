@@ -1,9 +1,9 @@
-"""How long meta-training takes until validation classes are recognised: Omniglot, 5-way 1-shot, 98 %.
+"""Measures how long meta-training takes to reach an accuracy on validation classes: Omniglot, 5-way 1-shot, 98 %.
 
     python -m benchmarks.to_accuracy --data FOLDER [--device cuda] [--learners maml protonet] [--target 0.98]
 
-Every `--every` iterations theta is scored on the same 200 episodes of validation classes, which the time does not
-count. At the first score that reaches the target training stops, and that theta is scored once on test classes.
+Every `--every` iterations theta is scored on the same 200 episodes of validation classes; the measured time does not
+include this. Training stops at the first score that reaches the target, and that theta is scored once on test classes.
 Writes results/to-accuracy.json and .md, on a GPU results/to-accuracy-gpu.json and .md.
 """
 
@@ -29,9 +29,9 @@ from quickstudy.trained import Trained
 
 SEED, VALIDATION, TEST = 0, 200, 600
 COLUMNS = ("learner", "time to it", "iterations", "ms per iteration", "engine", "validation", "test (95 % CI)")
-MOST = 20_000  # iterations
+MOST = 20_000  # largest number of iterations
 
-LEARNERS = {  # as in the tables of Omniglot; the way of training of ProtoNet is 20-way there too
+LEARNERS = {  # name: learner, ways, meta-batch; as in the Omniglot tables, where ProtoNet also trains 20-way
     "maml": (lambda: qs.MAML(qs.nn.conv4(classes=5), lr=0.4, steps=1), 5, 16),
     "protonet": (lambda: qs.ProtoNet(qs.nn.conv4(classes=None, downsample="pool"), ways=20), 20, 4),
 }

@@ -1,4 +1,4 @@
-"""How much arithmetic a computation is, how fast this machine multiplies matrices, and how often it starts a kernel."""
+"""Measures a computation's time, operations and kernel launches, and how fast this machine multiplies matrices."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-SIZE = 1024  # large enough to keep all cores busy, small enough to take milliseconds
+SIZE = 1024  # side of the matrices: large enough to keep all cores busy, small enough to take milliseconds
 
 
 def seconds(compute: Callable[[], Any]) -> float:
-    """Wall time of one call, until the device has finished."""
+    """Wall time of one call in seconds, including all work on the device."""
     start = time.perf_counter()
     compute()
     if torch.cuda.is_available():
@@ -23,20 +23,20 @@ def seconds(compute: Callable[[], Any]) -> float:
 
 
 def matrix_rate(device: str) -> float:
-    """Operations per second of a product of two float32 matrices, the best of 20."""
+    """Operations per second in a product of two float32 matrices, the best of 20 runs."""
     a, b = (torch.rand(SIZE, SIZE, device=device) for _ in range(2))
     return 2 * SIZE**3 / min(seconds(lambda: a @ b) for _ in range(20))
 
 
 def operations(compute: Callable[[], Any]) -> int:
-    """Multiplications and additions of matrix products and convolutions, as torch counts them; nothing else counts."""
+    """Multiplications and additions in matrix products and convolutions, as counted by torch; others are ignored."""
     with FlopCounterMode(display=False) as counter:
         compute()
     return counter.get_total_flops()
 
 
 def launches(compute: Callable[[], Any], device: str) -> int | None:
-    """Kernels and graphs started on a GPU in one call."""
+    """The number of kernels and graphs that one call starts on a GPU; None on a CPU."""
     if device == "cpu":
         return None
     compute()

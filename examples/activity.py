@@ -1,15 +1,16 @@
-"""What a new person is doing, from a few labelled windows of the telephone in their pocket.
+"""Recognises what a new person is doing, from a few labelled windows of the phone in their pocket.
 
     python examples/activity.py --data FOLDER       about 7 minutes on one core
 
 FOLDER holds wisdm_har/wisdm_transformed.csv.gz: 36 people, six activities, 43 numbers for each 10 seconds of
-acceleration (WISDM; Kwapisz, Weiss, Moore 2010). A person is a task. Five folds: each person is a test task once, by
-learners trained on some 22 others and chosen on 7 more, and so is each baseline. So the intervals are over 35 people;
-the 36th only walks, and is no task.
+acceleration (WISDM; Kwapisz, Weiss, Moore 2010). A person is a task. There are five folds, so each person is a test
+task once, for learners and baselines that were trained on some 22 other people and chosen on 7 more. The intervals are
+over 35 people, because the 36th only walks and cannot be a task.
 
-Who lacks an activity is asked for the others. What is fitted to the person alone, ProtoNet, R2D2 and CNP answer with
-activities that the support set shows; the pooled models, MAML and the pooled network may name all six. So a second
-table is of those who have all six. Support and query windows are of the same recordings: another day is not tested.
+People who lack an activity are tested on the others. Models that are fitted to one person, ProtoNet, R2D2 and CNP can
+only answer with activities in the support set; the pooled models, MAML and the pooled network may answer with all six.
+A second table therefore shows the people who have all six. Support and query windows come from the same recordings, so
+the example does not test another day.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from sklearn.linear_model import LogisticRegression
 
 import quickstudy as qs
 
-SHOTS = (1, 5)  # labelled windows of each activity; trained on the latter
+SHOTS = (1, 5)  # labelled windows of each activity; training uses 5
 OWN, OTHERS = "random forest per person", "pooled gradient boosting"
 
 
 def candidates(train: qs.tasks.GroupTasks, val: qs.tasks.GroupTasks, iterations: int, seed: int) -> dict:
-    """Baselines and learners; validation people choose among those of one name."""
+    """Baselines and learners. Where several have the same name, validation people choose one of them."""
     logistic = [LogisticRegression(C=c, max_iter=500) for c in (0.1, 1.0, 10.0)]
     return {
         "logistic regression per person": [qs.per_task(model, train) for model in logistic],
@@ -40,14 +41,14 @@ def candidates(train: qs.tasks.GroupTasks, val: qs.tasks.GroupTasks, iterations:
 
 
 def main(data: Path, folds: int = 5, iterations: int = 300, episodes: int = 140, seed: int = 0) -> None:
-    """Leave people out, a fold at a time.
+    """Leave people out, one fold at a time, and print the tables.
 
     Args:
         data: folder of the data sets.
-        folds: of the people.
-        iterations: of meta-training, four people each.
-        episodes: test episodes of each fold.
-        seed: of the training.
+        folds: number of folds of the people.
+        iterations: iterations of meta-training, with four people in each.
+        episodes: test episodes in each fold.
+        seed: seed of the training.
     """
     frame = pandas.read_csv(data / "wisdm_har" / "wisdm_transformed.csv.gz")
     complete = [str(user) for user, number in frame.groupby("user")["class"].nunique().items() if number == 6]

@@ -1,10 +1,10 @@
-"""Films for users of whom 5 or 20 ratings are known: does meta-learning beat the simple baselines?
+"""Predicts film ratings of users with 5 or 20 known ratings: does meta-learning beat the simple baselines?
 
     python examples/cold_start.py --data FOLDER       about a quarter of an hour on one busy core
 
 FOLDER holds movietweetings_100k/ratings.csv.gz and movies.csv.gz (Dooms 2013: ratings from 0 to 10). A user is a task;
-users are split 60/20/20. Every method knows the ratings of all training users; what a method leaves open is chosen on
-validation users, and all are asked for the same ratings of the same test users.
+users are split 60/20/20. Every method knows the ratings of all training users. Its open settings are chosen on
+validation users, and all methods predict the same ratings of the same test users.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from quickstudy.tasks import GroupTasks
 
 QUERIES = 10
 FACTORS = 4
-STRENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # of the regularisation on a user's own ratings
-MEAN, OFFSET, VECTOR, TREES = 0, 2, slice(3, 3 + FACTORS), -1  # columns of x; the last one is added here
+STRENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # strengths of the regularisation on a user's own ratings
+MEAN, OFFSET, VECTOR, TREES = 0, 2, slice(3, 3 + FACTORS), -1  # columns of x; this script adds the last one
 
-Method = Callable[..., np.ndarray]  # (x, y) of the known ratings, x of those asked for, strength, lam -> answers
+Method = Callable[..., np.ndarray]  # (x, y) of the known ratings, x of the unknown ones, strength, lam -> predictions
 
 
 def with_user_offset(column: int) -> Method:
-    """What a column says, and how much more than it says the user gives: the mean of that, shrunken to 0."""
+    """A column's prediction plus the user's offset: the mean of ratings minus column, shrunk towards 0."""
     return lambda x, y, asked, strength, _: asked[:, column] + (y - x[:, column]).sum() / (len(y) + strength)
 
 
 def folded_in(x: np.ndarray, y: np.ndarray, asked: np.ndarray, strength: float, lam: float) -> np.ndarray:
-    """The user's offset and factors, given those of the items: a ridge regression."""
+    """Fit the user's offset and factors by ridge regression, given those of the items."""
     z, new = (np.concatenate([np.ones((len(of), 1)), of[:, VECTOR]], axis=1) for of in (x, asked))
     penalty = np.diag([strength] + [lam] * FACTORS)
     return asked[:, OFFSET] + new @ np.linalg.solve(z.T @ z + penalty, z.T @ (y - x[:, OFFSET]))
@@ -55,7 +55,7 @@ METHODS: dict[str, Method] = {
 
 
 def errors(method: Method, tasks: GroupTasks, episodes: int, strength: float, lam: float) -> torch.Tensor:
-    """Mean squared error on each episode, in the rating's unit."""
+    """The mean squared error on each episode, in squared units of the rating."""
     found = []
     for i in range(episodes):
         one = tasks.sample(1, seeds.generator(1, "test", i))
@@ -66,13 +66,13 @@ def errors(method: Method, tasks: GroupTasks, episodes: int, strength: float, la
 
 
 def best(method: Method, val: GroupTasks, episodes: int, lam: float) -> tuple[float, float]:
-    """The smallest error on validation users, and the strength that has it."""
+    """The smallest error on validation users, and the strength that reaches it."""
     users = tasks_of(val, episodes, 1)
     return min((float(by_task(errors(method, val, episodes, k, lam), users).mean()), k) for k in STRENGTHS)
 
 
 def opened(folder: Path, shots: int, lam: float) -> dict[str, GroupTasks]:
-    """Users with more ratings than the shots: one more in training, else as many as are asked for."""
+    """The tasks of each split. Users need one rating more than the shots in training, and QUERIES more elsewhere."""
     films = pandas.read_csv(folder / "movies.csv.gz")
     films["year"] = films.title.str.extract(r"\((\d{4})\)$")[0].astype(float)
     named = {"user": "user_id", "item": "movie_id", "items": films.drop(columns="title")}
@@ -85,7 +85,7 @@ def opened(folder: Path, shots: int, lam: float) -> dict[str, GroupTasks]:
 def main(
     data: Path, iterations: int = 900, episodes: int = 1000, seed: int = 0, lams: tuple[float, ...] = (10.0, 20.0, 40.0)
 ) -> None:
-    """Compare methods on new users; `lams`: weights of the factors' squared length that are tried."""
+    """Compare methods on new users; `lams` are the weights of the factors' squared length to try."""
     print("| ratings known | method | mean squared error | MAML minus it, paired |\n|---|---|---|---|")
     for shots in (5, 20):
         tried = [(lam, opened(data / "movietweetings_100k", shots, lam)) for lam in lams]
@@ -95,7 +95,7 @@ def main(
         maml = qs.MAML(qs.nn.mlp(train.x.shape[1], 1), loss=qs.mse_loss, lr=0.05)
         cnp = qs.CNP(qs.nn.mlp(train.x.shape[1]), width=40)
         values, users = {}, tasks_of(test, episodes, 1)
-        for learner, lr in ((maml, 3e-3), (cnp, 1e-3)):  # the rates that validation users liked best
+        for learner, lr in ((maml, 3e-3), (cnp, 1e-3)):  # outer rates that did best on validation users
             outer = {"optimizer": lambda theta, lr=lr: torch.optim.Adam(theta, lr=lr), "meta_batch": 16}
             trained = qs.train(learner, train, iterations=iterations, seed=seed, val=val, engine="vmap", **outer)
             values[type(learner).__name__] = qs.evaluate(trained, test, episodes=episodes, engine="vmap").values

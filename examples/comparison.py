@@ -1,4 +1,4 @@
-"""What the examples on tables share: folds of tasks, learners, a choice on validation tasks, a table of differences."""
+"""Code that the examples on tables share: folds of tasks, learners, choice on validation tasks, a table of results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quickstudy import seeds
 
 
 def folds(frame: pandas.DataFrame, column: str, k: int) -> Iterator[dict[str, pandas.DataFrame]]:
-    """Tables train, val and test, k times: each task is a test task once, and a validation task in the fold before."""
+    """k folds of tables train, val and test: each task is a test task once, and a validation task in one other fold."""
     names = sorted(frame[column].unique())
     random.Random(0).shuffle(names)
     parts = [names[i::k] for i in range(k)]
@@ -26,9 +26,9 @@ def folds(frame: pandas.DataFrame, column: str, k: int) -> Iterator[dict[str, pa
 
 
 def learners(tasks: Any, rates: Sequence[float] = (0.05, 0.2)) -> dict[str, list[qs.Learner]]:
-    """Learners for rows of numbers, with a perceptron 40-40. `rates`: of MAML's inner loop, to choose from.
+    """Learners for rows of numbers, with a perceptron 40-40. `rates` are inner rates of MAML to choose from.
 
-    The pooled network is trained on all rows of training tasks and goes on, head and all, on a new task's.
+    The pooled network is trained on all rows of the training tasks; then all its layers are fine-tuned on a new task.
     """
     inputs, ways, mlp = tasks.x.shape[1], tasks.ways, qs.nn.mlp
     outputs, loss = ways or 1, qs.cross_entropy if ways else qs.mse_loss
@@ -43,7 +43,7 @@ def learners(tasks: Any, rates: Sequence[float] = (0.05, 0.2)) -> dict[str, list
 
 
 def meta_trained(tasks: Any, val: Any, iterations: int, seed: int, **settings: Any) -> dict[str, list[qs.Trained]]:
-    """The learners after training; of each the checkpoint that did best on validation tasks, where there are any."""
+    """The trained learners, each at its best checkpoint on validation tasks, or its last one where `val` is None."""
     torch.manual_seed(seeds.derive(seed, "weights"))
     named = {"iterations": iterations, "meta_batch": 4, "seed": seed, "engine": "vmap", "progress": False}
     named |= {"val": val, "val_episodes": min(iterations, 50)}
@@ -54,7 +54,7 @@ def meta_trained(tasks: Any, val: Any, iterations: int, seed: int, **settings: A
 
 
 def measured(several: Mapping[str, Sequence[qs.Trained]], val: Any, test: Any, episodes: int) -> dict[str, qs.Score]:
-    """Each method's score on the same test episodes, with the candidate that validation tasks choose."""
+    """Each method's score on the same test episodes, for its candidate that is best on validation tasks."""
     chosen = {name: _best(candidates, val, episodes) for name, candidates in several.items()}
     return {name: _evaluated(trained, test, episodes, seed=1) for name, trained in chosen.items()}
 
@@ -67,12 +67,12 @@ def _best(candidates: Sequence[qs.Trained], val: Any, episodes: int) -> qs.Train
 
 
 def _evaluated(trained: qs.Trained, tasks: Any, episodes: int, seed: int) -> qs.Score:
-    engine = "vmap" if trained.theta else "loop"  # scikit-learn's models have no theta, and do not run under vmap
+    engine = "vmap" if trained.theta else "loop"  # scikit-learn's models have no theta and do not run under vmap
     return qs.evaluate(trained, tasks, episodes=episodes, seed=seed, engine=engine)
 
 
 def joined(parts: Iterable[Mapping[str, qs.Score]]) -> dict[str, qs.Score]:
-    """The scores of several folds as one for each method; the interval is then over the tasks of all folds."""
+    """The scores of several folds, joined into one for each method, with an interval over the tasks of all folds."""
     parts, found = list(parts), {}
     for name, first in parts[0].items():
         tasks = tuple(task for part in parts for task in part[name].tasks)
@@ -90,9 +90,9 @@ def restricted(scores: Mapping[str, qs.Score], names: Collection[str]) -> dict[s
 
 
 def table(scores: Mapping[str, qs.Score], against: Sequence[str], each: bool = False) -> str:
-    """A Markdown table: each method's score, and its paired difference to each of those in `against`.
+    """A Markdown table: each method's score, and its paired difference to each method in `against`.
 
-    95 % intervals over tasks. `each`: a column for each task too, with intervals over its episodes.
+    The 95 % intervals are over tasks. `each` adds a column for each task, with intervals over its episodes.
     """
     first = next(iter(scores.values()))
     metric, tasks = first.protocol.metric, sorted(set(first.tasks)) if each else []
@@ -108,7 +108,7 @@ def table(scores: Mapping[str, qs.Score], against: Sequence[str], each: bool = F
 
 
 def _difference(found: qs.Difference | None) -> str:
-    """Empty for a method beside itself; "not decided" where the interval holds zero."""
+    """The difference as text; empty for a method and itself; "not decided" where the interval contains zero."""
     undecided = "" if found is None or found.decided else " (not decided)"
     return "" if found is None else _told(found.mean, found.interval, found.metric, "+") + undecided
 
@@ -117,4 +117,4 @@ def _told(mean: float, interval: float, metric: str, sign: str = "") -> str:
     if metric == "accuracy":
         return f"{100 * mean:{sign}.1f} ± {100 * interval:.1f}"
     digits = max(0, 1 - math.floor(math.log10(interval))) if 0 < interval < math.inf else 3
-    return f"{mean:{sign}.{digits}f} ± {interval:.{digits}f}"  # two digits of the interval
+    return f"{mean:{sign}.{digits}f} ± {interval:.{digits}f}"  # shows two digits of the interval

@@ -1,4 +1,4 @@
-"""Draw five characters that no training has seen: a few examples of each to learn from, and others to recognise.
+"""Draw five characters that no training has seen: some drawings of each to learn from, and others to recognise.
 
 python examples/draw_new_glyphs.py FOLDER      writes FOLDER/support/NAME/*.png and FOLDER/query/NAME-*.png
 """

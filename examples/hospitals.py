@@ -1,14 +1,16 @@
-"""Heart disease in a hospital that training never saw, from a few of its patients.
+"""Predicts heart disease in a hospital that training never saw, from a few of its patients.
 
     python examples/hospitals.py --data FOLDER       about 3 minutes on one core
 
 FOLDER holds heart_disease_4sites/heart_disease.csv: Cleveland, Hungary, Switzerland, Long Beach (Janosi 1988). Each
-hospital is left out once. Three hospitals are too few tasks to learn across, so a training task is a sub-group of one:
-its women or men of an age band. Sub-groups differ in how common the disease is and in how it shows; they share what a
-hospital does, so they differ less than hospitals do. Nothing is chosen here: settings are the library's for tables.
+hospital is left out once. Three hospitals are too few tasks to learn from, so a training task is a sub-group of one
+hospital: its women or its men of an age band. Sub-groups differ in how common the disease is and in its symptoms. They
+differ less than hospitals do, because sub-groups of one hospital share its practice. No setting is chosen here: all are
+the library's defaults for tables.
 
-`num` is what the target is made of. `ca` and `thal` come from the same examination as the diagnosis, and three of the
-four hospitals hardly have them: they are left out. Queries are balanced, so 50 % is chance.
+The columns `num`, `ca` and `thal` are left out: the target is made from `num`, while `ca` and `thal` come from the same
+examination as the diagnosis and are mostly missing in three of the four hospitals. Queries are balanced, so 50 % is
+chance.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from sklearn.linear_model import LogisticRegression
 import quickstudy as qs
 
 OWN, OTHERS = "logistic regression per hospital", "pooled logistic regression"
-AGES = [0, 55, 200]  # years: the median is 54
-QUERIES = 3  # of each class: Switzerland has 8 healthy patients, of which 5 are shown
+AGES = [0, 55, 200]  # bounds of the age bands in years; the median age is 54
+QUERIES = 3  # of each class: Switzerland has 8 healthy patients, and 5 of them are support examples
 CATEGORIES = ("cp", "restecg", "slope")
 
 
 def read(data: Path) -> pandas.DataFrame:
-    """A row for each patient, with `site`, `disease` and the sub-group."""
+    """One row per patient, with `site`, `disease` and the sub-group `group`."""
     frame = pandas.read_csv(data / "heart_disease_4sites" / "heart_disease.csv")
     frame["disease"] = frame.num > 0
     band = pandas.cut(frame.age, AGES, right=False, labels=["under 55", "from 55"])
@@ -39,7 +41,7 @@ def read(data: Path) -> pandas.DataFrame:
 
 
 def without(frame: pandas.DataFrame, site: str) -> dict[str, pandas.DataFrame]:
-    """Sub-groups of the other hospitals to train on; the one that is left out, whole, to test on."""
+    """Sub-groups of the other hospitals for training, and the whole hospital `site` as one task for the test."""
     left_out = frame.site == site
     return {"train": frame[~left_out], "test": frame[left_out].assign(group=site)}
 
@@ -50,7 +52,7 @@ def tasks(parts: dict[str, pandas.DataFrame], split: str, shots: int, queries: i
 
 
 def candidates(train: qs.tasks.GroupTasks, iterations: int, seed: int) -> dict[str, list[qs.Trained]]:
-    """Baselines, and learners that are trained on 10 patients of each class."""
+    """Baselines, and learners that are trained with 10 patients of each class."""
     boosted = GradientBoostingClassifier(n_estimators=50, max_depth=2, random_state=0)
     return {
         OWN: [qs.per_task(LogisticRegression(), train)],
@@ -61,13 +63,13 @@ def candidates(train: qs.tasks.GroupTasks, iterations: int, seed: int) -> dict[s
 
 
 def main(data: Path, iterations: int = 300, episodes: int = 500, seed: int = 0) -> None:
-    """Train on three hospitals, test on the fourth, four times.
+    """Train on three hospitals and test on the fourth, four times.
 
     Args:
         data: folder of the data sets.
-        iterations: of meta-training, four sub-groups each.
-        episodes: test episodes of each hospital.
-        seed: of the training.
+        iterations: iterations of meta-training, with four sub-groups in each.
+        episodes: test episodes for each hospital.
+        seed: seed of the training.
     """
     frame, by_shots = read(data), {5: [], 20: []}
     for site in sorted(frame.site.unique()):

@@ -1,10 +1,10 @@
-"""Intents that a chat bot was never trained on: learned on one service, tested on another.
+"""Recognises intents that a chat bot was never trained on: it learns from one service and is tested on another.
 
     python examples/intents.py --data FOLDER       about 6 minutes on one core
 
-FOLDER holds clinc150/clinc150.csv.gz and banking77/banking77.csv.gz. Trains on intents of CLINC150 (Larson 2019), asks
-for those of BANKING77 (Casanueva 2020); an intent of both is left out of training. A test task is five intents. TF-IDF
-knows the same training texts and answers the same queries.
+FOLDER holds clinc150/clinc150.csv.gz and banking77/banking77.csv.gz. Training uses intents of CLINC150 (Larson 2019),
+and the test those of BANKING77 (Casanueva 2020). Intents of both are left out of training. A test task has five
+intents. The TF-IDF baselines know the same training texts and answer the same queries.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import quickstudy as qs
 from quickstudy import seeds
 from quickstudy.evaluation import half_width
 
-VALIDATION = 6  # every sixth intent of the first service chooses among the checkpoints
+VALIDATION = 6  # every sixth intent of the training service is for validation, to choose a checkpoint
 
 
 def read(data: Path, reverse: bool) -> dict[str, pandas.DataFrame]:
-    """Texts and intents for training, validation and test."""
+    """The texts with their intents, for training, validation and test."""
     clinc = pandas.read_csv(data / "clinc150" / "clinc150.csv.gz")
     banking = pandas.read_csv(data / "banking77" / "banking77.csv.gz")
     clinc = clinc[clinc.intent != "oos"]
@@ -38,7 +38,7 @@ def read(data: Path, reverse: bool) -> dict[str, pandas.DataFrame]:
 
 
 def tf_idf(tasks: qs.tasks.ClassTasks, train: pandas.DataFrame, episodes: int, seed: int = 1) -> dict[str, np.ndarray]:
-    """Accuracy on each test task of two classifiers on TF-IDF of 3 to 5 characters, which does better than words."""
+    """Accuracy on each test task of two classifiers on TF-IDF of 3 to 5 characters, which works better than words."""
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True).fit(train.text)
     x = vectorizer.transform(tasks.raw).toarray().astype(np.float32)
     found: dict[str, list[float]] = {"nearest centroid": [], "logistic regression": []}
@@ -54,14 +54,14 @@ def tf_idf(tasks: qs.tasks.ClassTasks, train: pandas.DataFrame, episodes: int, s
 
 
 def main(data: Path, reverse: bool = False, iterations: int = 300, episodes: int = 1500, seed: int = 0) -> None:
-    """Train on one service and print the table of the other.
+    """Train on one service and print the results on the other.
 
     Args:
         data: folder of the data sets.
-        reverse: train on BANKING77 and ask for the intents of CLINC150.
-        iterations: of meta-training, one task of 50 intents and 5 texts of each.
+        reverse: train on BANKING77 and test on the intents of CLINC150.
+        iterations: iterations of meta-training, each with one task of 50 intents and 5 texts of each.
         episodes: test tasks.
-        seed: of the training.
+        seed: seed of the training.
     """
     parts = read(data, reverse)
     torch.manual_seed(seeds.derive(seed, "weights"))
@@ -95,7 +95,7 @@ def main(data: Path, reverse: bool = False, iterations: int = 300, episodes: int
 
 
 def told(values: torch.Tensor) -> str:
-    """'75.6 % ± 0.8'."""
+    """The mean with its 95 % interval: '75.6 % ± 0.8'."""
     return f"{100 * values.mean():.1f} % ± {100 * half_width(values):.1f}"
 
 

@@ -1,12 +1,12 @@
-"""MAML on linear regression: the meta-gradient beside the one that is derived by hand.
+"""MAML on linear regression: compares the meta-gradient with one that is derived by hand.
 
-With the loss L(w) = |X w - y|^2 / n the gradient is 2 X^T (X w - y) / n and the Hessian H = 2 X^T X / n, the same
-everywhere. An inner step w <- w - lr * grad L(w) is then affine in w with the matrix I - lr H, so by the chain rule
+With the loss L(w) = |X w - y|^2 / n the gradient is 2 X^T (X w - y) / n, and the Hessian is H = 2 X^T X / n for all w.
+An inner step w <- w - lr * grad L(w) is then affine in w with the matrix I - lr H, so by the chain rule
 
     meta-gradient of MAML      (I - lr H)^K grad L_Q(phi_K)
     of first-order MAML        grad L_Q(phi_K)
 
-python examples/linear_regression_closed_form.py --steps 5 --lr 0.1      exits with 1 where they disagree
+python examples/linear_regression_closed_form.py --steps 5 --lr 0.1      exits with 1 if they disagree
 """
 
 import sys
@@ -17,7 +17,7 @@ from torch import Tensor
 
 import quickstudy as qs
 
-TOLERANCE = 1e-12  # of the largest entry; float64 rounds at 1e-16
+TOLERANCE = 1e-12  # relative to the largest entry; float64 rounds at 1e-16
 
 
 def slope(w: Tensor, data: qs.Batch) -> Tensor:
@@ -47,10 +47,10 @@ def main(steps: int = 5, lr: float = 0.1, inputs: int = 3, shots: int = 10, quer
     Args:
         steps: Inner steps K.
         lr: Inner learning rate.
-        inputs: Numbers that a value is predicted from.
+        inputs: Numbers in one input.
         shots: Support examples, n above.
         queries: Query examples.
-        seed: Of the task and the initial weights.
+        seed: Seed of the task and the initial weights.
     """
     torch.manual_seed(seed)
     x, y = torch.randn(shots + queries, inputs).double(), torch.randn(shots + queries, 1).double()
@@ -66,7 +66,7 @@ def main(steps: int = 5, lr: float = 0.1, inputs: int = 3, shots: int = 10, quer
             print(f"{a:24.16f}{b:24.16f}{abs(a - b):14.1e}")
         worst = max(worst, float((ours - exact).abs().max() / exact.abs().max()))
     print(f"\nlargest difference, as a share of the largest entry: {worst:.1e}")
-    if not worst <= TOLERANCE:  # NaN is no agreement either
+    if not worst <= TOLERANCE:  # `not`, because NaN must fail too
         sys.exit(f"they disagree by more than {TOLERANCE:.0e}")
 
 

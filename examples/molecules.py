@@ -1,17 +1,20 @@
-"""Which molecules are active in a new assay, from eight that are and eight that are not.
+"""Predicts which molecules are active in a new assay, from eight active and eight inactive ones.
 
     python examples/molecules.py --data FOLDER       about 3 minutes on one core
 
 FOLDER holds molecules/tox21.csv.gz and toxcast.csv.gz, as in DeepChem (MIT). A task is an assay. Of Tox21's twelve
-assays the last three are asked for, as since Altae-Tran 2017 (https://arxiv.org/abs/1611.03199); two of the other nine
-choose among checkpoints and settings. ToxCast's are split 60/20/20, all readouts of one experiment together.
+assays the last three are test tasks, as in work since Altae-Tran 2017 (https://arxiv.org/abs/1611.03199); two of the
+other nine choose among checkpoints and settings. ToxCast's assays are split 60/20/20, with all readouts of one
+experiment in the same split.
 
-A molecule is counts of the pieces of its SMILES of 1 to 5 characters, hashed: no chemistry package is needed, and a
-chemist's fingerprint tells more. A split by assay alone leaves most test molecules in training, in other assays whose
-labels go together with the new one's. So training sees 60 % of the molecules, and the test is done twice: on these, in
-a new assay, and on the other 40 %. The pooled network answers how active a molecule is in general, without adapting.
+A molecule is represented by hashed counts of the substrings of its SMILES of 1 to 5 characters. This needs no chemistry
+package, but a chemical fingerprint contains more information. A split by assay alone leaves most test molecules in
+training, in other assays whose labels correlate with those of the new one. Training therefore sees 60 % of the
+molecules, and there are two tests: on these molecules in a new assay, and on the other 40 %. The pooled network
+predicts how active a molecule is in general, without adapting.
 
-Episodes are balanced, as real screens are not, so accuracy is told (50 % is chance); the field's AUROC is not.
+Episodes are balanced, unlike real screens. The table therefore shows accuracy (50 % is chance) instead of AUROC, which
+is usual in the field.
 """
 
 from __future__ import annotations
@@ -35,19 +38,21 @@ from quickstudy.tasks.splits import by_name
 
 OWN, OTHERS = "random forest per assay", "pooled network"
 SHOTS, QUERIES = 8, 12  # of each class
-FEWEST = 80  # active molecules of an assay, so that 20 of them are new ones
-MOST = {"tox21": 800, "toxcast": 100}  # molecules of each class and assay that are kept, for memory
+FEWEST = 80  # fewest active molecules of an assay, so that 20 of them are new ones
+MOST = {"tox21": 800, "toxcast": 100}  # at most so many molecules of each class and assay, to limit memory
 PIECES = 1024
 
 
 def read(data: Path, name: str) -> tuple[np.ndarray, pandas.DataFrame]:
-    """Numbers of each molecule [n, PIECES], and a column for each assay: 1 active, 0 not, empty not measured."""
+    """The inputs [n, PIECES] of all molecules, and their labels, with a column for each assay: 1 for active, 0 for
+    inactive, empty where not measured.
+    """
     frame = pandas.read_csv(data / "molecules" / f"{name}.csv.gz").drop_duplicates("smiles")
     hashed = HashingVectorizer(
         analyzer="char", lowercase=False, ngram_range=(1, 5), n_features=PIECES, norm=None, alternate_sign=False
     )
     x = np.log1p(hashed.transform(frame.smiles).toarray()).astype(np.float32)
-    x = (x - x.mean(0)) / x.std()  # of all molecules, whose labels are not looked at
+    x = (x - x.mean(0)) / x.std()  # statistics of all molecules; labels are not used
     labels = frame.drop(columns=["smiles", "mol_id"], errors="ignore")
     return x, labels.loc[:, (labels == 1).sum() >= FEWEST]
 
@@ -62,7 +67,10 @@ def split(name: str, assays: list[str]) -> dict[str, list[str]]:
 
 
 def assays(x: np.ndarray, labels: pandas.DataFrame, name: str, part: str, new: bool = False) -> GroupTasks:
-    """The assays of a split; of each MOST molecules of both classes, of those to train on or of the `new` ones."""
+    """The tasks of a split: its assays, with at most MOST molecules of each class.
+
+    The molecules are those of training, or with `new` the others.
+    """
     names = split(name, list(labels.columns))[part]
     order, cut = np.random.default_rng(0).permutation(len(x)), len(x) * 3 // 5
     order = order[cut:] if new else order[:cut]
@@ -75,7 +83,7 @@ def assays(x: np.ndarray, labels: pandas.DataFrame, name: str, part: str, new: b
 
 
 def candidates(train: GroupTasks, val: GroupTasks, iterations: int, seed: int) -> dict[str, list[qs.Trained]]:
-    """Baselines and learners; validation assays choose among those of one name."""
+    """Baselines and learners. Where several have the same name, validation assays choose one of them."""
     logistic = [LogisticRegression(C=c, max_iter=500) for c in (0.01, 0.1, 1.0)]
     on_all = [SGDClassifier(loss="log_loss", alpha=a, max_iter=10, tol=None, random_state=0) for a in (1e-3, 1e-2)]
     trained = comparison.meta_trained(train, val, iterations, seed)
@@ -96,14 +104,14 @@ def main(
     episodes: int = 400,
     seed: int = 0,
 ) -> None:
-    """Learn on some assays, ask for others, in two collections.
+    """Train on some assays and test on others, in two collections.
 
     Args:
         data: folder of the data sets.
         only: one of the collections; both by default.
-        iterations: of meta-training, four assays each.
+        iterations: iterations of meta-training, with four assays in each.
         episodes: test episodes.
-        seed: of the training.
+        seed: seed of the training.
     """
     for name in [only] if only else MOST:
         x, labels = read(data, name)

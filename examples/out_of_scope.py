@@ -1,11 +1,12 @@
-"""Does a chat bot notice that nobody told it of this? Requests of no intent that it was shown, told by their distance.
+"""Does a chat bot notice requests that belong to none of its intents? It recognises them by their distance.
 
     python examples/out_of_scope.py --data FOLDER       about 5 minutes on one core
 
-FOLDER holds clinc150/clinc150.csv.gz (Larson 2019). Trains on 60 % of its intents, chooses among checkpoints and finds
-the distance beyond which a request is of no intent on 20 %, and tests on the rest: a task is five or ten intents. Its
-queries meet as many requests that belong to no intent at all (the data set's own), and as many of the other test
-intents, which are harder. Untrained, the network compares texts by TF-IDF.
+FOLDER holds clinc150/clinc150.csv.gz (Larson 2019). Training uses 60 % of its intents. Another 20 % choose among the
+checkpoints and determine the distance beyond which a request belongs to no intent. The test uses the rest; a task has
+five or ten intents. Its queries are compared with as many requests that belong to no intent at all (part of the data
+set), and with as many requests of the other test intents, which are harder. The untrained network compares texts by
+TF-IDF.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ HEADINGS += ("FPR95: distance", "probability", "own answered", "foreign answered
 
 
 def learned(learner: type, intents: pandas.DataFrame, iterations: int, seed: int) -> qs.Trained:
-    """Trained as in intents.py."""
+    """The learner after the same training as in intents.py."""
     torch.manual_seed(seeds.derive(seed, "weights"))
     train = qs.tasks.from_text(intents, "train", 50, 5, 3, label="intent")
     encoder = qs.nn.text()
@@ -42,7 +43,7 @@ def learned(learner: type, intents: pandas.DataFrame, iterations: int, seed: int
 
 
 def row(name: str, trained: qs.Trained, tasks: qs.tasks.ClassTasks, foreign: list[str] | None, episodes: int) -> str:
-    """What the distance tells, what the largest probability does, and what is within the chosen distance."""
+    """A row of the table: detection by the distance and by the largest probability, and the shares answered."""
     found = qs.out_of_scope(trained, tasks, foreign, episodes=episodes)
     distance, softmax, gain = found.distance, found.softmax, found.gain
     decided = "" if gain.decided else " (not decided)"
@@ -54,19 +55,19 @@ def row(name: str, trained: qs.Trained, tasks: qs.tasks.ClassTasks, foreign: lis
 
 
 def in_percent(amount: Amount) -> str:
-    """'75.6 % ± 0.8'."""
+    """An amount in percent: '75.6 % ± 0.8'."""
     return f"{100 * amount.mean:.1f} % ± {100 * amount.interval:.1f}"
 
 
 def main(data: Path, protonet: bool = False, iterations: int = 300, episodes: int = 1000, seed: int = 0) -> None:
-    """Train on intents and print what is told of requests that belong to none of a task's.
+    """Train on intents, and print how well requests that belong to none of a task's intents are detected.
 
     Args:
         data: folder of the data sets.
-        protonet: train a prototypical network, else a matching network.
-        iterations: of meta-training, one task of 50 intents and 5 texts of each.
+        protonet: train a prototypical network; else a matching network.
+        iterations: iterations of meta-training, each with one task of 50 intents and 5 texts of each.
         episodes: test tasks.
-        seed: of the training.
+        seed: seed of the training.
     """
     table = pandas.read_csv(data / "clinc150" / "clinc150.csv.gz")
     intents = table[table.intent != "oos"]

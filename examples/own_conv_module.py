@@ -1,12 +1,12 @@
-"""Meta-train a convolutional network of your own with MAML, whose inner loop is Adam, and test it on new characters.
+"""Meta-train your own convolutional network by MAML with Adam in the inner loop, and test it on new characters.
 
-python examples/own_conv_module.py --data FOLDER     Omniglot, fetched into FOLDER/omniglot where it is not there yet
+python examples/own_conv_module.py --data FOLDER     Omniglot, downloaded into FOLDER/omniglot if it is missing
 python examples/own_conv_module.py --tasks glyphs    characters that the library draws itself: no data needed
 
-The gradient through Adam is wild: its first step is g / (|g| + 1e-8), the sign of the gradient, which jumps where g
-passes 0. In one iteration in ten the meta-gradient is then about 7 times the usual one, in one in a hundred 40 times,
-so it is clipped. Omniglot after 500 iterations: 56.2 % ± 1.7 on new characters, 48.5 % ± 1.6 with --clip None; after
-1500 iterations, six minutes on a busy core: 63.3 % ± 1.7.
+The gradient through Adam is unstable: Adam's first step is g / (|g| + 1e-8), the sign of the gradient, which jumps
+where g passes 0. In one of ten iterations the meta-gradient is then about 7 times as large as usual, and in one of a
+hundred 40 times, so it is clipped. Results on Omniglot: after 500 iterations 56.2 % ± 1.7 on new characters, and
+48.5 % ± 1.6 with --clip None; after 1500 iterations, six minutes on a busy core, 63.3 % ± 1.7.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ WAYS, SHOTS = 5, 1
 
 
 class FourConvolutions(nn.Module):
-    """Images [n, 1, 28, 28] to logits [n, WAYS]. A plain module: nothing in it knows of meta-learning."""
+    """Maps images [n, 1, 28, 28] to logits [n, WAYS]. It is a plain module without any code for meta-learning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class FourConvolutions(nn.Module):
 def source(name: str, split: str, queries: int, data: str | None) -> qs.tasks.ClassTasks:
     if name == "glyphs":
         return qs.tasks.glyphs(split, WAYS, SHOTS, queries)
-    # The training split holds each character also turned by 90, 180 and 270 degrees, as classes of their own.
+    # The training split also has each character rotated by 90, 180 and 270 degrees, as separate classes.
     return qs.tasks.omniglot(split, WAYS, SHOTS, queries, root=data, rotations=True)
 
 
@@ -61,11 +61,11 @@ def main(
     """Meta-train, evaluate on classes that no training has seen, save and load.
 
     Args:
-        tasks: What to learn from.
-        data: Folder of Omniglot: $QUICKSTUDY_DATA or ./data unless given.
+        tasks: Data set to learn from.
+        data: Folder of Omniglot, by default $QUICKSTUDY_DATA or ./data.
         iterations: Outer updates, of 4 tasks each.
         episodes: Test tasks.
-        clip: Longest meta-gradient; None leaves it as it is.
+        clip: Largest norm of the meta-gradient; None: no clipping.
         out: File to save to.
     """
     train, test = source(tasks, "train", 5, data), source(tasks, "test", 15, data)
@@ -73,11 +73,12 @@ def main(
 
     torch.manual_seed(0)  # the initial weights are drawn from here
     learner = qs.MAML(FourConvolutions(), lr=0.01, steps=5, rule="adam")
-    # Is the meta-gradient right for this module? Asked with plain descent: the jumps of Adam cannot be measured.
+    # Is the meta-gradient right for this module? Checked with plain gradient descent, because finite differences fail
+    # at the jumps of Adam.
     plain = dataclasses.replace(learner, rule="sgd", lr=0.1, steps=1)
     print(qs.check_meta_gradient(plain, one_task(train), directions=1))
 
-    adam = functools.partial(torch.optim.Adam, lr=0.003)  # the outer one
+    adam = functools.partial(torch.optim.Adam, lr=0.003)  # the outer optimizer
     trained = qs.train(learner, train, iterations=iterations, meta_batch=4, seed=0, clip=clip, optimizer=adam)
 
     score = qs.evaluate(trained, test, episodes=episodes, controls=("zero_steps", "nearest_centroid"))
@@ -86,7 +87,7 @@ def main(
         print(f"  {name}: {control}")
     print(f"measured under: {score.protocol}")
 
-    # A file holds numbers, never code: the module has to be passed again, freshly made.
+    # A file holds numbers, never code, so a new instance of the module has to be passed.
     out.parent.mkdir(parents=True, exist_ok=True)
     trained.save(out)
     loaded = qs.load(out, model=FourConvolutions())

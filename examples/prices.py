@@ -1,15 +1,16 @@
-"""Next week's volatility and return of a ticker that training never saw, a year later: a hard case.
+"""Predicts next week's volatility and return of a ticker that training never saw, a year later: a hard case.
 
     python examples/prices.py --data FOLDER       about half a minute on one core
 
-FOLDER holds sp500_5yr/sp500_5yr.npz: daily prices of 468 members of the S&P 500, 2013 to 2018. A task is a ticker, a
-row a week. Training sees 60 % of the tickers in the first three years, validation others in the fourth, the test others
-in the fifth; of a ticker 20 weeks before a moment are known and the 10 after it are asked for. Volatility is the
-logarithm of the mean absolute daily return of five days, in %; a return is that of five days, in %.
+FOLDER holds sp500_5yr/sp500_5yr.npz: daily prices of 468 members of the S&P 500, 2013 to 2018. A task is a ticker, and
+a row is a week. Training uses 60 % of the tickers in the first three years, validation uses others in the fourth year,
+and the test uses others in the fifth. In an episode 20 weeks of a ticker are the support set, and the next 10 weeks are
+the queries. Volatility is the logarithm of the mean absolute daily return of five days, in %; a return is that of five
+days, in %.
 
-To beat: that next week is like the last one, or that nothing moves; and ridge regression on lags of a day, a week and a
-month (Corsi 2009, https://doi.org/10.1093/jjfinec/nbp001). Tickers rise and fall together: the intervals, which are
-over tickers, say nothing of other years, and are too narrow even for this one.
+The baselines predict that next week is like the last one or that nothing moves, or use ridge regression on lags of a
+day, a week and a month (Corsi 2009, https://doi.org/10.1093/jjfinec/nbp001). Tickers rise and fall together. The
+intervals, which are over tickers, therefore say nothing about other years, and are too narrow even for this one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ OTHERS = "pooled ridge and level"
 
 
 class Last(RegressorMixin, BaseEstimator):
-    """The next value is like the last one, which is the first column."""
+    """Predicts that the next value equals the last one, which is the first column."""
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> Last:
         return self
@@ -44,7 +45,7 @@ class Last(RegressorMixin, BaseEstimator):
 
 
 def volatility(moves: np.ndarray, days: int) -> np.ndarray:
-    """log of the mean absolute move over the last `days` days [tickers, d], NaN before there are so many."""
+    """The log of the mean absolute move over the last `days` days [tickers, d]; NaN on the first days."""
     sums = np.cumsum(np.pad(np.abs(moves), ((0, 0), (1, 0))), axis=1)
     means = (sums[:, days:] - sums[:, :-days]) / days
     return np.pad(np.log(means + 0.1), ((0, 0), (days - 1, 0)), constant_values=np.nan)  # 0.1 %: a day without a move
@@ -65,7 +66,7 @@ def read(data: Path, asked: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def tickers(data: Path, asked: str, split: str) -> GroupTasks:
-    """The tickers of a split in its years, in units of training; lags and answers of volatility share one scale."""
+    """The tickers of a split in its years, standardised by training; lags and answers of volatility share one scale."""
     x, y, names = read(data, asked)
     parts = {part: [names.index(name) for name in of] for part, of in by_name(dict.fromkeys(names)).items()}
     weeks = {part: slice(*(round(year * y.shape[1] / 5) for year in years)) for part, years in YEARS.items()}
@@ -80,13 +81,13 @@ def tickers(data: Path, asked: str, split: str) -> GroupTasks:
 
 
 def main(data: Path, iterations: int = 300, episodes: int = 500, seed: int = 0) -> None:
-    """Learn on some tickers, ask for others in a later year.
+    """Train on some tickers, and test on others in a later year.
 
     Args:
         data: folder of the data sets.
-        iterations: of meta-training, four tickers each.
+        iterations: iterations of meta-training, with four tickers in each.
         episodes: test episodes.
-        seed: of the training.
+        seed: seed of the training.
     """
     for asked, simple in (("volatility", "as last week"), ("return", "zero")):
         train, val, test = (tickers(data, asked, split) for split in YEARS)

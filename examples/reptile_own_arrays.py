@@ -1,8 +1,8 @@
 """Reptile on arrays of your own: meta-train a two-layer perceptron, then learn a new rule from ten examples.
 
 Every task here is a yes-or-no question about ten numbers: is a weighted sum of them above zero? The weights differ from
-task to task, but all are mixtures of the same two hidden directions. Whoever has seen many tasks knows these; whoever
-has seen ten examples of one task does not.
+task to task, but all are mixtures of the same two hidden directions. Many tasks reveal these directions; ten examples
+of a single task do not.
 
 python examples/reptile_own_arrays.py --iterations 300      half a minute on a laptop
 """
@@ -17,14 +17,14 @@ INPUTS, HIDDEN_DIRECTIONS = 10, 2
 
 
 def draw_examples(rule: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """x [n, INPUTS] and labels [n] of 0 and 1 by turns."""
+    """Inputs [n, INPUTS], and their labels [n], which alternate between 0 and 1."""
     x, labels = rng.normal(size=(n, INPUTS)), np.arange(n) % 2
     agrees = (x @ rule > 0) == labels
     return np.where(agrees[:, None], x, -x), labels  # the opposite of a point has the other label
 
 
 def draw_task(directions: np.ndarray, shots: int, queries: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One task, as `from_arrays` takes them: this is what to make from your own data. Shots are per class."""
+    """One task in the form that `from_arrays` takes: make such tasks from your own data. Shots are per class."""
     rule = directions @ rng.normal(size=HIDDEN_DIRECTIONS)
     x, y = draw_examples(rule, 2 * shots, rng)
     new_x, new_y = draw_examples(rule, 2 * queries, rng)
@@ -35,21 +35,21 @@ def main(iterations: int = 300, training_tasks: int = 500, shots: int = 5, episo
     """Meta-train on tasks made of arrays, compare with training from scratch, and learn one new task.
 
     Args:
-        iterations: Outer updates, of 5 tasks each.
-        training_tasks: Tasks to meta-train on.
+        iterations: Outer updates, with 5 tasks in each.
+        training_tasks: Tasks for meta-training.
         shots: Examples per class in a new task.
         episodes: Test tasks.
-        seed: Of the tasks, the initial weights and the training.
+        seed: Seed of the tasks, the initial weights and the training.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)  # the initial weights
     directions = rng.normal(size=(INPUTS, HIDDEN_DIRECTIONS))
 
-    # Reptile learns from support sets alone, so the training tasks have large ones: 50 shots.
+    # Reptile trains on support sets alone, so the training tasks have large ones: 50 shots.
     train = qs.tasks.from_arrays([draw_task(directions, 50, 5, rng) for _ in range(training_tasks)])
     test = qs.tasks.from_arrays([draw_task(directions, shots, 50, rng) for _ in range(200)], split="test")
 
-    # The model is any module; torch.nn.Sequential(nn.Linear(10, 50), nn.ReLU(), nn.Linear(50, 2)) is the same network.
+    # Any module works; torch.nn.Sequential(nn.Linear(10, 50), nn.ReLU(), nn.Linear(50, 2)) is the same network.
     learner = qs.Reptile(qs.nn.mlp(INPUTS, 2, hidden=(50,)), lr=0.05, steps=10)
     trained = qs.train(learner, train, iterations=iterations, meta_batch=5, seed=seed)
     untrained = qs.Trained(learner, learner.init())
@@ -62,7 +62,7 @@ def main(iterations: int = 300, training_tasks: int = 500, shots: int = 5, episo
     print("  after meta-training:     ", score)
 
     task = draw_task(directions, shots, 50, rng)
-    names = np.array(["no", "yes"])  # labels may be names
+    names = np.array(["no", "yes"])  # labels may be strings
     predictor = trained.adapt(task["support"], names[task["support_labels"]])
     answers = np.array(predictor.predict(task["query"]))
     right = (answers == names[task["query_labels"]]).mean()

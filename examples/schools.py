@@ -1,13 +1,14 @@
-"""Marks of pupils in a new school, weights of a new chick: levels and slopes of groups, where statistics is strong.
+"""Predicts pupils' marks in a new school and a new chick's weight: groups with levels and slopes, for which classical
+statistics is strong.
 
     python examples/schools.py --data FOLDER       about 2 minutes on one core
 
 FOLDER holds grouped_tabular/Exam.csv.gz, examination results of 65 schools in London (Goldstein 1993), and
 ChickWeight.csv.gz, 50 chicks weighed at most 12 times (Crowder and Hand 1990), both as in R. A school or a chick is a
-task, five folds: each is a test task once. Of a school ten pupils with marks are known; of a chick the last four
-weighings before a moment that is drawn, and its next ones are asked for.
+task, and with five folds each is a test task once. The support set of a school is ten pupils with their marks. That of
+a chick is the last four weighings before a random moment, and its next weighings are the queries.
 
-"and level" is a pooled model with a random intercept: what a statistician would try first.
+"and level" is a pooled model with a random intercept, which a statistician would try first.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SETS: dict[str, dict[str, Any]] = {
 
 
 def candidates(train: qs.tasks.GroupTasks, val: qs.tasks.GroupTasks, iterations: int, seed: int) -> dict:
-    """Baselines and learners; validation tasks choose among those of one name."""
+    """Baselines and learners. Where several have the same name, validation tasks choose one of them."""
     ridges = [Ridge(alpha) for alpha in (0.1, 1.0, 10.0)]
     boosted = [HistGradientBoostingRegressor(max_iter=n, random_state=0) for n in (20, 60)]
     return {
@@ -47,14 +48,14 @@ def candidates(train: qs.tasks.GroupTasks, val: qs.tasks.GroupTasks, iterations:
 
 
 def main(data: Path, folds: int = 5, iterations: int = 300, episodes: int = 130, seed: int = 0) -> None:
-    """Leave schools out, then chicks.
+    """Leave schools out, then chicks, and print the tables.
 
     Args:
         data: folder of the data sets.
-        folds: of the tasks.
-        iterations: of meta-training, four tasks each.
-        episodes: test episodes of each fold.
-        seed: of the training.
+        folds: number of folds of the tasks.
+        iterations: iterations of meta-training, with four tasks in each.
+        episodes: test episodes in each fold.
+        seed: seed of the training.
     """
     for name, columns in SETS.items():
         frame, found = pandas.read_csv(data / "grouped_tabular" / f"{name}.csv.gz"), []

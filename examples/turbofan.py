@@ -1,15 +1,16 @@
-"""How far a new engine will have worn ten flights from now, from its own sensors so far.
+"""Predicts the wear of a new engine ten flights ahead, from its own sensors so far.
 
     python examples/turbofan.py --data FOLDER       about half a minute on one core
 
 FOLDER holds cmapss_turbofan/cmapss.npz, simulated turbofans that wear until they fail (NASA C-MAPSS; Saxena 2008). The
-usual question is the remaining life. A running engine has no label of it before it fails, so there is nothing to adapt
-to. What it does have is the past of its sensors: the question is their wear index ten flights ahead, the first
-principal component of the sensors that vary. An engine is a task, a row is every tenth flight, and every answer in the
-support set was there before the flights that are asked for.
+usual target is the remaining life, but a running engine has no label for it before it fails, so a learner has nothing
+to adapt to. The past of its sensors is available. The target here is therefore a wear index ten flights ahead: the
+first principal component of the sensors that vary. An engine is a task, there is a row for every tenth flight, and all
+answers in the support set are known before the query flights.
 
-Trained on 80 engines of fleet FD001, chosen on 20 others. Tested on those of the same fleet's test file, and on fleet
-FD003, where some fail in another way; engines that flew too little to show and ask are left out.
+Training uses 80 engines of fleet FD001, and validation 20 others. The test uses the engines in the same fleet's test
+file, and those of fleet FD003, where some fail in another way. Engines with too few flights for support and queries are
+left out.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from quickstudy.tasks.groups import GroupTasks
 
 AHEAD = 10  # flights
 SIMPLE, OTHERS = "as now", "pooled ridge and level"
-VALIDATION = 80  # engines from this number on
+VALIDATION = 80  # engines after this number are for validation
 
 
 class Sensors(NamedTuple):
-    """What training engines tell of sensors: those that vary, their scale, and the axis of the wear index."""
+    """Statistics of the training engines' sensors: which vary, their mean and scale, and the axis of the wear index."""
 
     varying: np.ndarray
     mean: np.ndarray
     std: np.ndarray
-    axis: np.ndarray  # the index has variance 1
+    axis: np.ndarray  # scaled so that the index has variance 1
 
 
 def learned(flights: np.ndarray) -> Sensors:
@@ -50,15 +51,18 @@ def learned(flights: np.ndarray) -> Sensors:
 
 
 def rows(flights: np.ndarray, sensors: Sensors) -> tuple[np.ndarray, np.ndarray]:
-    """Of every tenth flight of an engine: the index now and ten flights ago, and the sensors; the index ten ahead."""
+    """Inputs and answers for every tenth flight of an engine.
+
+    Inputs are the index now and ten flights ago, and the sensors; the answer is the index ten flights ahead.
+    """
     z = (flights[:, sensors.varying] - sensors.mean) / sensors.std
-    z = z[: len(z) // AHEAD * AHEAD].reshape(-1, AHEAD, z.shape[1]).mean(1)  # means of ten flights: less noise
+    z = z[: len(z) // AHEAD * AHEAD].reshape(-1, AHEAD, z.shape[1]).mean(1)  # means over ten flights reduce noise
     index = (z @ sensors.axis)[:, None]
     return np.hstack([index[1:-1], index[:-2], z[1:-1]]), index[2:]
 
 
 def engines(flights: np.ndarray, sensors: Sensors, name: str, split: str) -> GroupTasks:
-    """A task for each engine: flights [n, 26] are unit, cycle, three settings and 21 sensors."""
+    """A task for each engine. The columns of flights [n, 26] are unit, cycle, three settings and 21 sensors."""
     found = {int(unit): rows(flights[flights[:, 0] == unit, 5:], sensors) for unit in np.unique(flights[:, 0])}
     found = {unit: pair for unit, pair in found.items() if len(pair[0]) > 1}
     x, y = (torch.from_numpy(np.concatenate(parts).astype(np.float32)) for parts in zip(*found.values(), strict=True))
@@ -68,13 +72,13 @@ def engines(flights: np.ndarray, sensors: Sensors, name: str, split: str) -> Gro
 
 
 def main(data: Path, iterations: int = 300, episodes: int = 500, seed: int = 0) -> None:
-    """Learn on engines of one fleet, ask for others of it and for those of another.
+    """Train on engines of one fleet, and test on others of it and on those of another fleet.
 
     Args:
         data: folder of the data sets.
-        iterations: of meta-training, four engines each.
-        episodes: test episodes of each fleet.
-        seed: of the training.
+        iterations: iterations of meta-training, with four engines in each.
+        episodes: test episodes for each fleet.
+        seed: seed of the training.
     """
     file = np.load(data / "cmapss_turbofan" / "cmapss.npz")
     failed = file["train_FD001"]

@@ -1,10 +1,11 @@
-"""Pneumonia on chest X-rays, from a few labelled ones: does a network that learned on photographs help?
+"""Detects pneumonia on chest X-rays from a few labelled ones: does meta-training on photographs help?
 
     python examples/xrays.py --data FOLDER       about 6 minutes on one core
 
-FOLDER holds cifar100 (CIFAR-FS, whose 64 training classes are shown in grey, 28 x 28) and pneumoniamnist (Kermany 2018,
-Yang 2023). X-rays are in no training: a test task is five or ten of each kind, from the test part, and others to answer
-for. There is one pair of classes, so that intervals are over draws of patients, not over diseases.
+FOLDER holds cifar100 (CIFAR-FS, whose 64 training classes are converted to grey, 28 x 28) and pneumoniamnist (Kermany
+2018, Yang 2023). Training sees no X-rays. A test task has five or ten support examples of each class, from the test
+part of the data, and others as queries. There is only one pair of classes, so intervals are over draws of patients, not
+over diseases.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BARS = ("logistic regression on pixels", "ProtoNet, untrained")
 
 
 def photographs(data: Path, split: str, ways: int, shots: int, queries: int) -> qs.tasks.ClassTasks:
-    """CIFAR-FS as X-rays come: grey, 28 x 28."""
+    """CIFAR-FS in the format of the X-rays: grey, 28 x 28."""
     colour = qs.tasks.cifar_fs(split, ways, shots, queries, root=data)
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     cut = (colour.examples.shape[-1] - SIDE) // 2
@@ -37,7 +38,7 @@ def photographs(data: Path, split: str, ways: int, shots: int, queries: int) -> 
 
 
 def x_rays(data: Path, shots: int, queries: int) -> qs.tasks.ClassTasks:
-    """Healthy and pneumonia, of the test part."""
+    """The X-rays of the test part, with the classes healthy and pneumonia."""
     found = np.load(data / "pneumoniamnist" / "pneumoniamnist.npz")
     images, labels = torch.from_numpy(found["test_images"]), torch.from_numpy(found["test_labels"]).flatten()
     order, counts = labels.argsort(stable=True), labels.bincount()
@@ -48,7 +49,7 @@ def x_rays(data: Path, shots: int, queries: int) -> qs.tasks.ClassTasks:
 
 
 def meta_trained(data: Path, iterations: int, seed: int) -> dict[str, qs.Trained]:
-    """Learners before and after training on photographs; the checkpoint is chosen on other photographs."""
+    """Learners before and after training on photographs; the checkpoint is chosen on photographs of other classes."""
     train, val = photographs(data, "train", 10, 5, 5), photographs(data, "val", 2, 5, 10)
     found = {}
     for name, cls in (("ProtoNet", qs.ProtoNet), ("R2D2", qs.R2D2)):
@@ -61,13 +62,13 @@ def meta_trained(data: Path, iterations: int, seed: int) -> dict[str, qs.Trained
 
 
 def main(data: Path, iterations: int = 600, episodes: int = 400, seed: int = 0) -> None:
-    """Train on photographs, ask about X-rays.
+    """Train on photographs, and test on X-rays.
 
     Args:
         data: folder of the data sets.
-        iterations: of meta-training, one task of ten classes each.
+        iterations: iterations of meta-training, each with one task of ten classes.
         episodes: test episodes.
-        seed: of the training.
+        seed: seed of the training.
     """
     learned = meta_trained(data, iterations, seed)
     print(f"pneumonia, {episodes} test episodes with 10 queries of each kind, 95 % intervals over episodes\n")
@@ -88,7 +89,7 @@ def main(data: Path, iterations: int = 600, episodes: int = 400, seed: int = 0) 
 
 
 def told(found: qs.Difference) -> str:
-    """'+1.3 ± 0.4', and whether it is decided."""
+    """The difference in points, as '+1.3 ± 0.4', with a note where it is not decided."""
     return f"{100 * found.mean:+.1f} ± {100 * found.interval:.1f}{'' if found.decided else ' (not decided)'}"
 
 

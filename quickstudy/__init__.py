@@ -144,7 +144,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The estimators, which need scikit-learn: imported when they are asked for."""
+    """Import the estimators on first use, because they need scikit-learn."""
     if name not in ("FewShotClassifier", "FewShotRegressor"):
         raise AttributeError(f"module 'quickstudy' has no attribute {name!r}")
     try:

@@ -1,8 +1,8 @@
-"""What a comparison of learners says about which one to choose, by what matters to the person who asks.
+"""Turns a comparison of learners into advice on which one to choose, depending on what matters to the user.
 
-A learner is *as good* as the best if it costs at most a point of accuracy (for errors: a twentieth of the error), or at
-most three times that and the paired difference is not decided: what is far off and varies wildly is not decided either.
-Among those the cheaper one is named.
+A learner is *as good* as the best if it loses at most one point of accuracy (for errors: a twentieth of the error). If
+the paired difference is not decided, it may lose up to three times that. There is a limit because a learner that is far
+off is not decided either if its scores vary wildly. The advice names the cheapest of the learners that are as good.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import NamedTuple
 from quickstudy.comparison import Entry, LearnerComparison, size
 from quickstudy.evaluation import Difference, in_words
 
-POINT, TWENTIETH = 0.01, 0.05  # what as good may cost: of accuracy, and as a share of an error
+POINT, TWENTIETH = 0.01, 0.05  # what a learner that is as good may lose: in accuracy, and as a share of the error
 UNDECIDED = 3.0  # times that, where the difference is not decided
-ALIKE = 1.25  # times the smallest, a cost counts as equal: measurements differ by as much
+ALIKE = 1.25  # costs up to this many times the smallest count as equal, because measurements vary that much
 
 
 class Advice(NamedTuple):
-    """An answer to one question."""
+    """The answer to one question."""
 
     question: str
     choice: str  # the name of an entry; empty where none will do
@@ -30,7 +30,7 @@ class Advice(NamedTuple):
 
 
 def advise(found: LearnerComparison) -> list[Advice]:
-    """For each question that people have, the entry to choose and why."""
+    """For each of the questions that users ask, the entry to choose and why."""
     asked = (_accurate, _pays, _fast, _small, _honest, _unlabelled)
     return [ask(found) for ask in asked]
 
@@ -44,7 +44,7 @@ def worse_by(found: LearnerComparison, entry: Entry) -> Difference:
 
 
 def as_good(found: LearnerComparison) -> list[Entry]:
-    """The best entry, and those that are as good."""
+    """The best entry, and those that are as good (see the top of this file)."""
     best, *others = found.entries
     allowed = POINT if best.score.protocol.metric == "accuracy" else TWENTIETH * best.score.mean
     return [best, *(entry for entry in others if _close(worse_by(found, entry), allowed))]
@@ -98,7 +98,7 @@ def _cheapest(
     cost: Callable[[Entry], float],
     told: Callable[[Entry], str],
 ) -> Advice:
-    """The cheapest of those that are as good as the best; and one that takes less than half of it, at a price."""
+    """The cheapest of the entries as good as the best, and a worse one if that costs less than half as much."""
     if not good:
         return Advice(question, "", "Those that are as good as the best have no file.")
     cheapest = min(map(cost, good))

@@ -1,4 +1,4 @@
-"""A mean over test episodes with its 95 % interval: what every measurement beside the score reports."""
+"""A mean over test episodes with its 95 % interval, as reported by every measurement other than the score."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Amount(NamedTuple):
         return cls(float(values.mean()), half_width(values))
 
     def to_dict(self) -> dict[str, float | None]:
-        """Plain values; JSON has no infinity, so such an interval is None."""
+        """Plain values. An infinite interval becomes None, because JSON has no infinity."""
         return {"mean": self.mean, "interval": None if math.isinf(self.interval) else self.interval}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Amount:
-        """What `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        """The amount that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         mean, interval = float(plain["mean"]), plain["interval"]
         if not math.isfinite(mean):
             raise ValueError("a mean is not finite")
@@ -36,6 +36,6 @@ class Amount(NamedTuple):
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of text with the cells of each column one below the other."""
+    """The rows of a table as lines of text with aligned columns."""
     width = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(w) for text, w in zip(row, width, strict=True)).rstrip() for row in rows]

@@ -1,12 +1,13 @@
-"""Are the probabilities honest? How sure a classifier is of its answers on unseen tasks, and how often it is right.
+"""Is a classifier calibrated? Compares its confidence on unseen tasks with its accuracy.
 
     ECE      sum over bins of |B| / n * |accuracy(B) - confidence(B)|,   B: the answers of one of 15 equal-width bins
-    -log p   of the true class, in nats: lower is better, ln(ways) for knowing nothing
+    -log p   negative log-likelihood of the true class, in nats: lower is better, uniform guessing gives ln(ways)
     Brier    sum over classes of (p_k - [k is true])^2, mean over queries
 
-Confidence is the probability of the answer, the likeliest class. The expected calibration error (ECE) pools all queries
-and has no interval: it is a mean of distances, so a few queries raise it. The other numbers are per task first, as the
-queries of one task err together, and their intervals are over tasks.
+Confidence is the probability of the answer, which is the most probable class. The expected calibration error (ECE)
+pools all queries. It has no interval: it is a mean of absolute differences, so it comes out too high on few queries.
+The other numbers are averaged within each task first, because errors of queries in one task are correlated. Their
+intervals are over tasks.
 
 Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599
 """
@@ -51,30 +52,30 @@ HEADINGS = ("-log p", "Brier score", "accuracy", "confidence - accuracy")
 
 @dataclass(frozen=True)
 class Bin:
-    """The answers whose confidence is above `low` and not above `high`."""
+    """The answers with low < confidence <= high."""
 
     low: float
     high: float
-    queries: int
-    confidence: float  # mean of them
+    queries: int  # number of answers
+    confidence: float  # their mean confidence
     accuracy: float
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Confidence against accuracy on test tasks, what was taken for what, and under which protocol."""
+    """Calibration of a classifier on test tasks, with its confusion matrix and the protocol."""
 
-    surprise: Amount  # -log p of the true class, in nats
+    surprise: Amount  # negative log-likelihood of the true class, in nats
     brier: Amount
     accuracy: Amount
-    excess: Amount  # confidence minus accuracy: above 0 it is surer than it should be
-    bins: tuple[Bin, ...]  # those that hold answers
+    excess: Amount  # confidence minus accuracy: above 0 the classifier is overconfident
+    bins: tuple[Bin, ...]  # the bins that are not empty
     protocol: Protocol
-    confusion: Confusion | None = None  # None where classes have no names
+    confusion: Confusion | None = None  # None if the classes have no names
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: 0 is honest, in every bin."""
+        """The expected calibration error: 0 where confidence equals accuracy in every bin."""
         away = sum(one.queries * abs(one.accuracy - one.confidence) for one in self.bins)
         return away / sum(one.queries for one in self.bins)
 
@@ -101,7 +102,7 @@ class Answers:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Answers:
-        """What `to_dict` wrote. Raises ValueError, KeyError, IndexError or TypeError for anything else."""
+        """The answers that `to_dict` wrote. Raises ValueError, KeyError, IndexError or TypeError for anything else."""
         bins = tuple(
             Bin(float(b["low"]), float(b["high"]), int(b["queries"]), float(b["confidence"]), float(b["accuracy"]))
             for b in plain["bins"]
@@ -133,11 +134,11 @@ def classification_calibration(
     engine: str = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> Answers:
-    """How sure a learner is of its answers on test tasks, how often it is right, and what it takes for what.
+    """Measure a classifier's calibration on test tasks, and which classes it confuses.
 
-    `trained` has `.learner` and `.theta`. The episodes are those of `evaluate` with the same seed, and so are `steps`,
-    `ensemble` and `engine`. Confusion is of classes by name, where the task source tells names (`told`).
-    `progress(n)` is called with episodes done since.
+    `trained` has `.learner` and `.theta`. The episodes are those of `evaluate` with the same seed; `steps`, `ensemble`
+    and `engine` mean the same as there. The confusion of named classes is included if the task source has names
+    (`told`). `progress(n)` is called with the number of episodes done since the last call.
 
     >>> import quickstudy as qs
     >>> learner = qs.NearestCentroid(ways=5)
@@ -146,7 +147,8 @@ def classification_calibration(
     True
     >>> found.plot("reliability.svg")  # doctest: +SKIP
 
-    Raises ConfigError for tasks of values, NonFiniteError when an output is not finite.
+    Raises ConfigError where the tasks ask for values, not classes, or a setting does not fit the learner, DataError
+    where the learner cannot use the tasks, and NonFiniteError where an output is not finite.
     """
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {episodes}.")
@@ -186,7 +188,7 @@ def classification_calibration(
 
 
 def _measured(learner: Learner, thetas: Sequence[Theta], episode: Episode, ways: int) -> tuple[Tensor, ...]:
-    """An episode's means [4] as in KINDS, sums over bins [3, BINS], and queries by truth and answer [ways, ways]."""
+    """An episode's means [4] as in KINDS, sums over bins [3, BINS], and counts by truth and answer [ways, ways]."""
     log_p, y = _log_probabilities(learner, thetas, episode), episode.query.y
     answer, p = log_p.argmax(1), log_p.exp()
     sure = p.gather(1, answer[:, None])[:, 0]
@@ -200,7 +202,7 @@ def _measured(learner: Learner, thetas: Sequence[Theta], episode: Episode, ways:
 
 
 def _log_probabilities(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> Tensor:
-    """Log of the mean probabilities [m, classes], in float64: in float32 a sure answer is 1 exactly."""
+    """The log of the mean probabilities [m, classes], in float64: in float32 a confident answer is exactly 1."""
     outputs = [learner.predict(t, learner.adapt(t, episode.support), episode.query.x) for t in thetas]
     return torch.stack(outputs).log_softmax(-1, dtype=torch.float64).logsumexp(0) - math.log(len(outputs))
 
@@ -210,7 +212,7 @@ def _one_hot(numbers: Tensor, most: int) -> Tensor:
 
 
 def _names(tasks: Any, learner: Learner, block: Episodes, seed: int, start: int) -> Iterator[Sequence[str]]:
-    """The names of the classes in each episode of a block that begins with episode `start`; () where none are told."""
+    """The class names of each episode in a block that begins with episode `start`; () if the source has none."""
     for i, episode in enumerate(unstack(block), start):
         one = fitted(learner, episode)[0] if isinstance(block, list) else learner
         yield told_of(tasks, seeds.generator(seed, "test", i), learner, one, episode).get("classes", ())

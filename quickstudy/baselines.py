@@ -1,14 +1,15 @@
-"""What scikit-learn makes of the same test tasks: what a meta-learner has to beat on tables and texts.
+"""scikit-learn models on the same test tasks: the baselines that a meta-learner has to beat on tables and texts.
 
     per_task(model)         fitted on the support set of each task alone
-    pooled(model, tasks)    fitted once on all rows of the training tasks, f; of a new task nothing is learned
+    pooled(model, tasks)    f, fitted once on all rows of the training tasks; it learns nothing from a new task
     ... with offset         f(x) + a,  a = n / (n + s^2 / t^2) * mean over the support set of y - f(x)
 
 The offset is the best linear predictor of a task's own level (a random intercept; Henderson 1975, Laird and Ware 1982,
-https://doi.org/10.2307/2529876), with the variances s^2 within and t^2 between tasks of training tasks' residuals, each
-answered by a model that has not seen it. It is what a statistician would try first, and hard to beat.
+https://doi.org/10.2307/2529876). The variances s^2 within and t^2 between tasks are those of the training tasks'
+residuals, where a model that has not seen a task predicts it. This is what a statistician would try first, and it is
+hard to beat.
 
-Both give a `Trained` for `evaluate`, on the same episodes as every learner. Their models are scikit-learn's, so they
+Both return a `Trained` for `evaluate`, on the same episodes as every learner. Their models are scikit-learn's, so they
 have no meta-gradient, no predictor and no file.
 """
 
@@ -30,16 +31,16 @@ from quickstudy.protocol import describe
 from quickstudy.tasks.groups import GroupTasks
 from quickstudy.trained import Trained
 
-LEAST = 1e-12  # probability of a class that a model never saw: its logarithm is finite
+LEAST = 1e-12  # probability of a class that a model never saw, so that its logarithm is finite
 FOLDS = 5
 
 
 def per_task(model: Any, tasks: Any, *, encoder: nn.Module | None = None) -> Trained:
     """A scikit-learn model that is fitted anew on each task's support set.
 
-    model     an estimator that is not fitted, such as Ridge() or LogisticRegression()
-    tasks     any split of the tasks: classes or values, and how many
-    encoder   a network that makes numbers of the inputs, as it is
+    model     an unfitted estimator, such as Ridge() or LogisticRegression()
+    tasks     any split of the tasks; it says how many classes a task has, or that the answers are values
+    encoder   a network that turns inputs into numbers; it is used as it is and not trained
 
     >>> import quickstudy as qs
     >>> from sklearn.linear_model import Ridge
@@ -50,10 +51,12 @@ def per_task(model: Any, tasks: Any, *, encoder: nn.Module | None = None) -> Tra
 
 
 def pooled(model: Any, tasks: GroupTasks, *, offset: bool = False) -> Trained:
-    """A scikit-learn model fitted on all rows of all training tasks; `offset`: and each task's own level, for values.
+    """A scikit-learn model fitted once on all rows of `tasks`, the training tasks.
 
-    Raises ConfigError for tasks whose classes differ from task to task, which no pooled model can name, and for an
-    offset of classes.
+    `model` is an unfitted estimator. With `offset`, predictions of values are shifted by each task's own level.
+
+    Raises ConfigError for tasks whose classes differ from task to task, because a pooled model cannot name them, and
+    for an offset with classes.
     """
     if not isinstance(tasks, GroupTasks):
         raise ConfigError(
@@ -68,7 +71,7 @@ def pooled(model: Any, tasks: GroupTasks, *, offset: bool = False) -> Trained:
 
 @dataclass(frozen=True, eq=False)
 class PerTask(Learner):
-    """See `per_task`. phi is the fitted model."""
+    """The learner behind `per_task`. phi is the fitted model."""
 
     estimator: Any  # of scikit-learn, not fitted
     ways: int | None = None  # classes in a task; None for values
@@ -92,7 +95,7 @@ class PerTask(Learner):
 
 @dataclass(frozen=True, eq=False)
 class Pooled(Learner):
-    """See `pooled`. phi is the task's own level [d], zero without offset."""
+    """The learner behind `pooled`. phi is the task's own level [d], zero without offset."""
 
     estimator: Any  # of scikit-learn, fitted
     ways: int | None = None  # classes of all tasks together; None for values
@@ -118,8 +121,8 @@ class Pooled(Learner):
 
 
 def _fresh(model: Any) -> Any:
-    """The same estimator, not fitted."""
-    from sklearn.base import clone  # an extra: who has a model to give has it
+    """An unfitted copy of the estimator."""
+    from sklearn.base import clone  # an optional dependency, present for anyone who can pass such a model
 
     return clone(model)
 
@@ -129,7 +132,7 @@ def _numbers(x: Tensor) -> np.ndarray:
 
 
 def _answers(y: Tensor) -> np.ndarray:
-    """[n] classes, [n] values or [n, d] values, as scikit-learn wants them."""
+    """[n] classes, [n] values or [n, d] values, as scikit-learn expects them."""
     found = y.detach().cpu().numpy()
     return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
 
@@ -166,10 +169,11 @@ def _ratio(model: Any, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> floa
 
 
 def variance_ratio(residuals: np.ndarray, groups: np.ndarray) -> float:
-    """s^2 / t^2 of residuals [n, d] in groups [n], of which t^2 is the variance between groups.
+    """s^2 / t^2 of residuals [n, d] in groups [n], the variance within groups over that between them.
 
     With MSW and MSB the mean squares within and between groups and m = (n - sum n_g^2 / n) / (groups - 1):
-    s^2 = MSW, t^2 = (MSB - MSW) / m (Searle, Casella, McCulloch: Variance Components, 1992, section 3.6).
+    s^2 = MSW, t^2 = (MSB - MSW) / m (Searle, Casella, McCulloch: Variance Components, 1992, section 3.6). Infinite
+    where t^2 is not positive.
     """
     _, of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     n, k = len(of), len(sizes)

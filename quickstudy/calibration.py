@@ -1,11 +1,11 @@
-"""Are the intervals honest? How many values of unseen tasks lie inside what a learner's distribution promises.
+"""Are a learner's predictive intervals calibrated? Measures how many values of unseen tasks lie inside them.
 
     coverage(level)   share of the query values y with |y - m| <= z s,   z the quantile of (1 + level) / 2
     surprise          mean of -log N(y; m, s^2), in nats: lower is better, and it rewards narrow intervals too
 
-A learner is calibrated where coverage equals level. That alone is cheap (an interval as wide as all tasks together has
-it), so the mean width stands beside it. Numbers are per task first: the queries of one task err together, so intervals
-are over episodes.
+A learner is calibrated where coverage equals level. Coverage alone is easy to reach: the spread of all tasks together,
+as an interval, has it. So the mean standard deviation is reported too. Numbers are averaged within each episode first,
+because errors of queries in one task are correlated; their confidence intervals are over episodes.
 """
 
 from __future__ import annotations
@@ -40,36 +40,39 @@ from quickstudy.protocol import Protocol
 from quickstudy.trained import Trained, distribution_of
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
-POINTS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # numbers of support points that are looked at, if nobody says
+POINTS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # default numbers of support points
 KINDS = ("surprise", "std", "error")
 HEADINGS = ("-log p", "std", "mean squared error")
 
 
 @dataclass(frozen=True)
 class AtSize:
-    """What was measured with so many support points: means over test episodes."""
+    """The measurement with `points` support points: means over test episodes."""
 
     points: int
-    coverage: tuple[Amount, ...]  # share of the values inside, for each level
-    surprise: Amount  # -log p per value, in nats
-    std: Amount  # standard deviation that was given
-    error: Amount  # squared error of the means
+    coverage: tuple[Amount, ...]  # share of the values inside the interval, for each level
+    surprise: Amount  # negative log-likelihood per value, in nats
+    std: Amount  # predicted standard deviation
+    error: Amount  # squared error of the predicted means
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Coverage of central intervals by level and number of support points, and under which protocol."""
+    """Coverage of central intervals by level and number of support points, and the protocol."""
 
     levels: tuple[float, ...]
     sizes: tuple[AtSize, ...]
     protocol: Protocol
 
     def __getitem__(self, points: int) -> AtSize:
-        """What was measured with so many support points. Raises KeyError for another number."""
+        """The measurement with this many support points. Raises KeyError where it was not made."""
         return {one.points: one for one in self.sizes}[points]
 
     def coverage(self, level: float = 0.9) -> dict[int, Amount]:
-        """Number of support points -> share of the values inside intervals of that level."""
+        """Number of support points -> share of the values inside intervals of this level.
+
+        Raises ConfigError where the level was not measured.
+        """
         if level not in self.levels:
             raise ConfigError(f"the level {level} was not measured; there are {', '.join(map(str, self.levels))}.")
         return {one.points: one.coverage[self.levels.index(level)] for one in self.sizes}
@@ -104,7 +107,7 @@ class Calibration:
         return cls(levels, tuple(sizes), Protocol(**plain["protocol"]))
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Write the reliability curve: coverage against level. The ending of `path` says how: .png, .svg or .pdf."""
+        """Write the reliability curve: coverage against level. `path` ends with .png, .svg or .pdf."""
         from quickstudy.report.reliability import write_figure  # matplotlib takes a second to import
 
         write_figure(self, path)
@@ -133,11 +136,12 @@ def interval_coverage(
     points: Sequence[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
-    """How many query values of unseen tasks lie inside the central intervals of a learner's distribution.
+    """Measure how many query values of unseen tasks lie inside the central intervals of a learner's distribution.
 
     `trained` has `.learner` and `.theta`; the learner has a `distribution` (cnp, anp). The episodes are those of
-    `evaluate` with the same seed. `points`: numbers of support points, the first of each task's; None: some up to the
-    tasks' shots, from the fewest that the learner trains with. `progress(n)` is called with episodes done since.
+    `evaluate` with the same seed. `levels`: probabilities of the intervals. `points`: numbers of support points; with
+    k points the first k of each task are used. None: those of POINTS from the fewest that the learner trains with up to
+    the tasks' shots, and the shots. `progress(n)` is called with the number of episodes done since the last call.
 
     >>> import torch, quickstudy as qs
     >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
@@ -147,7 +151,8 @@ def interval_coverage(
     0.91
     >>> found.plot("reliability.svg")  # doctest: +SKIP
 
-    Raises ConfigError for learners without a distribution, and for more points than the tasks have.
+    Raises ConfigError where the learner has no distribution or `points` are more than the tasks have, DataError where
+    the learner cannot use the tasks, and NonFiniteError where a distribution is not finite.
     """
     distribution_of(trained.learner)
     _check(episodes, levels)
@@ -175,7 +180,7 @@ def _check(episodes: int, levels: Sequence[float]) -> None:
 
 
 def _fewest(block: Episodes) -> int:
-    """Support examples of the task that has the fewest."""
+    """The smallest number of support examples of any task."""
     return min(len(one.support.y) for one in unstack(block))
 
 
@@ -193,7 +198,7 @@ def _points(given: Sequence[int] | None, learner: Learner, shots: int) -> list[i
 
 
 def _answers(learner: Learner, theta: Theta, episode: Episode, points: int) -> Gaussian:
-    """The distribution of the query values after the first support points."""
+    """The distribution of the query values after learning from the first `points` support points."""
     x, y = episode.support
     phi = learner.adapt(theta, Batch(x[:points], y[:points]))
     return Gaussian(*distribution_of(learner)(theta, phi, episode.query.x))
@@ -206,7 +211,7 @@ def _measured(learner: Learner, theta: Theta, episodes: Episodes, points: int, l
     def measure(one: Learner, episode: Episode) -> Tensor:
         p, yq = _answers(one, theta, episode, points), episode.query.y
         away = (yq - p.mean).abs()
-        # NaN counts as outside: it comes through in the surprise, where it is refused.
+        # NaN counts as outside here, but it also makes the surprise NaN, which is refused.
         inside = [(away <= z * p.std).double().mean() for z in reach]
         return torch.stack([*inside, surprise(p, yq).double().mean(), p.std.double().mean(), (away**2).double().mean()])
 
@@ -221,7 +226,7 @@ def _at_size(points: int, values: Tensor) -> AtSize:
     return AtSize(points, tuple(amounts[: -len(KINDS)]), *amounts[-len(KINDS) :])
 
 
-# --- mending ---------------------------------------------------------------------------------------------------------
+# --- recalibrating ---------------------------------------------------------------------------------------------------
 
 
 def recalibrated(
@@ -233,14 +238,15 @@ def recalibrated(
     seed: int = 1,
     points: Sequence[int] | None = None,
 ) -> Trained:
-    """The same learner, its standard deviations times the factors under which `level` intervals hold on these tasks.
+    """The same learner with scaled standard deviations, so that its `level` intervals are calibrated on these tasks.
 
         factor(k) = quantile_level(|y - m| / s) / z,   over the query values after k support points, z as above
 
-    Between the numbers of support points that are looked at (`points`, as in `interval_coverage`) factors are on a
-    line; outside of them the nearest holds. They are kept in the learner's `std_factors`, so predictors and files have
-    them too; means, parameters and training stay as they are. Give validation tasks: on test tasks it would fit what it
-    is judged by. For other levels it is right as far as errors are Gaussian.
+    Factors are measured at the numbers of support points in `points` (as in `interval_coverage`) and interpolated
+    linearly between them; outside, the nearest factor is used. They are stored in the learner's `std_factors`, so
+    predictors and files have them too. Means, parameters and training do not change. Use validation tasks: with test
+    tasks the factors would be fitted to the data that they are judged on. For other levels the intervals are calibrated
+    only as far as errors are Gaussian.
 
     After Kuleshov, Fenner, Ermon 2018 (https://arxiv.org/abs/1807.00263), with one number in place of a curve.
 
@@ -251,7 +257,8 @@ def recalibrated(
     >>> len(honest.learner.std_factors)  # after 0, 1, ..., 10 support points
     11
 
-    Raises ConfigError for learners without a distribution, and for more points than the tasks have.
+    Raises ConfigError where the learner has no distribution or no `std_factors`, or `points` are more than the tasks
+    have, and NonFiniteError where a distribution is not finite.
     """
     distribution_of(trained.learner)
     _check(episodes, [level])

@@ -1,7 +1,8 @@
-"""Is the meta-gradient right? A check for the models and learners that you bring.
+"""Is the meta-gradient right? A check for your own models and learners.
 
-`differences.py` holds the mathematics, the learner's meta-gradient against finite differences of its meta-loss, and
-`verdict.py` the answer. Here is what they are asked about, and which engines can run the learner.
+`differences.py` holds the mathematics: it compares the learner's meta-gradient with finite differences of its
+meta-loss. `verdict.py` holds the result. This file checks the inputs, runs the comparison, and finds out which engines
+can run the learner.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ def check_meta_gradient(
     tolerance: float = 1e-5,
     seed: int = 0,
 ) -> GradientCheck:
-    """Compare the learner's meta-gradient with finite differences, and see which engines can run it.
+    """Compare the learner's meta-gradient with finite differences, and find out which engines can run it.
 
-    episode: one task, without a task axis: support x [n, ...], y [n] or [n, d]; query likewise. theta: where to look,
-    `learner.init()` unless given. directions: random ones for each entry of theta. tolerance: on the relative
-    difference. A learner that declares `approximate`, or sets `first_order`, is told how far it is from the exact
-    derivative instead of being called wrong.
+    episode: one task, without a task axis: support x [n, ...], y [n] or [n, d]; query likewise. theta: where to
+    compare, `learner.init()` unless given. directions: the number of random directions for each entry of theta.
+    tolerance: on the relative difference. A learner that declares `approximate`, or sets `first_order`, is not called
+    wrong: the result says how far it is from the exact derivative.
 
-    Works on float64 copies with dropout off; every evaluation draws the same random numbers. Raises ConfigError for
-    what is no learner, DataError for an episode that the learner cannot use.
+    Works on float64 copies with dropout off; every evaluation draws the same random numbers. Raises ConfigError where
+    `learner` is not a learner or its meta-loss changes from call to call, DataError where the learner cannot use the
+    episode.
 
     >>> import torch, quickstudy as qs
     >>> batch = qs.Batch(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))
@@ -70,7 +72,7 @@ def check_meta_gradient(
 
 
 def is_approximate(learner: Learner) -> bool:
-    """Whether the learner says that its meta-gradient is not the derivative of its meta-loss."""
+    """Whether the learner declares that its meta-gradient is not the derivative of its meta-loss."""
     first_order = getattr(learner, "first_order", False) is True
     return learner.approximate or first_order or getattr(learner, "adjoint", "unroll") in NOT_DERIVATIVES
 
@@ -82,7 +84,7 @@ def _entry(here: Point, name: str, judgement: Judgement) -> EntryCheck:
     return EntryCheck(name, tuple(here.theta[name].shape), norm, difference, verdict)
 
 
-# --- what is given ---------------------------------------------------------------------------------------------------
+# --- inputs ----------------------------------------------------------------------------------------------------------
 
 
 def _check_given(learner: Any, episode: Any, directions: int, tolerance: float) -> None:
@@ -116,7 +118,7 @@ def _kind(value: Any) -> str:
 
 @contextmanager
 def _explained(learner: Learner, episode: Episode) -> Iterator[None]:
-    """What goes wrong inside the user's model, told with the shapes it was given."""
+    """Reports errors inside the user's model as a DataError with the shapes of the episode."""
     try:
         yield
     except QuickstudyError:
@@ -135,7 +137,7 @@ def _explained(learner: Learner, episode: Episode) -> Iterator[None]:
 
 @contextmanager
 def _double_by_default() -> Iterator[None]:
-    """What the model makes on its way, such as `torch.zeros(n)`, is float64 too."""
+    """Make tensors that the model creates, such as `torch.zeros(n)`, float64 too."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -150,7 +152,7 @@ def _start(learner: Learner, seed: int) -> Theta:
 
 
 def _as_given(learner: Learner, theta: Theta, episode: Episode, seed: int) -> tuple[bool, list[str]]:
-    """Whether the learner draws random numbers, and what goes wrong at its own precision, dropout and all."""
+    """Whether the learner draws random numbers, and what goes wrong at its own precision with dropout on."""
     dtype = next((value.dtype for value in theta.values()), torch.get_default_dtype())
     tasks = pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, _two_tasks(episode))
     with seeds.seeded(seed, "check"):
@@ -168,7 +170,7 @@ def _check_repeats(problem: Problem, here: Point) -> None:
 
 
 def _where_it_begins(problem: Problem, here: Point, bad: list[str]) -> list[str]:
-    """Inner steps carry a fault from one parameter to all: the plain loss on the same data tells where it starts."""
+    """Find where an error begins. Inner steps spread it to all parameters; the loss without them shows its source."""
     if not bad or not getattr(problem.learner, "steps", 0):
         return []
     support, query = problem.episode
@@ -186,17 +188,17 @@ def _where_it_begins(problem: Problem, here: Point, bad: list[str]) -> list[str]
 
 # --- engines ---------------------------------------------------------------------------------------------------------
 
-DRAWING = {"threads": "repeated on threads", "replay": "recorded"}  # what cannot be done with random draws
+DRAWING = {"threads": "repeated on threads", "replay": "recorded"}  # why an engine cannot do random draws
 
 
 def _two_tasks(episode: Episode) -> Episode:
-    """The episode, and another one: the same inputs with their answers the other way round."""
+    """The episode and a second one: the same inputs in reverse order, with the answers in the original order."""
     other = Episode(*(Batch(batch.x.flip(0), batch.y) for batch in episode))
     return pytree.tree_map(lambda a, b: torch.stack([a, b]), episode, other)
 
 
 def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, ...]:
-    """Each engine on two tasks in float64, held against the loop."""
+    """Compare each engine with the loop on two tasks in float64."""
     tasks = _two_tasks(problem.episode)
 
     def run(name: str, theta: Theta = here.theta) -> tuple[Any, bool]:
@@ -209,7 +211,7 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
         if (draws or random) and name in DRAWING:
             return EngineCheck(name, False, f"random draws (dropout) cannot be {DRAWING[name]}")
         try:
-            if name in engines.PROGRAMS:  # recorded at another theta
+            if name in engines.PROGRAMS:  # record it at another theta first
                 run(name, trials.elsewhere(here.theta))
             apart = trials.relative_difference(run(name)[0], reference)
         except trials.CANNOT as error:
@@ -223,7 +225,7 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
 
 
 def _why(learner: Learner, name: str, error: Exception) -> str:
-    """torch's message, which for its recurrent layers under vmap is about shapes that the user never made."""
+    """torch's message, with the cause for recurrent layers under vmap, where it only names internal shapes."""
     layers = (layer for network in networks(learner).values() for layer in network.modules())
     recurrent = sorted({type(layer).__name__ for layer in layers if isinstance(layer, nn.RNNBase)})
     cause = f"torch has no batching rule for nn.{', nn.'.join(recurrent)}: " if recurrent and name == "vmap" else ""

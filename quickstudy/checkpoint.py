@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it trains: configuration, checkpoints, metrics. Nothing finished is ever lost."""
+"""Reads and writes the run folder during training: configuration, checkpoints, metrics."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from quickstudy import files
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.learner import Theta
 
-# Entries of the state that are plain.
+# Fields of the state that are stored as plain JSON values.
 PLAIN = ("engine", "reason", "chunk", "iteration", "since_best", "timing", "window")
 
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds: all that the rest of the run depends on."""
+    """The contents of a checkpoint: everything that the rest of the run depends on."""
 
     theta: Theta
     optimizer: Optimizer
     scheduler: LRScheduler | None
     engine: str = "loop"
     reason: str = ""
-    chunk: int | None = None  # tasks that are taken together at the most; None: all
+    chunk: int | None = None  # the most tasks that run together; None: all
     iteration: int = 0
-    keep: int = 1  # how many of the best thetas are kept
+    keep: int = 1  # how many of the best thetas to keep
     best: list[tuple[float, Theta]] = field(default_factory=list)  # validation scores (higher is better), best first
     since_best: int = 0  # validations since the best one
     timing: dict[str, float] = field(
@@ -42,14 +42,18 @@ class TrainingState:
     window: list[float] = field(default_factory=list)  # losses since the last line of metrics.jsonl
 
     def remember(self, value: float) -> None:
-        """After a validation of theta: keep it if it is among the best. The earlier of two equals is the better."""
+        """Keep theta if its validation score `value` is among the best. Of equal scores the earlier ranks higher."""
         theta = {name: tensor.detach().clone() for name, tensor in self.theta.items()}
         self.best = sorted([*self.best, (value, theta)], key=lambda pair: -pair[0])[: self.keep]
         self.since_best = 0 if self.best[0][1] is theta else self.since_best + 1
 
 
 def open_run(folder: Path | None, config: dict[str, Any], iterations: int, state: TrainingState, resume: bool) -> bool:
-    """Load the run folder's checkpoint into `state`; True when there was one. Nothing is written yet."""
+    """Load the run folder's checkpoint into `state`; returns whether there was one. Nothing is written yet.
+
+    Raises ConfigError where `resume` has no folder. Raises RunError where the folder is a file, is in use without
+    `resume`, was started with other settings, or has done more than `iterations` already.
+    """
     if folder is None:
         if resume:
             raise ConfigError("resume=True needs a run folder: pass out=...")
@@ -76,7 +80,10 @@ def open_run(folder: Path | None, config: dict[str, Any], iterations: int, state
 
 
 def begin_run(folder: Path | None, config: dict[str, Any], state: TrainingState) -> None:
-    """Make the run folder, or leave in it what was there at the state's iteration."""
+    """Create the run folder, or cut its metrics back to the state's iteration, and write config.json.
+
+    Raises RunError where the folder cannot be written.
+    """
     if folder is None:
         return
     if (folder / "metrics.jsonl").exists():
@@ -101,6 +108,10 @@ def _short(value: Any) -> str:
 
 
 def save_checkpoint(folder: Path | None, state: TrainingState) -> None:
+    """Write the state to checkpoint.safetensors; without a folder do nothing.
+
+    Raises RunError where it cannot be written.
+    """
     if folder is None:
         return
     tensors: dict[str, Tensor] = {}
@@ -115,10 +126,10 @@ def save_checkpoint(folder: Path | None, state: TrainingState) -> None:
 
 
 def schedule_state(scheduler: LRScheduler | None) -> dict[str, Any] | None:
-    """A scheduler's state as plain values."""
+    """A scheduler's state as plain values; None without a scheduler."""
     if scheduler is None:
         return None
-    # Functions (LambdaLR's) cannot be written and come back with the scheduler that the caller builds.
+    # Functions (LambdaLR's) cannot be written; the scheduler that the caller builds brings them again.
     return {k: v for k, v in scheduler.state_dict().items() if isinstance(v, (int, float, list, bool, str, type(None)))}
 
 
@@ -134,18 +145,21 @@ def _load_checkpoint(folder: Path, state: TrainingState) -> None:
     if state.scheduler is not None and schedule is not None:
         state.scheduler.load_state_dict(schedule)
     for name in PLAIN:
-        setattr(state, name, plain.get(name, getattr(state, name)))  # older checkpoints hold no chunk
+        setattr(state, name, plain.get(name, getattr(state, name)))  # older checkpoints have no chunk
 
 
 def _best(plain: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[float, Theta]]:
     best = files.unpack(plain["best"], tensors)
-    if "best_value" in plain:  # checkpoints of before there were several: a theta or None
+    if "best_value" in plain:  # older checkpoints kept a single best theta, or None
         return [] if best is None else [(plain["best_value"], best)]
     return best
 
 
 def _keep_no_fewer(state: TrainingState, known: int) -> None:
-    """A smaller `keep` on resuming drops nothing that is kept; a larger one cannot bring back what is gone."""
+    """Keep the larger `keep` of a resumed run and its checkpoint, and warn if better thetas may be lost.
+
+    A smaller `keep` on resuming drops no theta that is kept; a larger one cannot restore thetas already dropped.
+    """
     if state.keep > known == len(state.best):
         warnings.warn(
             f"this run kept the {known} best of its validations until now: keep={state.keep} counts from here on, and "
@@ -156,6 +170,10 @@ def _keep_no_fewer(state: TrainingState, known: int) -> None:
 
 
 def append_metrics(folder: Path | None, line: dict[str, Any]) -> None:
+    """Append a line to metrics.jsonl; without a folder, or for an empty line, do nothing.
+
+    Raises RunError where it cannot be written.
+    """
     if folder is None or not line:
         return
     try:
@@ -168,7 +186,7 @@ def append_metrics(folder: Path | None, line: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    """The lines of a run's metrics.jsonl, without a last line that was cut short when the process was killed."""
     path = Path(folder) / "metrics.jsonl"
     found = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -180,6 +198,6 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def _cut_metrics(path: Path, iteration: int) -> None:
-    """Drop what was written after the checkpoint: those iterations are run again."""
+    """Drop the lines written after the checkpoint, because those iterations will run again."""
     kept = [line for line in read_metrics(path.parent) if line["iteration"] <= iteration]
     files.write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -1,7 +1,8 @@
-"""How a training runs its tasks: the engine that is fastest, in chunks that memory holds, found out once.
+"""Chooses how a training runs its tasks: the fastest engine, in chunks that fit into memory.
 
-What was measured for a learner and tasks of these shapes holds for the rest of the process; it is checked again, which
-is cheap, for another learner of the same description. Other processes measure anew: the machine may be busier.
+The measurement for a learner and these task shapes is reused for the rest of the process. For another learner with the
+same description only the check is repeated, which is cheap. Other processes measure again, because the machine may be
+busier.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from quickstudy.errors import OutOfMemoryError, first_line
 from quickstudy.learner import Learner, Theta
 from quickstudy.learner_files import describe_learner
 
-APART = {"float32": trials.ROUNDING, "bf16": 1.0}  # between engines; in bf16 kinks (ReLU, pooling) fall otherwise
+# Tolerance between engines. In bf16, rounding changes which side of a kink (ReLU, pooling) a value falls on.
+APART = {"float32": trials.ROUNDING, "bf16": 1.0}
 T = TypeVar("T")
 _known: dict[str, trials.Choice] = {}
 
@@ -36,7 +38,13 @@ def choose_engine(
     chunk: int | None = None,
     precision: str = "float32",
 ) -> trials.Choice:
-    """The engine and the chunk for so many meta-gradients of a training; "auto" tries each engine on these episodes."""
+    """The engine and chunk for a training; "auto" tries each engine on these episodes.
+
+    `iterations`: how many meta-gradients the training computes. `chunk` and `precision` are as in
+    `engine.meta_gradient`; with None the largest chunk that fits into memory is used.
+
+    Raises ConfigError where the engine is unknown, OutOfMemoryError, with a setting that fits, where memory runs out.
+    """
     together = chunk
 
     def attempt(name: str) -> tuple[Tensor, Theta]:
@@ -73,9 +81,10 @@ def _key(learner: Learner, theta: Theta, episodes: Episodes, more: tuple[Any, ..
 
 
 def _checked_and_measured(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> int | None:
-    """How many tasks an engine can take together in what memory is free, from its check on two; None: unknown.
+    """How many tasks an engine can run together in the free memory, estimated from its check on two; None: unknown.
 
-    The check computes two tasks in float64, as much as four. They count as two: not all can be used to the last byte.
+    The check computes two tasks in float64, which takes the memory of four in float32. It is divided by two only, as a
+    safety margin: memory cannot be used to the last byte.
     """
     device = whole(episodes)[0].query.y.device
     before = memory.taken(device)
@@ -92,7 +101,10 @@ def share_gradient(
     chunk: int | None = None,
     precision: str = "float32",
 ) -> tuple[Tensor, Theta]:
-    """`engine.meta_gradient`. Raises OutOfMemoryError, with a setting that fits, where memory runs out."""
+    """`engine.meta_gradient`, with an explanation where memory runs out.
+
+    Raises OutOfMemoryError, with a setting that fits, where memory runs out.
+    """
     given = (learner, theta, episodes, engine, chunk, precision)
     return _within_memory(lambda: engines.meta_gradient(*given), *given)
 
@@ -106,14 +118,17 @@ def _within_memory(
     chunk: int | None,
     precision: str,
 ) -> T:
-    """compute(), which needed this engine; OutOfMemoryError, with a setting that was tried and fits, if it ran out."""
+    """compute(), which runs this engine.
+
+    Raises OutOfMemoryError, with a setting that was tried and fits, where memory runs out.
+    """
     try:
         return compute()
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
             raise
         said = first_line(error)
-    # Here the error is gone, and with it the frames that held what did not fit.
+    # Outside the except block the error is freed, and with it the frames that held the large tensors.
     fits = planning.first_that_fits(learner, theta, episodes, engine, chunk, precision)
     together = f" of {min(chunk or count(episodes), count(episodes))} tasks" if engine in engines.TOGETHER else ""
     raise OutOfMemoryError(
@@ -129,11 +144,14 @@ def _within_memory(
 def error_in_words(
     learner: Learner, theta: Theta, episodes: Episodes, seed: int, precision: str, channels_last: bool
 ) -> str:
-    """How far cheaper numbers move the meta-gradient of these episodes, relative to its norm."""
+    """A sentence: how far `precision` and `channels_last` move the meta-gradient of these episodes.
+
+    The difference from plain float32 is relative to the norm of the meta-gradient.
+    """
     plain = {name: value.contiguous() for name, value in theta.items()}
 
     def gradient(theta: Theta, episodes: Episodes, precision: str) -> Theta:
-        with seeds.seeded(seed, "numerics"):  # what is drawn is the same for both
+        with seeds.seeded(seed, "numerics"):  # both gradients use the same random draws
             return share_gradient(learner.at(0.0), theta, episodes, "loop", None, precision)[1]
 
     exact = gradient(plain, mapped(lambda t: t.contiguous(), episodes), "float32")

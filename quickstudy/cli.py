@@ -123,7 +123,7 @@ def _train(
 def _built(
     request: recipes.Request, cls: type[Learner], options: TrainOptions, fields: dict[str, Any]
 ) -> tuple[Any, Learner]:
-    """Training tasks, and a learner for them with new weights."""
+    """The training tasks, and a learner for them with new weights."""
     torch.manual_seed(seeds.derive(options.seed, "weights"))
     tasks = recipes.open_tasks(request, "train")
     for note in getattr(tasks, "notes", ()):
@@ -132,7 +132,10 @@ def _built(
 
 
 def _validation_tasks(request: recipes.Request, preprocess: Any) -> Any:
-    """The validation split; None where there are too few classes or tasks for one. Says so, also of the test split."""
+    """The validation split; None where there are too few classes or tasks for it.
+
+    Prints a message where the validation or the test split cannot be opened.
+    """
     opened = {}
     for split, lacking in (("val", "training without validation"), ("test", "'evaluate' will need other sizes")):
         try:
@@ -145,10 +148,11 @@ def _validation_tasks(request: recipes.Request, preprocess: Any) -> Any:
 def _train_options(
     argv: list[str], command: str, kind_of_options: type[Options]
 ) -> tuple[str, str, Options, dict[str, Any]]:
-    """The two words that say what to train on what, and the options, among them the learner's own fields."""
+    """The names of the tasks and of the learner, the command's options, and the learner's fields."""
     words = [a for a in argv[:2] if not a.startswith("-")]
     if len(words) < 2:
-        _parse(kind_of_options, [a for a in argv if a in ("-h", "--help")], f"{command} TASKS LEARNER")  # ends here
+        # With --help this prints the help and exits.
+        _parse(kind_of_options, [a for a in argv if a in ("-h", "--help")], f"{command} TASKS LEARNER")
         raise ConfigError(
             f"say first what to train on what, then the options: quickstudy {command} TASKS LEARNER [OPTIONS], as in: "
             f"quickstudy {command} glyphs protonet --ways 5"
@@ -169,7 +173,7 @@ def _train_options(
 
 
 def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
-    """The learner's plain fields as command-line options; the comment behind a field is its help."""
+    """A dataclass with the learner's plain fields as options; the comment behind a field is its help text."""
     hints, source = typing.get_type_hints(cls), inspect.getsource(cls)
     made = []
     for f in recipes.plain_fields(cls):
@@ -180,7 +184,7 @@ def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
 
 
 def _request(tasks: str, options: TaskOptions) -> recipes.Request:
-    """The tasks, with whole paths, so that the run can be evaluated from any folder."""
+    """The request for these tasks. Paths become absolute, so that the run can be evaluated from any folder."""
     given = {name: getattr(options, name) for name in recipes.Request._fields if hasattr(options, name)}
     named = tasks in recipes.NAMED or not Path(tasks).exists()
     given |= {name: str(Path(given[name]).resolve()) for name in ("data", "items") if given[name]}
@@ -221,7 +225,7 @@ def plan(argv: list[str]) -> None:
                 for name in ("meta_batch", "memory", "engine", "chunk", "precision", "channels_last", "seed")
             },
         )
-    from quickstudy.report.words import duration  # matplotlib takes a second to import, and memory
+    from quickstudy.report.words import duration  # imported late: matplotlib takes a second and memory
 
     heads = ("engine", "adjoint", "chunk", "peak memory", "iteration", f"{options.iterations:,} of them")
     table = Table(*(Column(head, no_wrap=True) for head in heads))
@@ -276,7 +280,7 @@ def compare(argv: list[str]) -> None:
         **{name: getattr(options, name) for name in ("minutes", "meta_batch", "seeds", "episodes", "resume")},
         device=_device(options.device),
     )
-    from quickstudy.report import write_comparison  # matplotlib takes a second to import
+    from quickstudy.report import write_comparison  # imported late: matplotlib takes a second
 
     print(found)
     print(*advise(found), sep="\n")
@@ -317,7 +321,7 @@ def _evaluate(options: EvaluateOptions) -> None:
     for name, score in scores[0].controls.items():
         print(f"  control {name}: {in_words(score.mean, score.interval, score.protocol.metric)}")
     if scores[0].controls:
-        from quickstudy.report.page import verdict  # matplotlib takes a second to import
+        from quickstudy.report.page import verdict  # imported late: matplotlib takes a second
 
         print(verdict(scores[0]))
     common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
@@ -327,7 +331,7 @@ def _evaluate(options: EvaluateOptions) -> None:
 
 
 def _request_of(run: str) -> recipes.Request:
-    """What the run was trained on; images as they are."""
+    """The request for the tasks that the run was trained on, without augmentation."""
     path = Path(run) / "config.json"
     config = files.read_json(path) if path.is_file() else {}
     if "request" not in config:
@@ -349,7 +353,10 @@ def adapt(argv: list[str]) -> None:
 
 
 def _scoped(run: str, trained: Trained, y: Any) -> Trained:
-    """With the distance beyond which an input is of no class, from validation tasks of the support set's sizes."""
+    """The learner with a distance beyond which an input belongs to none of the classes.
+
+    The distance is found on validation tasks with the ways and shots of the support set.
+    """
     tasks = recipes.open_tasks(_request_of(run), "val", trained.preprocess)
     if getattr(tasks, "ways", None) is None:
         raise ConfigError("--reject is for classes; this run answers with values.")
@@ -402,7 +409,7 @@ def report(argv: list[str]) -> None:
     options = _parse(ReportOptions, argv, "report")
     if not options.runs:
         raise ConfigError("report needs at least one run folder: quickstudy report runs/NAME")
-    from quickstudy.report import folder_of, write_report  # matplotlib takes a second to import: only needed here
+    from quickstudy.report import folder_of, write_report  # imported late: matplotlib takes a second
 
     out = Path(options.out) if options.out else None
     path = write_report([Path(run) for run in options.runs], out, png=options.png, csv=options.csv)
@@ -428,7 +435,7 @@ def check(argv: list[str]) -> int:
 
 
 def _shape(words: Sequence[str]) -> tuple[int, ...]:
-    """('1', '28', '28') or ('1,28,28',)."""
+    """The shape of one input, given as ('1', '28', '28') or ('1,28,28',)."""
     try:
         return tuple(int(part) for word in words for part in word.split(",") if part)
     except ValueError as error:
@@ -454,7 +461,7 @@ def list_all(argv: list[str]) -> None:
     console.print(f"norm: {', '.join(POLICIES)}   downsample: {', '.join(DOWNSAMPLING)}   engine: {', '.join(ENGINES)}")
 
 
-# A command may return what to exit with, 0 unless it does.
+# A command may return its exit code; None means 0.
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "plan": plan,
@@ -467,7 +474,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "list": list_all,
 }
 LESS_MEMORY = "Take --engine loop, fewer --queries or a smaller network; 'quickstudy plan' tells what a training needs."
-SHARED = ("train", "evaluate")  # what several processes do together
+SHARED = ("train", "evaluate")  # commands that several processes can run together
 
 
 def _parse(options: Any, argv: list[str], command: str) -> Any:
@@ -475,7 +482,11 @@ def _parse(options: Any, argv: list[str], command: str) -> Any:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run a command; 0 done, 1 a check failed, 2 bad input (one message, no traceback), 130 interrupted."""
+    """Run a command line, given without the program's name; returns the exit code.
+
+    The code is 0 for success, 1 for a failed check, 2 for bad input or too little memory (one message, no traceback),
+    and 130 for an interrupt.
+    """
     command, *rest = argv or ["--help"]
     if command in ("-h", "--help", "help"):
         print(OVERVIEW)
@@ -504,7 +515,7 @@ def run(argv: Sequence[str]) -> int:
         if ranks.first():
             print("\nstopped. A training run continues with the same command and --resume.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `quickstudy predict ... | head`
+    except BrokenPipeError:  # the reader has closed our output, as in `quickstudy predict ... | head`
         return 0
 
 

@@ -1,9 +1,11 @@
-"""Which learner for these tasks? Each gets the same training time and meets the same test episodes.
+"""Compares learners on the same tasks: each gets the same training time and is tested on the same episodes.
 
-    iterations = minutes / seconds of one iteration, measured     so that a cheap learner may take more of them
-    test       one episode from (seed, i) for all, queries answered one by one (inductive): all scores are paired
+    iterations = minutes / measured seconds of one iteration      a cheaper learner gets more iterations
+    test       episode i is drawn from (seed, i) for all learners, and each query is answered by itself (inductive), so
+               all scores are paired
 
-The best theta on validation tasks counts, so test tasks choose nothing. Baselines that need no training stand beside.
+The theta that is best on validation tasks is tested, so test tasks choose nothing. Baselines that need no training are
+tested as well.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ from quickstudy.trained import Trained, load
 from quickstudy.training import meta_steps, optimizer_of
 from quickstudy.training import train as train_learner
 
-VALIDATIONS, VALIDATED = 5, 50  # in a training, and episodes of each: little beside the training itself
-MEASURED = (3, 20, 5.0)  # at least and at most so many iterations, and seconds, to see what one takes
-CALIBRATED = 100  # test episodes on which probabilities are held against what came true
+VALIDATIONS, VALIDATED = 5, 50  # validations in a training, and episodes in each: cheap compared with the training
+MEASURED = (3, 20, 5.0)  # to time an iteration: fewest and most iterations, and after how many seconds to stop
+CALIBRATED = 100  # test episodes for the calibration of probabilities and intervals
 FOUND = "comparison.json"
 
 
 class Given(NamedTuple):
-    """What all learners of a comparison share."""
+    """The tasks and settings that all learners of a comparison share."""
 
     train: Any
     val: Any
@@ -87,23 +89,26 @@ def compare_learners(
 ) -> LearnerComparison:
     """Train every learner for the same time, once for each seed, and test all on the same episodes.
 
-    learners          name -> what makes the learner, with new weights at each call
-    train, val, test  task sources; the best theta on `val` is tested
-    out               folder: a run folder for each training, and comparison.json
-    baselines         name -> what needs no training, such as `qs.per_task(...)`
-    minutes           of training for each learner and seed, validation aside
-    resume            go on where the same comparison was cut
+    learners          name -> function that builds the learner, with new weights at each call
+    train, val, test  task sources; the theta that is best on `val` is tested
+    out               folder for comparison.json and a run folder for each training
+    baselines         name -> trained object that needs no training, such as `qs.per_task(...)`
+    minutes           of training for each learner and seed, without validation
+    meta_batch        tasks per iteration
+    seeds             one training of each learner for every seed
+    episodes          test episodes
+    resume            continue the same comparison where it was interrupted
     about             plain values to keep among the settings
 
-    What diverges is left out, with the reason in `failed`. Raises ConfigError for settings that make no comparison,
-    RunError where `out` holds another one, NonFiniteError where nothing is left.
+    Learners that diverge are left out, and the reason is in `failed`. Raises ConfigError where the settings make no
+    comparison, RunError where `out` holds something else, NonFiniteError where every learner diverges.
 
     >>> import quickstudy as qs
     >>> tasks = [qs.tasks.glyphs(split, queries=5) for split in ("train", "test")]
     >>> learners = {"protonet": lambda: qs.ProtoNet(qs.nn.conv4(filters=8))}
     >>> found = qs.compare_learners(learners, *tasks, out="runs/which", minutes=1)  # doctest: +SKIP
     """
-    ranks.alone("compare_learners")  # equal time is that of one process
+    ranks.alone("compare_learners")  # training times are only comparable in a single process
     sizes = (minutes, meta_batch, tuple(seeds), episodes)
     given = Given(train, val, test, *sizes, Path(out), resume, torch.device(device), progress, dict(about or {}))
     _check(given, learners)
@@ -125,7 +130,7 @@ def compare_learners(
 
 
 def _rewards(score: Score) -> bool:
-    """Whether more is better."""
+    """Whether a higher score is better."""
     return score.protocol.metric == "accuracy"
 
 
@@ -137,7 +142,7 @@ def _check(given: Given, learners: Mapping[str, Any]) -> None:
 
 
 def _open(given: Given) -> None:
-    """Refuse a folder that holds something else, and one that holds this comparison unless it is to go on."""
+    """Write settings.json. Refuses a folder with other contents, and one with this comparison unless it resumes."""
     path, now = given.out / "settings.json", json.loads(json.dumps(given.settings()))
     if path.exists():
         known = files.read_json(path)
@@ -163,7 +168,7 @@ def _untrained(name: str, trained: Trained, given: Given) -> Entry:
 def _entry(name: str, build: Callable[[], Learner], given: Given) -> Entry:
     trials = tuple(_trial(name, build, seed, given) for seed in given.seeds)
     file = given.out / f"{name}-seed{given.seeds[0]}" / "learner.qs"
-    trained = load(file, **networks(build()))  # modules of the user's own are in no file
+    trained = load(file, **networks(build()))  # a file does not contain the user's own modules
     assert isinstance(trained, Trained)
     return _told(name, trained, trials, file.stat().st_size, given)
 
@@ -179,7 +184,7 @@ def _told(name: str, trained: Trained, trials: tuple[Trial, ...], size: int | No
 
 
 def _trial(name: str, build: Callable[[], Learner], seed: int, given: Given) -> Trial:
-    """What stands in the run folder, or a training and a test."""
+    """The finished trial from the run folder, or a new one: train and test the learner."""
     folder = given.out / f"{name}-seed{seed}"
     if (folder / "trial.json").exists():
         return Trial.from_dict(files.read_json(folder / "trial.json"))
@@ -209,7 +214,7 @@ def _trial(name: str, build: Callable[[], Learner], seed: int, given: Given) -> 
 
 
 def _plan(learner: Learner, folder: Path, seed: int, given: Given) -> dict[str, Any]:
-    """Iterations and engine, for a training that was cut those it began with."""
+    """The iterations and the engine of a training; an interrupted training keeps those it began with."""
     path = given.out / f"{folder.name}.plan.json"
     if not path.exists():
         iterations, engine = iterations_within(60 * given.minutes, learner, given, seed)
@@ -221,7 +226,10 @@ def _plan(learner: Learner, folder: Path, seed: int, given: Given) -> dict[str, 
 
 
 def iterations_within(seconds: float, learner: Learner, given: Given, seed: int) -> tuple[int, str]:
-    """How many iterations of the outer loop take so long, and the engine for them."""
+    """How many iterations of the outer loop fit into `seconds` of training, and the engine for them.
+
+    A learner without meta-parameters gets one iteration.
+    """
     theta = {name: value.detach().clone().to(given.device) for name, value in learner.init().items()}
     if not theta:
         return 1, "loop"
@@ -239,7 +247,7 @@ def iterations_within(seconds: float, learner: Learner, given: Given, seed: int)
 
 
 def _curve(folder: Path, iterations: int) -> list[tuple[float, float]]:
-    """(share of the training, score on validation tasks)."""
+    """The validation curve: (share of the training's iterations, score on validation tasks)."""
     path = folder / "metrics.jsonl"
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
     return [(line["iteration"] / iterations, line["val"]) for line in lines if "val" in line]
@@ -258,10 +266,14 @@ def _tested(name: str, trained: Trained, given: Given) -> Score:
 
 
 def _unlabelled(trained: Trained, given: Given) -> Score | None:
-    """Of learners and tasks where a question has an answer before anything was shown: values, and lasting classes."""
+    """The score of answers without a support set; None where it does not exist.
+
+    It exists for regression and for classes that are the same in all tasks, where the learner can answer without
+    support examples or its inner steps alone use the support answers.
+    """
     learner, tasks = _inductive(trained).learner, given.test
     if getattr(tasks, "ways", None) and not isinstance(tasks, GroupTasks):
-        return None  # what the classes of a task are, its support set alone tells
+        return None  # only the support set defines the classes of such a task
     if learner.from_nothing:
         return evaluate(trained, ChangedSupport(tasks, without_support), episodes=given.episodes)
     if hasattr(learner, "steps") and _ignores_answers(for_test(learner, tasks, steps=0), trained, tasks):
@@ -270,7 +282,7 @@ def _unlabelled(trained: Trained, given: Given) -> Score | None:
 
 
 def _ignores_answers(learner: Learner, trained: Trained, tasks: Any) -> bool:
-    """Whether other support answers change nothing: not so where a start is made of them before any step, as in LEO."""
+    """Whether predictions ignore the support answers. They do not where the start is made from them, as in LEO."""
     one, (support, query) = fitted(learner, unstack(tasks.sample(1, generator(0, "answers")))[0])
     with torch.no_grad():
         answers = [
@@ -281,7 +293,10 @@ def _ignores_answers(learner: Learner, trained: Trained, tasks: Any) -> bool:
 
 
 def _dishonest(trained: Trained, given: Given) -> float | None:
-    """None for values without a distribution."""
+    """Expected calibration error for classes; for values, how far the coverage of 90 % intervals is from 90 %.
+
+    None for values without a predicted distribution.
+    """
     few = min(given.episodes, CALIBRATED)
     if getattr(given.test, "ways", None):
         return classification_calibration(_inductive(trained), given.test, episodes=few).ece

@@ -1,4 +1,4 @@
-"""What a comparison of learners found: scores, costs, and their paired differences."""
+"""The results of a comparison of learners: their scores, their costs, and the paired differences."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from quickstudy.evaluation import Difference, Score, compare, half_width, in_wor
 
 @dataclass(frozen=True)
 class Trial:
-    """One learner, trained once and tested."""
+    """The result of one training of a learner and its test."""
 
     seed: int
     score: Score
     iterations: int
-    seconds: float  # of training, without validation
+    seconds: float  # seconds of training, without validation
     curve: tuple[tuple[float, float], ...] = ()  # (seconds of training, score on validation tasks)
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,18 +41,18 @@ class Entry:
     """One learner or baseline of a comparison."""
 
     name: str
-    learner: str  # its class
-    meta: bool  # whether it learned to learn: on episodes; else a baseline
+    learner: str  # name of its class
+    meta: bool  # whether it was meta-trained on episodes; else it is a baseline
     trials: tuple[Trial, ...]  # one for each seed
-    adapt_seconds: float  # of one task, alone
-    predict_seconds: float  # of all its queries
-    bytes: int | None  # of its `.qs` file; None where it has none
-    unlabelled: Score | None = None  # its answers to the same queries without a support set, where it has some
-    dishonest: float | None = None  # its expected calibration error; of values, how far 90 % intervals miss 90 %
+    adapt_seconds: float  # seconds to adapt to one task
+    predict_seconds: float  # seconds to answer all queries of a task
+    bytes: int | None  # size of its `.qs` file; None where it has none
+    unlabelled: Score | None = None  # its score on the same queries without a support set, where it can answer them
+    dishonest: float | None = None  # expected calibration error; for values, how far 90 % intervals miss 90 % coverage
 
     @property
     def score(self) -> Score:
-        """The values of each test episode, the mean over seeds."""
+        """The score, whose value for each test episode is the mean over seeds."""
         values = torch.stack([trial.score.values for trial in self.trials]).mean(0)
         return dataclasses.replace(self.trials[0].score, values=values)
 
@@ -77,18 +77,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class LearnerComparison:
-    """Entries, best first, with the settings that they share."""
+    """The entries of a comparison, best first, and the settings that they share."""
 
     entries: tuple[Entry, ...]
-    settings: Mapping[str, Any]  # minutes, seeds, episodes, and what training was given
-    failed: Mapping[str, str] = field(default_factory=dict)  # learners that are left out, and why
+    settings: Mapping[str, Any]  # minutes, seeds, episodes, and further settings of the training
+    failed: Mapping[str, str] = field(default_factory=dict)  # learners that were left out, and the reasons
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry of that name. Raises KeyError."""
+        """The entry with this name. Raises KeyError where there is none."""
         return {entry.name: entry for entry in self.entries}[name]
 
     def difference(self, a: Entry, b: Entry) -> Difference:
-        """Score of a minus that of b, paired. With several seeds its interval holds their spread as well."""
+        """The paired difference, a minus b. With several seeds its interval includes the spread between seeds."""
         found = compare(a.score, b.score)
         most = max(len(a.trials), len(b.trials))
         if most == 1:
@@ -129,5 +129,5 @@ class LearnerComparison:
 
 
 def size(count: int) -> str:
-    """'12 kB', '1.4 MB'."""
+    """A number of bytes in words: '12 kB', '1.4 MB'."""
     return f"{count / 1e3:.3g} kB" if count < 1e6 else f"{count / 1e6:.3g} MB"

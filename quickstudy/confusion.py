@@ -1,9 +1,9 @@
-"""What is taken for what: how often examples of class A were answered B, of those asked while B was in the task too.
+"""Confusion of classes: how often queries of class A are answered with class B, when both are classes of the task.
 
     rate(A, B) = (queries of A answered B) / (queries of A in episodes with both classes)
 
-Tasks of a pool hold a few of its classes each, so most pairs meet in few episodes, and a rate counts only where its
-classes met. The rates of one class add up to 1 only where every task has all classes.
+Each task has only a few classes of its pool, so most pairs occur together in few episodes, and a rate counts only those
+episodes. The rates of one class add up to 1 only if every task has all classes.
 """
 
 from __future__ import annotations
@@ -20,49 +20,53 @@ from torch import Tensor
 from quickstudy.amount import aligned
 from quickstudy.learner import Episode, Learner
 
-READABLE = 25  # classes up to which a matrix can be read; of more, pairs that were never confused are not kept
-PRINTED = 10  # pairs
+READABLE = 25  # most classes of a readable matrix; with more, pairs that were never confused are not kept
+PRINTED = 10  # most pairs that are printed
 
 
 @dataclass(frozen=True)
 class Pair:
-    """How examples of one class were answered by another, or by itself."""
+    """How often queries of one class (`truth`) were answered with another class, or with the same (`answer`)."""
 
     truth: str
     answer: str
-    answered: int  # queries of `truth` that were answered so
-    asked: int  # queries of `truth` in episodes that had both classes
-    episodes: int  # so many episodes
+    answered: int  # queries of `truth` that got this answer
+    asked: int  # queries of `truth` in episodes with both classes
+    episodes: int  # number of those episodes
 
     @property
     def rate(self) -> float:
+        """The share of the queries asked that got this answer."""
         return self.answered / self.asked
 
     @property
     def at_least(self) -> float:
-        """Lower end of Wilson's 95 % interval for the rate, each episode one trial: its queries err together."""
+        """The lower end of Wilson's 95 % interval for the rate.
+
+        Each episode counts as one trial, because errors of its queries are correlated.
+        """
         n, p, z = self.episodes, self.rate, 1.96
         return (p + z**2 / (2 * n) - z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))) / (1 + z**2 / n)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """The pairs of named classes that met in test episodes."""
+    """The pairs of named classes that occurred together in test episodes."""
 
     pairs: tuple[Pair, ...]
 
     def __getitem__(self, names: tuple[str, str]) -> Pair:
-        """How `truth` was answered by `answer`: confusion["seal", "otter"]. Raises KeyError for what never met."""
+        """The pair (truth, answer): confusion["seal", "otter"]. Raises KeyError where it is not among the pairs."""
         return {(one.truth, one.answer): one for one in self.pairs}[names]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes that were asked for, in the order of names."""
+        """The classes that had queries, sorted by name."""
         return tuple(sorted({one.truth for one in self.pairs}))
 
     @property
     def confused(self) -> list[Pair]:
-        """Pairs of different classes that were taken for each other, the clearest (largest `at_least`) first."""
+        """The pairs of different classes that were confused, the clearest (largest `at_least`) first."""
         wrong = [one for one in self.pairs if one.truth != one.answer and one.answered]
         return sorted(wrong, key=lambda one: (-one.at_least, one.truth, one.answer))
 
@@ -77,7 +81,7 @@ class Confusion:
     __repr__ = __str__
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for answers.json: a column for each field, classes as places in `names`."""
+        """Plain values, for answers.json: one list for each field, with classes as indices into `names`."""
         names = sorted({name for one in self.pairs for name in (one.truth, one.answer)})
         place = {name: i for i, name in enumerate(names)}
         columns = {key: [place[getattr(one, key)] for one in self.pairs] for key in ("truth", "answer")}
@@ -86,7 +90,10 @@ class Confusion:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Confusion:
-        """What `to_dict` wrote. Raises ValueError, KeyError, IndexError or TypeError for anything else."""
+        """The confusion that `to_dict` wrote.
+
+        Raises ValueError, KeyError, IndexError or TypeError for anything else.
+        """
         names = [str(name) for name in plain["names"]]
         columns = [plain[key] for key in ("truth", "answer", "answered", "asked", "episodes")]
         pairs = tuple(Pair(names[t], names[a], *map(int, numbers)) for t, a, *numbers in zip(*columns, strict=True))
@@ -95,7 +102,7 @@ class Confusion:
         return cls(pairs)
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Write the matrix of rates as a picture. The ending of `path` says how: .png, .svg or .pdf."""
+        """Write the matrix of rates as a picture. `path` ends with .png, .svg or .pdf."""
         from quickstudy.report.confused import write_figure  # matplotlib takes a second to import
 
         write_figure(self, path)
@@ -105,9 +112,10 @@ class Confusion:
 
 
 def confusion_of(episodes: Iterable[tuple[Sequence[str], Tensor]]) -> Confusion:
-    """From each episode's class names and its table [ways or more, the same] of queries by truth and answer.
+    """The confusion over episodes, from the class names and a table of query counts for each.
 
-    Answers that are no class of the task, as a learner with outputs to spare may give them, belong to no pair.
+    A table is [n, n] by truth and answer, with n at least the number of ways. A learner with more outputs than ways may
+    give answers that are not a class of the task; they belong to no pair.
     """
     totals: dict[tuple[str, str], list[int]] = {}
     for names, table in episodes:
@@ -125,9 +133,10 @@ def confusion_of(episodes: Iterable[tuple[Sequence[str], Tensor]]) -> Confusion:
 def told_of(
     tasks: Any, generator: torch.Generator, learner: Learner, fitted: Learner, episode: Episode
 ) -> dict[str, Any]:
-    """What the source tells of the task that it draws from the generator, its classes by the numbers of the answers.
+    """What the task source knows about the task that it draws from the generator, {} if nothing.
 
-    `episode` is as it was drawn, `fitted` the learner in its ways: where that is another one, classes were renumbered.
+    The entry "classes" lists class names in the order of the learner's outputs. `episode` is the task as it was drawn,
+    `fitted` the learner fitted to its number of ways. If `fitted` is not `learner`, the classes were renumbered.
     """
     known = tasks.told(generator) if hasattr(tasks, "told") else {}
     if fitted is not learner and "classes" in known:

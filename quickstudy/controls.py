@@ -1,4 +1,4 @@
-"""Controls: the same test episodes with something taken away. What does not beat them has learned nothing."""
+"""Controls: the same test episodes with something taken away. A learner that does not beat them has learned nothing."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ Variant = tuple[Learner, Theta, Any]  # a learner, its theta and the tasks it is
 
 
 def control(name: str, learner: Learner, theta: Theta, tasks: Any) -> Variant:
-    """The named control of a learner: what to evaluate in its place."""
+    """The named control of a learner: the (learner, theta, tasks) to evaluate in its place.
+
+    Raises ConfigError for an unknown name, and where the control does not apply to this learner or these tasks.
+    """
     check_control(name)
-    with seeds.seeded(0, "control"):  # new weights are drawn, always the same, and none of the caller's random numbers
+    with seeds.seeded(0, "control"):  # new weights are always the same, and the caller's random state is untouched
         return CONTROLS[name](learner, theta, tasks)
 
 
 def check_control(name: str) -> None:
-    """Raise ConfigError for a name that is none."""
+    """Raise ConfigError for a name that is not in CONTROLS."""
     if name not in CONTROLS:
         raise ConfigError(f"unknown control {name!r}; there are {', '.join(CONTROLS)}.{suggest(name, CONTROLS)}")
 
 
 def available(learner: Learner, tasks: Any) -> list[str]:
-    """The controls that make sense for this learner and these tasks."""
+    """The names of the controls that make sense for this learner and these tasks."""
     classification = getattr(tasks, "ways", None) is not None
     names = ["shuffled_labels"]
-    if "buckets" in getattr(tasks, "preprocess", {}):  # numbers of subwords have no means and no scale
+    if "buckets" in getattr(tasks, "preprocess", {}):  # subword indices have no meaningful mean or scale
         return names + (["zero_steps"] if hasattr(learner, "steps") else [])
     names += ["linear_probe"]
     names += ["zero_steps"] if hasattr(learner, "steps") else []
@@ -54,19 +57,19 @@ def available(learner: Learner, tasks: Any) -> list[str]:
 
 
 def zero_steps(learner: Learner, theta: Theta, tasks: Any) -> Variant:
-    """No adaptation: what theta answers by itself."""
+    """No adaptation: the predictions of theta itself. Raises ConfigError for a learner without inner steps."""
     if not hasattr(learner, "steps"):
         raise ConfigError(f"{type(learner).__name__} takes no inner steps: there is no zero_steps control of it.")
     return dataclasses.replace(learner, steps=0), theta, tasks  # type: ignore[type-var]
 
 
 def shuffled_labels(learner: Learner, theta: Theta, tasks: Any) -> Variant:
-    """Support answers permuted at random: what is left when the support set says nothing."""
+    """Support targets permuted at random: what is left when they carry no information."""
     return learner, theta, ChangedSupport(tasks, shuffled)
 
 
 def nearest_centroid(learner: Learner, theta: Theta, tasks: Any) -> Variant:
-    """The nearest class mean of the raw input."""
+    """The nearest class mean of the raw input. Raises ConfigError for regression tasks."""
     if getattr(tasks, "ways", None) is None:
         raise ConfigError("nearest_centroid is a control for classification; these tasks are regression.")
     return NearestCentroid(tasks.ways), {}, tasks
@@ -78,7 +81,7 @@ def linear_probe(learner: Learner, theta: Theta, tasks: Any) -> Variant:
 
 
 def support_mean(learner: Learner, theta: Theta, tasks: Any) -> Variant:
-    """The mean of the support answers, whatever is asked: everyone's first guess."""
+    """The mean of the support targets for every query. Raises ConfigError for classification tasks."""
     if getattr(tasks, "ways", None) is not None:
         raise ConfigError("support_mean is a control for values; these tasks have classes.")
     return SupportMean(), {}, tasks
@@ -86,7 +89,7 @@ def support_mean(learner: Learner, theta: Theta, tasks: Any) -> Variant:
 
 @dataclass(frozen=True, eq=False)
 class SupportMean(Learner):
-    """y = mean of the support answers."""
+    """y = mean of the support targets."""
 
     def init(self) -> Theta:
         return {}
@@ -112,14 +115,15 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe(Learner):
-    """Least squares for values, softmax regression for classes, on inputs scaled so that no unit of x can break it.
+    """Least squares for regression, softmax regression for classification, on inputs scaled to be free of units.
 
-    With z = (x - mean) / scale of mean squared length 1: values take the shortest solution pinv(Z) (Y - mean Y);
-    classes descend from zero on the softmax loss, whose curvature in (weight, bias) is then at most 1, at rate 1.
+    z = (x - mean) / scale has mean squared length 1. Regression takes the minimum-norm solution pinv(Z) (Y - mean Y).
+    Classification descends from zero on the cross entropy with learning rate 1, which is safe because the curvature in
+    (weight, bias) is then at most 1.
     """
 
     ways: int | None = None  # classes in a task; None for regression
-    steps: int = 100  # of descent, for classes
+    steps: int = 100  # gradient steps (classification)
 
     def init(self) -> Theta:
         return {}
@@ -152,7 +156,10 @@ class LinearProbe(Learner):
 
 
 def nil(learner: Learner, theta: Theta, tasks: Any) -> Variant:
-    """No inner loop: the features of theta's body, compared by cosine similarity."""
+    """No inner loop: the features of theta's body, compared by cosine similarity.
+
+    Raises ConfigError for regression tasks, and for a learner without a model that ends in a linear layer.
+    """
     ways = getattr(tasks, "ways", None)
     if ways is None:
         raise ConfigError("nil is a control for classification; these tasks are regression.")
@@ -179,11 +186,11 @@ class Likeness(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NIL(Learner):
-    """Nothing adapts: the head is dropped, and a query asks the support examples by the likeness of their features.
+    """Nothing adapts: the head is dropped, and a query is compared with the support examples by their features.
 
         logits_k(x) = mean over the support examples (x_i, k) of cos(f(x), f(x_i)),   f the body below the last linear
 
-    What a learner reaches beyond it is owed to its inner loop, not to the features alone.
+    What a learner scores beyond this is due to its inner loop, not to the features alone.
 
     Raghu, Raghu, Bengio, Vinyals: Rapid Learning or Feature Reuse?, ICLR 2020, https://arxiv.org/abs/1909.09157
     """
@@ -199,7 +206,7 @@ class NIL(Learner):
         return Likeness(means, statistics(self.model, theta, support.x))
 
     def _directions(self, theta: Theta, x: Tensor) -> Tensor:
-        """f(x) / |f(x)|. Their inner products are cosines, and the mean of cosines is that with the mean direction."""
+        """f(x) / |f(x)|. Inner products are cosines; a mean of cosines is the inner product with the mean direction."""
         return F.normalize(input_of(last_linear(self.model).rstrip("."), self.model, theta, x).flatten(1), dim=1)
 
     def predict(self, theta: Theta, phi: Likeness, x: Tensor) -> Tensor:
@@ -211,7 +218,10 @@ class NIL(Learner):
 
 
 def from_scratch(learner: Learner, theta: Theta, tasks: Any) -> Variant:
-    """The same network from random weights, trained on the support set alone."""
+    """The same network from random weights, trained on the support set alone.
+
+    Raises ConfigError for a learner without a network.
+    """
     found = networks(learner)
     if not found:
         raise ConfigError(f"{type(learner).__name__} has no network to train from scratch.")
@@ -232,7 +242,7 @@ def _with_head(model: nn.Module, tasks: Any, ways: int | None) -> nn.Module:
 
 
 def rerandomised(model: nn.Module) -> nn.Module:
-    """A copy with every layer's weights drawn anew."""
+    """A copy of the model with the weights of every layer initialised again."""
     fresh = copy.deepcopy(model)
     for layer in fresh.modules():
         reset = getattr(
@@ -249,7 +259,7 @@ def _loss(ways: int | None) -> Callable:
 
 @dataclass(frozen=True, eq=False)
 class ChangedSupport:
-    """A task source with something done to each support set, which may be drawn from the tasks' generator."""
+    """A task source that applies `change` to each support set; `change` may draw from the tasks' generator."""
 
     source: Any
     change: Callable[[Batch, torch.Generator | None], Batch]
@@ -275,13 +285,13 @@ class ChangedSupport:
 
 
 def shuffled(support: Batch, generator: torch.Generator | None) -> Batch:
-    """The same answers, permuted at random."""
+    """The same examples with their targets permuted at random."""
     order = torch.rand(len(support.y), generator=generator).argsort()
     return support._replace(y=support.y[order])
 
 
 def without_support(support: Batch, generator: torch.Generator | None) -> Batch:
-    """No example at all."""
+    """An empty support set."""
     return Batch(support.x[:0], support.y[:0])
 
 

@@ -1,16 +1,16 @@
-"""Gradients inside of a loss, and the ways to differentiate them once more: the adjoints.
+"""Gradients of an inner loss, and the ways to differentiate them again: the adjoints.
 
-An outer derivative pulls a vector v back through g = grad_phi L(phi, xi), which needs (H v, d<g, v>/d xi) with H the
-Hessian of L in phi. `unroll` keeps the graph of g until then. `remat` keeps phi and xi alone and computes g again when
-it is needed: exact, one gradient more in time, and the memory of one step whatever the number of steps. `mixed` keeps
-as little and computes
+An outer derivative pulls a vector v back through g = grad_phi L(phi, xi). This needs (H v, d<g, v>/d xi), where H is
+the Hessian of L in phi. `unroll` keeps the graph of g until then. `remat` keeps only phi and xi, and computes g again
+in the backward pass: it is exact, takes the time of one more gradient, and needs the memory of one step whatever the
+number of steps. `mixed` keeps as little as `remat` and computes
 
     (H v, d<g, v>/d xi) = d/d epsilon  grad_{phi, xi} L(phi + epsilon v, xi)   at epsilon = 0
 
-in one pass forward over reverse. `first_order` lets no derivative through.
+in one forward-over-reverse pass. `first_order` lets no derivative through.
 
-Under `vmap` a gradient is taken below it, on the plain tape, of all tasks' losses added: no task's parameters enter
-another's loss. All works on flat dicts of tensors.
+Under `vmap`, the gradient is computed one level below it, by plain autograd, from the sum of all tasks' losses. This
+is correct because no task's parameters enter another task's loss. Everything works on flat dicts of tensors.
 """
 
 from __future__ import annotations
@@ -33,21 +33,25 @@ from quickstudy.seeds import as_drawn, drawn_since, random_states
 from quickstudy.tracing import below_vmap, forward_mode, inside_transform, inside_vmap, leading
 
 LossAt = Callable[..., Tensor]  # (phi, *given) -> the loss, a scalar
-Given = Sequence[Any]  # what a loss depends on beside phi: tensors, or dicts and tuples of them
+Given = Sequence[Any]  # what a loss depends on besides phi: tensors, or dicts and tuples of them
 
 
 def gradient(function: LossAt, point: Theta, given: Given = (), adjoint: str = "unroll") -> Theta:
-    """grad function(point, *given) in point, zero where the function does not depend on an entry."""
+    """grad function(point, *given) in point; zero for entries on which the function does not depend.
+
+    The settings and errors are those of `value_and_gradient`.
+    """
     return value_and_gradient(function, point, given, adjoint)[1]
 
 
 def value_and_gradient(
     function: LossAt, point: Theta, given: Given = (), adjoint: str = "unroll"
 ) -> tuple[Tensor, Theta]:
-    """function(point, *given) and its gradient in point, both as differentiable as `adjoint` says.
+    """function(point, *given), a scalar, and its gradient in point. `adjoint` says how both are differentiated again.
 
-    Raises ConfigError where "remat" or "mixed" would miss a derivative: the function holds on to a tensor which asks
-    for one and is not `given`.
+    Raises ConfigError where "remat" or "mixed" would miss a derivative: the function uses a tensor that requires grad
+    and is neither in point nor in `given`. "mixed" also raises it in the backward pass, where torch has no
+    forward-mode rule for an operation.
     """
     if adjoint == "first_order":
         point, given = pytree.tree_map(torch.Tensor.detach, (point, tuple(given)))
@@ -55,7 +59,7 @@ def value_and_gradient(
         return _below_vmap(function, point, given, adjoint)
     if inside_transform():
         return _by_transform(function, point, given)
-    # Outside of vmap the tape is about a third cheaper than torch.func.grad (docs/performance.md).
+    # Outside vmap, plain autograd is about a third cheaper than torch.func.grad (docs/performance.md).
     record = adjoint != "first_order" and torch.is_grad_enabled() and _is_watched(function, point, given)
     if record and adjoint in RECOMPUTED:
         return _apply(RECOMPUTED[adjoint], function, point, given)
@@ -80,10 +84,11 @@ def _on_tape(function: LossAt, point: Theta, given: Given, record: bool) -> tupl
 
 
 def _pull(value: Tensor, leaves: Theta, weights: Tensor | None = None, record: bool = False) -> Theta:
-    """The gradient of the value, or of several added up; `weights` pull in their place."""
+    """The gradient of the value, or of the sum of its entries. `weights`, if given, weight the entries of the sum."""
     if not (leaves and value.requires_grad):
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    # Weights make torch import its symbolic algebra: half a second, and 40 MB for the rest of the process.
+    # Sum here if there are no weights: with weights torch imports its symbolic algebra, which takes half a second, and
+    # 40 MB for the rest of the process.
     total = value.sum() if weights is None and value.dim() else value
     found = torch.autograd.grad(
         total, list(leaves.values()), weights, create_graph=record, materialize_grads=True, allow_unused=True
@@ -92,7 +97,7 @@ def _pull(value: Tensor, leaves: Theta, weights: Tensor | None = None, record: b
 
 
 def _is_watched(function: LossAt, point: Theta, given: Given) -> bool:
-    """Whether anybody asks for a derivative of the result; if not, no graph is kept alive with it."""
+    """Whether the result has to be differentiable. If not, no graph needs to be kept."""
     if any(leaf.requires_grad for leaf in pytree.tree_leaves((point, given))):
         return True
     return function({name: value.detach() for name, value in point.items()}, *given).requires_grad
@@ -108,7 +113,7 @@ def _apply(kind: type[Function], function: LossAt, point: Theta, given: Given) -
 
 
 def _below_vmap(function: LossAt, point: Theta, given: Given, adjoint: str) -> tuple[Tensor, Theta]:
-    """The gradients of all tasks at once, taken one transform further down."""
+    """The gradients of all tasks at once, computed one transform level below the `vmap`."""
     with below_vmap() as level:
         point, given = level.stacked((point, tuple(given)))
         value, slope = value_and_gradient(level.mapped(function), point, given, adjoint)
@@ -116,15 +121,15 @@ def _below_vmap(function: LossAt, point: Theta, given: Given, adjoint: str) -> t
 
 
 def stacked(info: Any, flat: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
-    """Inputs of a rule for `vmap`, each with a leading task axis: those of all tasks alike are expanded."""
+    """The inputs of a rule for `vmap`, each with a leading task axis; inputs that tasks share are expanded."""
     return [leading(t, dim, info.batch_size) for t, dim in zip(flat, dims, strict=True)]
 
 
-# --- adjoints that compute again --------------------------------------------------------------------------------------
+# --- adjoints that recompute -----------------------------------------------------------------------------------------
 
 
 class _Remat(Function):
-    """Keep the inputs; in the backward pass compute the gradient again, this time with its graph."""
+    """Keep only the inputs; the backward pass computes the gradient again, this time with its graph."""
 
     @staticmethod
     def forward(ctx: Any, function: LossAt, spec: Any, *flat: Tensor) -> Any:
@@ -146,7 +151,7 @@ class _Remat(Function):
 
 
 class _Mixed(Function):
-    """Keep the inputs; in the backward pass take one gradient along a direction: forward over reverse."""
+    """Keep only the inputs; the backward pass takes a directional derivative of the gradient: forward over reverse."""
 
     @staticmethod
     def forward(ctx: Any, function: LossAt, spec: Any, *flat: Tensor) -> Any:
@@ -156,7 +161,8 @@ class _Mixed(Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, weight: Tensor, *direction: Tensor) -> Any:
         inputs, _ = _watched_again(ctx)
-        # Tangents that are left out, or that share memory with themselves, torch does not differentiate everywhere.
+        # Pass zeros and contiguous copies: some derivatives in torch fail where a tangent is missing, or where entries
+        # of a tangent share memory.
         still = [torch.zeros_like(t) if t.is_floating_point() else None for t in inputs[len(direction) :]]
         along = [*(v.contiguous() for v in direction), *still]
         with _one_forward_pass(), as_drawn(ctx.random), set_training(ctx.training), torch.enable_grad():
@@ -166,7 +172,7 @@ class _Mixed(Function):
             point, given = pytree.tree_unflatten(dual, ctx.spec)
             value = ctx.function(point, *given)
             wanted = {str(i): t for i, t in enumerate(dual) if t.requires_grad}
-            # A tangent of the pulled-back 1 brings the derivative of the value itself, weighted, in the same pass.
+            # Pull back a 1 with tangent `weight`: the same pass then adds the weighted derivative of the value itself.
             found = _pull(value, wanted, forward_ad.make_dual(torch.ones_like(value), weight.contiguous()))
             moved = {i: forward_ad.unpack_dual(slope).tangent for i, slope in found.items()}
         return None, None, *(moved.get(str(i)) for i in range(len(inputs)))
@@ -190,7 +196,7 @@ def _forward(ctx: Any, function: LossAt, spec: Any, flat: Sequence[Tensor]) -> A
 
 
 def _watched_again(ctx: Any) -> tuple[list[Tensor], Any]:
-    """The inputs, cut off; the point and whatever else needs a derivative asks for it. Flat, and as they were given."""
+    """The saved inputs, detached: as a flat list, and as (point, given). Those that need a derivative require grad."""
     size = len(pytree.tree_unflatten(list(range(ctx.spec.num_leaves)), ctx.spec)[0])
     needed = [i < size or wanted for i, wanted in enumerate(ctx.needs_input_grad[2:])]
     inputs = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
@@ -198,7 +204,7 @@ def _watched_again(ctx: Any) -> tuple[list[Tensor], Any]:
 
 
 def _check_all_given(value: Tensor, leaves: Theta) -> None:
-    """Autograd cannot see what a function holds on to, so its derivative would be missing in silence."""
+    """Raise ConfigError where the value depends on other tensors: autograd would silently miss their derivative."""
     known = {id(leaf) for leaf in leaves.values()}
     for leaf in _leaves_of(value):
         if id(leaf) not in known:
@@ -225,9 +231,9 @@ _turn = threading.Lock()
 
 @contextmanager
 def _one_forward_pass() -> Iterator[None]:
-    """torch has one level of forward differentiation for all threads: they take turns."""
+    """Forward-mode differentiation: torch has a single level of it for all threads, so they take turns."""
     with _turn, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, about itself
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch warns about its own code
         forward_mode.on = True
         try:
             with forward_ad.dual_level():
@@ -245,19 +251,20 @@ def _one_forward_pass() -> Iterator[None]:
 
 
 def hessian_vector_product(function: LossAt, point: Theta, vector: Mapping[str, Tensor]) -> Theta:
-    """H v with H the Hessian of a scalar function at `point`, at the cost of about two gradients."""
+    """H v, where H is the Hessian of a scalar function at `point`. Costs about two gradients."""
     return hessian(function, point)(vector)
 
 
 def hessian(function: LossAt, point: Theta) -> Callable[[Mapping[str, Tensor]], Theta]:
-    """v -> H v with H the Hessian of a scalar function at `point`: one gradient now, about one more per product.
+    """The map v -> H v, where H is the Hessian of a scalar function at `point`.
 
-    Reverse over reverse: the derivative of <grad f, v>.
+    v and H v are dicts like `point`. Costs one gradient now and about one more per product. Reverse over reverse: the
+    derivative of <grad f, v>.
     """
     if inside_transform():
         slope, pull = torch.func.vjp(torch.func.grad(function), dict(point))[:2]
         return lambda vector: pull({name: vector[name] for name in slope})[0]
-    # The tape has our own, cheaper second derivatives of convolution and batch norm.
+    # Plain autograd can use our own, cheaper second derivatives of convolution and batch norm.
     leaves = {name: value.detach().requires_grad_() for name, value in point.items()}
     with torch.enable_grad():
         slope = gradient(function, leaves)

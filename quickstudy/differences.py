@@ -1,14 +1,14 @@
-"""A learner's meta-gradient g against central differences of its meta-loss L, one entry of theta at a time.
+"""Compares a learner's meta-gradient g with central differences of its meta-loss L, one entry of theta at a time.
 
     [L(theta + h v) - L(theta - h v)] / 2h  ~  <f, v>        f the derivative of L, v a direction of length 1
 
-Along v = g / |g| that must be |g|, across (v drawn at random at right angles to g) it must be 0. A few directions
-across stand for all n - 1 there are:
+Along v = g / |g| the difference must be |g|; across (v drawn at random, orthogonal to g) it must be 0. A few directions
+across stand for all n - 1 of them:
 
     |f|^2 ~ along^2 + (n - 1) mean(across^2),    |f - g|^2 ~ (along - |g|)^2 + (n - 1) mean(across^2)
 
-It is done at theta and at a generic point nearby. A wrong derivative is wrong at both; a kink of the loss under theta
-is not; and what the ones and zeros of a fresh network hide shows at the second.
+The comparison is made at theta and at generic points nearby. A wrong derivative is wrong at all of them, whereas a kink
+of the loss at theta is not. Errors that the ones and zeros of a fresh network hide show up nearby.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from quickstudy import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Episode, Learner, Theta
 
-STEPS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-3)  # h, in the order tried; kinks ask for small ones, rounding for large ones
-ROUNDING = 1e-11  # of a difference quotient, relative to the size of L
-TRIES = 2  # points nearby at which an entry may prove itself, where kinks are dense
+STEPS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-3)  # h, in the order tried; kinks need small steps, rounding needs large ones
+ROUNDING = 1e-11  # rounding error of a difference quotient, relative to the size of L
+TRIES = 2  # points nearby where an entry is compared again; more than one, because kinks may be dense
 
 
 class Problem(NamedTuple):
@@ -36,13 +36,13 @@ class Problem(NamedTuple):
 
     learner: Learner
     episode: Episode
-    directions: int  # random ones, across g
+    directions: int  # the number of random directions across g
     tolerance: float  # on |f - g| / max(|f|, |g|)
     seed: int
 
 
 class Point(NamedTuple):
-    """A theta, the meta-loss there and its gradient, None for what the loss does not depend on."""
+    """A theta, the meta-loss there and its gradient, which is None for entries that the loss does not depend on."""
 
     theta: Theta
     loss: float
@@ -50,19 +50,19 @@ class Point(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """g and f in one entry, as coordinates along and across g, so that |f|, |g| and |f - g| are their lengths."""
+    """g and f in one entry of theta, in coordinates along and across g, which give |f|, |g| and |f - g| as lengths."""
 
     wanted: Tensor  # g: (|g|, 0, ...)
     found: Tensor  # f
     difference: float  # |f - g| relative to the larger of |f| and |g|
-    settled: bool = True  # whether the differences come to rest as h shrinks; they do not at a jump or a kink
+    settled: bool = True  # whether the differences converge as h shrinks; they do not at a jump or a kink
 
 
-Judgement = tuple[str, Comparison | None]  # a verdict, and what it rests on
+Judgement = tuple[str, Comparison | None]  # a verdict, and the comparison behind it
 
 
 def differentiate(problem: Problem, theta: Theta) -> Point:
-    """The meta-loss at theta and its gradient, as in training."""
+    """The meta-loss at theta and its gradient, computed as in training."""
     leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
     loss = _meta_loss(problem, leaves)
     found = (None,) * len(leaves)
@@ -72,18 +72,21 @@ def differentiate(problem: Problem, theta: Theta) -> Point:
 
 
 def loss_at(problem: Problem, theta: Theta) -> float:
-    """The meta-loss alone."""
+    """The meta-loss at theta, without its gradient."""
     return float(_meta_loss(problem, {name: v.detach().requires_grad_() for name, v in theta.items()}).detach())
 
 
 def _meta_loss(problem: Problem, theta: Theta) -> Tensor:
-    # The same random numbers each time, so that differences are of one function.
+    # Draw the same random numbers each time, so that the differences are those of one function.
     with seeds.seeded(problem.seed, "check"), torch.enable_grad():
         return problem.learner.meta_loss(theta, problem.episode)
 
 
 def judge(problem: Problem, here: Point, approximate: bool) -> dict[str, Judgement]:
-    """The verdict on each entry of theta; `approximate`: g is not meant to be f, so it is only told how far it is."""
+    """The verdict on each entry of theta: entry name -> (verdict, comparison).
+
+    `approximate`: g is not meant to equal f, so the verdict only says how far apart they are.
+    """
     reference = _unrolled(problem.learner) if approximate else problem.learner
     if reference is None:
         return {name: _estimated(problem, here, name) for name in here.theta}
@@ -95,7 +98,7 @@ def judge(problem: Problem, here: Point, approximate: bool) -> dict[str, Judgeme
 
 
 def together(comparisons: list[Comparison]) -> tuple[float, float]:
-    """|f - g| / |f| and the cosine between f and g over several entries."""
+    """|f - g| / |f| and the cosine between f and g, over all these comparisons together."""
     if not comparisons:
         return 0.0, 1.0
     wanted, found = torch.cat([c.wanted for c in comparisons]), torch.cat([c.found for c in comparisons])
@@ -104,11 +107,12 @@ def together(comparisons: list[Comparison]) -> tuple[float, float]:
 
 
 def length(x: Tensor) -> float:
-    """The Euclidean length."""
+    """The Euclidean length of a tensor."""
     return float(torch.linalg.vector_norm(x))
 
 
 def is_finite(slope: Tensor | None) -> bool:
+    """Whether a gradient has no NaN or infinity; None, no gradient, counts as finite."""
     return slope is None or bool(torch.isfinite(slope).all())
 
 
@@ -137,7 +141,10 @@ def _harmless(here: Point, name: str) -> str:
 
 
 def _estimated(problem: Problem, here: Point, name: str) -> Judgement:
-    """g is not meant to be f, and f is not known otherwise: by the median step, since no agreement can be asked for."""
+    """Estimate f for an approximate g by the median over the steps h.
+
+    No exact gradient is known, and g need not agree with f, so the step cannot be chosen by agreement.
+    """
     if not (is_finite(here.slope[name]) and math.isfinite(here.loss)):
         return "not finite", None
     along, weights, wanted = _directions(problem, here, name)
@@ -147,7 +154,7 @@ def _estimated(problem: Problem, here: Point, name: str) -> Judgement:
 
 
 def _held_against(exact: Point, here: Point, name: str, judgement: Judgement) -> Judgement:
-    """g is not meant to be f, but f is known, unless it is itself found wrong."""
+    """Compare an approximate g with the exact gradient f, unless f itself was found wrong."""
     slope, reference = here.slope[name], exact.slope[name]
     if not is_finite(slope):
         return "not finite", None
@@ -160,7 +167,7 @@ def _held_against(exact: Point, here: Point, name: str, judgement: Judgement) ->
 
 
 def _unrolled(learner: Learner) -> Learner | None:
-    """The same learner with the exact meta-gradient, if it has such a setting."""
+    """The same learner with the exact meta-gradient; None if it has no such setting."""
     fields = {f.name for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
     exact = {name: value for name, value in (("adjoint", "unroll"), ("first_order", False)) if name in fields}
     with suppress(ConfigError):
@@ -172,9 +179,9 @@ def _unrolled(learner: Learner) -> Learner | None:
 
 
 def _compare(problem: Problem, point: Point, name: str) -> Comparison:
-    """By the step h that agrees best in each direction: kinks spoil some of them."""
+    """Compare g with differences, using in each direction the step h that agrees best: kinks spoil some steps."""
     along, weights, wanted = _directions(problem, point, name)
-    # Below this size a gradient is not told from rounding.
+    # A gradient below this size cannot be distinguished from rounding.
     floor = ROUNDING / problem.tolerance * max(1.0, abs(point.loss)) * length(weights)
     rows: list[Tensor] = []
     for h in STEPS:
@@ -191,7 +198,7 @@ def _compared(wanted: Tensor, found: Tensor, floor: float = 1e-300) -> Compariso
 
 
 def _directions(problem: Problem, point: Point, name: str) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Directions along and across g, the weight of each, and what g is in them."""
+    """Directions along and across g, the weight of each, and the coordinates of g in them."""
     value, slope = point.theta[name], point.slope[name]
     slope = torch.zeros_like(value) if slope is None else slope
     drawn, norm = seeds.generator(problem.seed, name), length(slope)
@@ -233,6 +240,6 @@ def _settled(rows: list[Tensor], wanted: Tensor) -> bool:
 
 
 def _nearby(theta: Theta, drawn: torch.Generator) -> Theta:
-    """No entry is exactly 0 or 1 there, and no two are tied."""
+    """A random point near theta, where no entry is exactly 0 or 1 and no two are equal."""
     sizes = {name: value.square().mean().sqrt().clamp(min=0.1) for name, value in theta.items()}
     return {name: value + 0.01 * sizes[name] * _like(value, drawn) for name, value in theta.items()}

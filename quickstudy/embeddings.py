@@ -1,10 +1,10 @@
-"""What tasks look like to a learner: the vectors it makes of them, in a plane, beside what is known of the tasks.
+"""Task embeddings: the vectors that a learner makes of tasks, shown in a plane and compared with facts about the tasks.
 
-    embed(theta, support) -> [d]      for many test tasks, projected by PCA and, where scikit-learn is present, by t-SNE
+    embed(theta, support) -> [d]      for many test tasks, projected by PCA and, if scikit-learn is installed, by t-SNE
 
-Whether neighbours are alike is measured in all d dimensions, not in the plane. For a fact in numbers it is the R^2 of
-the mean of the five nearest other tasks; for a fact in words the share of the five nearest that have the same, beside
-the share that chance would give.
+Whether neighbours are alike is measured in all d dimensions, not in the plane. A numeric fact of a task is predicted by
+its mean over the five nearest other tasks, and R^2 says how well. For a fact in words, it is the share of the five
+nearest tasks that have the same word, next to the share expected by chance.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from quickstudy.learner import embed_of
 from quickstudy.protocol import Protocol
 
 NEIGHBOURS = 5
-FEWEST = 10  # tasks without which neighbours mean nothing
+FEWEST = 10  # with fewer tasks, neighbours mean nothing
 Fact = tuple[float, ...] | tuple[str, ...]
 
 
 class Told(NamedTuple):
-    """How much of a fact a task's neighbours tell: R^2 for numbers, share of the same for words; and by chance."""
+    """How well a task's neighbours predict a fact (R^2 for numbers, share of the same word), and that by chance."""
 
     value: float
     chance: float
@@ -41,11 +41,11 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TaskEmbeddings:
-    """Tasks as points in a plane, with what is known of them. `vectors` [n, d] are not written to files."""
+    """Tasks as points in a plane, with facts about them. `vectors` [n, d] are not written to files."""
 
     planes: Mapping[str, Tensor]  # "PCA", "t-SNE" -> places [n, 2]
-    facts: Mapping[str, Fact]  # what is known of each task: numbers or words
-    told: Mapping[str, Told]  # of each fact, by the nearest other tasks
+    facts: Mapping[str, Fact]  # name of a fact -> a number or word for each task
+    told: Mapping[str, Told]  # how well the nearest other tasks predict each fact
     share: float  # of the vectors' variance that lies in the plane of PCA
     length: int  # d
     protocol: Protocol
@@ -69,7 +69,7 @@ class TaskEmbeddings:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> TaskEmbeddings:
-        """What `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        """The embeddings that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         planes = {str(name): torch.tensor(at, dtype=torch.float64) for name, at in plain["planes"].items()}
         facts = {str(name): _fact(values) for name, values in plain["facts"].items()}
         n = len(planes["PCA"])
@@ -81,14 +81,14 @@ class TaskEmbeddings:
         return cls(planes, facts, told, float(plain["share"]), int(plain["length"]), Protocol(**plain["protocol"]))
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Write the figure, a panel for each plane and fact. The ending of `path` says how: .png, .svg or .pdf."""
+        """Write the figure, a panel for each plane and fact. The suffix of `path` is .png, .svg or .pdf."""
         from quickstudy.report.tasks import write_figure  # matplotlib takes a second to import
 
         write_figure(self, path)
 
 
 def in_words(values: Fact, told: Told) -> str:
-    """What the neighbours tell of a fact."""
+    """How well the neighbours predict a fact, as a phrase."""
     if isinstance(values[0], str):
         chance = f"{100 * told.chance:.0f} % by chance"
         return f"{100 * told.value:.0f} % of the {NEIGHBOURS} nearest tasks have the same ({chance})"
@@ -115,9 +115,10 @@ def task_embeddings(
 ) -> TaskEmbeddings:
     """The embeddings of test tasks in a plane, and whether neighbours are alike.
 
-    `trained` has `.learner` and `.theta`; the learner has an `embed` (cnaps, cnp, anp, cavia, leo). The episodes are
-    those of `evaluate` with the same seed. What is known of them is what `tasks.facts` says; of tasks without, the
-    learner's own score of each.
+    `trained` has `.learner` and `.theta`; the learner needs an `embed` (as cnaps, cnp, anp, cavia and leo have). The
+    episodes are those of `evaluate` with the same seed. Facts come from `tasks.facts`; if the source has none, the fact
+    is the learner's own score on each task. `progress(n)` is called with the number of episodes done since the last
+    call.
 
     >>> import torch, quickstudy as qs
     >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
@@ -127,7 +128,8 @@ def task_embeddings(
     ['amplitude', 'phase']
     >>> found.plot("tasks.svg")  # doctest: +SKIP
 
-    Raises ConfigError for learners without an `embed`, and for fewer than 10 episodes.
+    Raises ConfigError for learners without an `embed` and for fewer than 10 episodes, NonFiniteError where an embedding
+    is not finite.
     """
     embed_of(trained.learner)
     if episodes < FEWEST:
@@ -157,7 +159,7 @@ def task_embeddings(
 
 
 def _facts(tasks: Any, episodes: int, seed: int) -> dict[str, Fact]:
-    """What is known of the test episodes, which `sample_blocks` draws one by one."""
+    """The facts of the test episodes. They are drawn one by one, as in `sample_blocks`."""
     if not hasattr(tasks, "facts"):
         return {}
     each = [tasks.facts(1, seeds.generator(seed, "test", i)) for i in range(episodes)]
@@ -169,35 +171,35 @@ def _plain(value: Any) -> Any:
 
 
 def embedded(vectors: Tensor, facts: Mapping[str, Fact], protocol: Protocol) -> TaskEmbeddings:
-    """Vectors [n, d] in their planes, with what neighbours tell of the facts."""
+    """Vectors [n, d] in their planes, and how well neighbours predict the facts."""
     centred = (vectors - vectors.mean(0)).numpy()
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = axes[:2] * np.sign(axes[:2].sum(1, keepdims=True) + 1e-30)  # the sign of a direction is free: fix it
+    axes = axes[:2] * np.sign(axes[:2].sum(1, keepdims=True) + 1e-30)  # an axis may point either way: fix it
     pca = np.zeros((len(centred), 2))
     pca[:, : len(axes)] = centred @ axes.T
     planes = {"PCA": torch.from_numpy(pca)} | _tsne(centred, pca)
     nearest = _nearest(vectors)
-    facts = {name: values for name, values in facts.items() if len(set(values)) > 1}  # the same everywhere tells none
+    facts = {name: values for name, values in facts.items() if len(set(values)) > 1}  # drop constant facts
     told = {name: _told(values, nearest) for name, values in facts.items()}
     share = float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-300))
     return TaskEmbeddings(planes, dict(facts), told, share, vectors.shape[1], protocol, vectors)
 
 
 def _tsne(centred: np.ndarray, start: np.ndarray) -> dict[str, Tensor]:
-    """t-SNE's plane, from a first one, where scikit-learn is present."""
+    """The plane of t-SNE, which starts from another plane; empty without scikit-learn."""
     try:
         from sklearn.manifold import TSNE  # type: ignore[import-not-found]
     except ImportError:
         return {}
     if not centred.any():
         return {}
-    small = start * (1e-4 / start.std(0).max())  # as scikit-learn scales its own start
+    small = start * (1e-4 / start.std(0).max())  # as scikit-learn scales its own initialisation
     made = TSNE(2, perplexity=min(30.0, (len(centred) - 1) / 3), init=small.astype(np.float32), random_state=0)
     return {"t-SNE": torch.from_numpy(np.asarray(made.fit_transform(centred), dtype=np.float64))}
 
 
 def _nearest(vectors: Tensor) -> Tensor:
-    """The nearest other tasks of each [n, NEIGHBOURS]."""
+    """The nearest other tasks of each task [n, NEIGHBOURS]."""
     away = torch.cdist(vectors, vectors)
     return away.fill_diagonal_(torch.inf).argsort(1)[:, :NEIGHBOURS]
 

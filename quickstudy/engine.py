@@ -1,9 +1,9 @@
-"""How a function of one task is mapped over many: vmap, threads or a loop, as it is or as a recorded program.
+"""Engines: how a function of one task is applied to many tasks, with or without a recorded program.
 
-Small models are bound by overhead: what they compute is recorded once and replayed for all tasks together, or compiled.
-Convolutions on a CPU want one task per thread, with one intra-op thread each. What cannot be recorded (draws at random)
-or mapped (layers without a batching rule) runs as it is. `engine="auto"` measures each on the first iteration and says
-what it chose. The result is the same up to rounding, whichever runs.
+Small models are bound by overhead, so their computation is recorded once and then replayed for all tasks together, or
+compiled. Convolutions on a CPU run fastest with one task per thread and one intra-op thread each. Code that cannot be
+recorded (random draws) or mapped (layers without a batching rule) runs unchanged. `engine="auto"` times the engines on
+the first iteration and reports its choice. All engines give the same result up to rounding.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.numerics import autocast
 from quickstudy.programs import MetaGradient, program_of
 
-PLAIN = ("vmap", "threads", "loop")  # as the learner's code says
-PROGRAMS = ("replay", "replay-threads", "compile")  # recorded once, for meta-gradients alone
+PLAIN = ("vmap", "threads", "loop")  # run the learner's own code
+PROGRAMS = ("replay", "replay-threads", "compile")  # run a recorded program; for meta-gradients only
 ENGINES = ("auto", *PLAIN, *PROGRAMS)
-TOGETHER = ("vmap", "replay", "compile")  # several tasks in one operation, so that memory grows with their number
+TOGETHER = ("vmap", "replay", "compile")  # batch several tasks into one operation, so memory grows with their number
 T = TypeVar("T")
 Task = TypeVar("Task")  # an episode, or a learner and its episode
 
@@ -42,13 +42,14 @@ def meta_gradient(
     chunk: int | None = None,
     precision: str = "float32",
 ) -> tuple[Tensor, Theta]:
-    """Mean meta-loss over a batch of episodes (a scalar) and its gradient in theta.
+    """The mean meta-loss over a batch of episodes (a scalar) and its gradient with respect to theta.
 
-    `engine`: one of ENGINES but "auto", for which see `choose`. `chunk`: how many tasks "vmap", "replay" and "compile"
-    take together at the most, which bounds their memory; None: all. `precision`: "float32" or "bf16", see
-    `quickstudy.numerics`.
+    `engine`: one of ENGINES except "auto", for which see `choose`. `chunk`: the largest number of tasks that "vmap",
+    "replay" and "compile" process together, which bounds their memory; None: all. `precision`: "float32" or "bf16",
+    see `quickstudy.numerics`.
 
-    Raises RuntimeError where the engine cannot do it.
+    Raises RuntimeError where the engine cannot run this learner or these episodes, ConfigError where the engine is
+    unknown.
     """
     if engine in PROGRAMS and isinstance(episodes, list):
         raise RuntimeError("a program serves tasks of one size, these have several")
@@ -74,14 +75,17 @@ def _program(learner: Learner, theta: Theta, episodes: Episode, engine: str, pre
 
 
 def _fitted(learner: Learner, episodes: Episodes) -> list[tuple[Learner, Episode]]:
-    """Each task, with the learner in its ways."""
+    """Each task, with the learner fitted to its number of ways."""
     if isinstance(episodes, list):
         return [fitted(learner, episode) for episode in episodes]
     return [(learner, episode) for episode in unstack(episodes)]
 
 
 def _mean(parts: Iterable[tuple[tuple[Tensor, Theta], int]]) -> tuple[Tensor, Theta]:
-    """The mean of means over so many tasks each, added in their order: the number of threads changes nothing."""
+    """The mean over all tasks from (mean, number of tasks) pairs.
+
+    They are added in order, so the result does not depend on the number of threads.
+    """
     total, sums, tasks = torch.zeros(()), {}, 0
     for (loss, slope), n in parts:
         total = total.to(loss.device) + n * loss
@@ -91,11 +95,14 @@ def _mean(parts: Iterable[tuple[tuple[Tensor, Theta], int]]) -> tuple[Tensor, Th
 
 
 def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str = "loop") -> T:
-    """function(episode) for each episode of a batch, without gradient; the results are stacked along a task axis."""
+    """Apply function(episode) to each episode of a batch without gradients; stack the results along a task axis.
+
+    `engine`: one of PLAIN. Raises ConfigError where it is another.
+    """
     with torch.no_grad():
         if engine == "vmap":
             mapped = _vmap(function, episodes)
-            # What does not depend on the task comes back as one value with stride 0: make it a tensor of its own.
+            # A result that does not depend on the task comes back expanded with stride 0: give it its own memory.
             return pytree.tree_map(lambda t: t.contiguous(), mapped)
         results = list(_map(function, unstack(episodes), engine))
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
@@ -104,9 +111,9 @@ def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str =
 def map_learner(
     function: Callable[[Learner, Episode], T], learner: Learner, episodes: Episodes, engine: str = "loop"
 ) -> T:
-    """function(learner, episode) for each episode of a batch, as `map_tasks`, also where sizes or ways differ.
+    """Apply function(learner, episode) to each episode, like `map_tasks`, even where sizes or ways differ.
 
-    The results must be of one shape for all tasks.
+    The results must have the same shape for all tasks. Raises ConfigError where the engine is not one of PLAIN.
     """
     if not isinstance(episodes, list):
         return map_tasks(lambda episode: function(learner, episode), episodes, engine)
@@ -121,7 +128,7 @@ def map_learner(
 
 
 def without_program(engine: str) -> str:
-    """The engine that maps tasks in the same way where nothing is recorded: where no gradient is asked for."""
+    """The plain engine that maps tasks the same way, for when no gradient is needed and so nothing is recorded."""
     return {"replay": "vmap", "compile": "vmap", "replay-threads": "threads"}.get(engine, engine)
 
 
@@ -159,7 +166,7 @@ def _together(learner: Learner, theta: Theta, episodes: Episode, engine: str, pr
 
 def _vmap(function: Callable[[Episode], T], episodes: Episode) -> T:
     with warnings.catch_warnings():
-        # Where torch has no rule it loops inside, with a warning. How slow that is, `choose` has measured.
+        # Where torch has no batching rule it loops internally and warns. `choose` has already timed how slow that is.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         return torch.func.vmap(function, randomness="different")(episodes)
 
@@ -178,7 +185,7 @@ def _map(function: Callable[[Task], T], tasks: Iterable[Task], engine: str) -> I
 
 
 def _in_grad_mode(function: Callable[[Task], T], enabled: bool) -> Callable[[Task], T]:
-    """Grad mode belongs to a thread in torch: carry the caller's over."""
+    """`function` run in the caller's grad mode, which torch keeps per thread."""
 
     def run(task: Task) -> T:
         with torch.set_grad_enabled(enabled):
@@ -189,10 +196,10 @@ def _in_grad_mode(function: Callable[[Task], T], enabled: bool) -> Callable[[Tas
 
 @contextmanager
 def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A pool with as many threads as torch uses, while each operation runs on one."""
+    """A pool with as many threads as torch uses; meanwhile each operation runs on a single thread."""
     count = torch.get_num_threads()
     pool = _pool(count)
-    # Parts of the setting are global in torch (the matrix library's), so the caller's thread is set back afterwards.
+    # Part of this setting is global in torch (the matrix library's), so it is restored for the caller afterwards.
     torch.set_num_threads(1)
     try:
         yield pool
@@ -205,5 +212,5 @@ def _pool(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "quickstudy", initializer=torch.set_num_threads, initargs=(1,))
 
 
-# A forked child has none of its parent's threads: it needs pools of its own.
+# A forked child does not inherit its parent's threads, so it needs its own pools.
 os.register_at_fork(after_in_child=_pool.cache_clear)

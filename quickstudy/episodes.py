@@ -1,6 +1,6 @@
-"""A batch of episodes: one Episode with a leading task axis; a list of Episodes where tasks differ in size.
+"""A batch of episodes: one Episode with a leading task axis, or a list of Episodes where tasks differ in size.
 
-Tasks of equal size run together under vmap, whatever the learner: no learner has to know of padding or of masks.
+Tasks of equal size run together under vmap, whatever the learner, so no learner has to handle padding or masks.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Episodes = Episode | list[Episode]
 class Alike(NamedTuple):
     """Tasks that can be computed together."""
 
-    places: list[int]  # which tasks of the batch they are
-    learner: Learner  # in the ways of these tasks
+    places: list[int]  # their positions in the batch
+    learner: Learner  # with the `ways` of these tasks
     episodes: Episode  # with a task axis
 
 
 def stack(ones: Sequence[Episode], ways: int | None) -> Episodes:
-    """Single episodes as a batch: an Episode where all are of one size and have the classes 0..ways-1, else the list.
+    """Single episodes as a batch: an Episode if all have the same sizes and the classes 0..ways-1, else the list.
 
-    `ways` are those of the source, None for values. A task that lacks one of them stays in a list, alone too: there a
-    learner is given the task's own ways (`fitted`), in an Episode its own are every task's.
+    `ways` is the number of classes of the task source, None for regression. A task that lacks a class stays in a list,
+    even if it is the only one: in a list each task is given its own ways (`fitted`), in an Episode all have the same.
     """
     classes = tuple(range(ways or 0))
     alike = len({_sizes(one) for one in ones}) == 1 and all(_classes(one) == classes for one in ones)
@@ -38,7 +38,7 @@ def stack(ones: Sequence[Episode], ways: int | None) -> Episodes:
 
 
 def concat(batches: Sequence[Episodes]) -> Episodes:
-    """Several batches as one; a list if any of them is one, or where they differ in size."""
+    """Several batches as one: a list if any of them is a list or if their sizes differ, else an Episode."""
     stacked = [batch for batch in batches if not isinstance(batch, list)]
     sizes = {tuple(t.shape[1:] for batch in one for t in batch) for one in stacked}
     if len(stacked) < len(batches) or len(sizes) > 1:
@@ -55,37 +55,37 @@ def unstack(episodes: Episodes) -> list[Episode]:
 
 
 def count(episodes: Episodes) -> int:
-    """How many tasks a batch holds."""
+    """The number of tasks in a batch."""
     return len(episodes) if isinstance(episodes, list) else len(episodes.query.y)
 
 
 def first_tasks(episodes: Episodes, n: int) -> Episodes:
-    """The first n of a batch of episodes."""
+    """The first n tasks of a batch."""
     return part_of(episodes, range(n))
 
 
 def part_of(episodes: Episodes, places: range) -> Episodes:
-    """The tasks of a batch from places.start on, before places.stop; the batch may come out empty."""
+    """The tasks of a batch from places.start to places.stop - 1; the result may be empty."""
     cut = slice(places.start, places.stop)
     return episodes[cut] if isinstance(episodes, list) else mapped(lambda t: t[cut], episodes)
 
 
 def chunks(episodes: Episode, size: int | None) -> Iterator[Episode]:
-    """The tasks of a batch, at most `size` at a time; None: all at once."""
+    """Yield the tasks of a batch in parts of at most `size` tasks; None: all at once."""
     tasks = count(episodes)
     for start in range(0, tasks, size or tasks):
         yield mapped(lambda t, at=start: t[at : at + (size or tasks)], episodes)  # type: ignore[misc]
 
 
 def mapped(change: Callable[[Tensor], Tensor], episodes: Episodes) -> Episodes:
-    """The same batch with `change` done to each of its tensors."""
+    """The same batch with `change` applied to each of its tensors."""
     if isinstance(episodes, list):
         return [_changed(change, one) for one in episodes]
     return _changed(change, episodes)
 
 
 def whole(episodes: Episodes) -> list[Episode]:
-    """What holds the tensors of a batch: one Episode with a task axis, or each task's own."""
+    """The Episodes that hold a batch's tensors: a single one with a task axis, or one per task."""
     return episodes if isinstance(episodes, list) else [episodes]
 
 
@@ -95,15 +95,15 @@ def moved(episodes: Episodes, device: torch.device) -> Episodes:
 
 
 def is_classification(episodes: Episodes) -> bool:
-    """Whether answers are class numbers; else they are values."""
+    """Whether the targets are class numbers; otherwise they are values."""
     return not whole(episodes)[0].query.y.is_floating_point()
 
 
 def fitted(learner: Learner, episode: Episode) -> tuple[Learner, Episode]:
-    """The learner in the ways of one task, and the task with its classes numbered 0..ways-1.
+    """The learner with the `ways` of one task, and the task with its classes renumbered 0..ways-1.
 
-    A learner with entries for each class (`fixed_ways`) or without ways stays as it is, and so do the numbers. Raises
-    DataError for a query of a class that the support set does not show.
+    If the learner has entries for each class (`fixed_ways`) or no ways, both stay as they are. Raises DataError for a
+    query of a class that has no support example.
     """
     ways = getattr(learner, "ways", None)
     classes = _classes(episode)
@@ -117,7 +117,7 @@ def fitted(learner: Learner, episode: Episode) -> tuple[Learner, Episode]:
 
 
 def alike(learner: Learner, episodes: Episodes) -> list[Alike]:
-    """The tasks of a batch in groups of equal sizes and classes."""
+    """The tasks of a batch in groups of equal sizes and classes. Raises DataError as `fitted`."""
     if not isinstance(episodes, list):
         return [Alike(list(range(count(episodes))), learner, episodes)]
     groups: dict[tuple, list[int]] = {}
@@ -131,7 +131,7 @@ def alike(learner: Learner, episodes: Episodes) -> list[Alike]:
 
 
 def stacked(ones: Sequence[Episode]) -> Episode:
-    """Single episodes of one size as an Episode with a task axis."""
+    """Single episodes of equal size as an Episode with a task axis."""
     return Episode(*(Batch(*map(torch.stack, zip(*b, strict=True))) for b in zip(*ones, strict=True)))
 
 
@@ -144,6 +144,6 @@ def _sizes(episode: Episode) -> tuple[torch.Size, ...]:
 
 
 def _classes(episode: Episode) -> tuple[int, ...]:
-    """The class numbers of the support set, in order; none for values."""
+    """The class numbers of the support set, sorted; empty for regression."""
     y = episode.support.y
     return () if y.is_floating_point() else tuple(y.unique().tolist())

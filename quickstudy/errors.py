@@ -1,4 +1,4 @@
-"""Errors that teach: what was expected, what came, and what to do.
+"""The library's errors. A message says what was expected, what was given, and what to do.
 
 Every error that bad input can raise is a `QuickstudyError`. The command line prints its message and exits 2.
 """
@@ -14,7 +14,7 @@ class QuickstudyError(Exception):
 
 
 class ConfigError(QuickstudyError, ValueError):
-    """A setting that cannot work: unknown name, impossible number, options that contradict each other."""
+    """A setting that cannot work: an unknown name, an impossible number, options that contradict each other."""
 
 
 class DataError(QuickstudyError, ValueError):
@@ -42,7 +42,7 @@ class ProtocolError(QuickstudyError, ValueError):
 
 
 class RankError(QuickstudyError, RuntimeError):
-    """The other processes of a training cannot be reached."""
+    """The other processes of a training run cannot be reached."""
 
 
 class AccuracyWarning(UserWarning):

@@ -1,10 +1,10 @@
-"""Trained learners in the shape of scikit-learn: fit is adapting to a task, in milliseconds.
+"""Trained learners as scikit-learn estimators: `fit` adapts to a task, in milliseconds.
 
     FewShotClassifier(trained).fit(x, y).predict(new_x)
 
-`trained` is a parameter like any other, so the estimators work in Pipeline, cross_val_score and GridSearchCV: what is
-searched or validated there is the adaptation, never the meta-training. Without one they compare class means, or fit a
-line, on the plain inputs: what a learner that was trained must beat.
+`trained` is a parameter like any other, so the estimators work in Pipeline, cross_val_score and GridSearchCV. These
+search or validate the adaptation, never the meta-training. Without `trained`, the estimators compare class means, or
+fit a line, on the plain inputs: the baseline that a trained learner must beat.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quickstudy.trained import Trained
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """A trained classifier that learns the classes it is fitted on.
 
-    trained        of `qs.train` or `qs.load`; None: the nearest class mean of the inputs
+    trained        from `qs.train` or `qs.load`; None: the nearest class mean of the inputs
     transductive   whether answers may depend on the other inputs of a call, as in `Trained.adapt`
 
     x is an array [n, d] or images [n, ...]; for a learner of texts or tables, a list of texts or a DataFrame.
@@ -38,7 +38,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.transductive = transductive
 
     def fit(self, X: Any, y: Any) -> FewShotClassifier:
-        """Adapt to a task of two or more classes."""
+        """Adapt to a task of two or more classes: X as above, y [n].
+
+        Raises ValueError for a single class and where scikit-learn's checks fail, and the errors of `Trained.adapt`.
+        """
         X, y = _given(self, X, y)
         check_classification_targets(y)
         trained = self.trained or Trained(NearestCentroid(), {})
@@ -54,27 +57,30 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "predictor_")
         found = self.predictor_.predict_proba(_asked(self, X)).cpu().double().numpy()
         known = list(self.predictor_.classes or ())
-        if "classes" in self.predictor_.preprocess:  # columns of all classes of training: those of this task
+        if "classes" in self.predictor_.preprocess:  # one column per class of training: keep those of this task
             found = found[:, [known.index(str(name)) for name in self.classes_]]
         return found / found.sum(1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The likeliest class of each input."""
+        """The most likely class of each input [n]."""
         likeliest = self.predict_proba(X).argmax(1)
         return self.classes_[likeliest]
 
 
 class FewShotRegressor(RegressorMixin, BaseEstimator):
-    """A trained learner of values that learns the task it is fitted on.
+    """A trained regression learner that learns the task it is fitted on.
 
-    trained   of `qs.train` or `qs.load`; None: the shortest least-squares line through the examples
+    trained   from `qs.train` or `qs.load`; None: the minimum-norm least-squares line through the examples
     """
 
     def __init__(self, trained: Trained | None = None) -> None:
         self.trained = trained
 
     def fit(self, X: Any, y: Any) -> FewShotRegressor:
-        """Adapt to a task of values, [n] or [n, d]."""
+        """Adapt to a regression task: X as for `FewShotClassifier`, y [n] or [n, d].
+
+        Raises ValueError where scikit-learn's checks fail, and the errors of `Trained.adapt`.
+        """
         X, y = _given(self, X, y, multi_output=True, y_numeric=True)
         self.flat_ = np.ndim(y) == 1
         trained = self.trained or Trained(LinearProbe(), {})
@@ -87,14 +93,14 @@ class FewShotRegressor(RegressorMixin, BaseEstimator):
         return tags
 
     def predict(self, X: Any) -> np.ndarray:
-        """A value for each input, [n] or [n, d] as y was."""
+        """A value for each input, [n] or [n, d] like the y of `fit`."""
         check_is_fitted(self, "predictor_")
         found = torch.as_tensor(self.predictor_.predict(_asked(self, X))).cpu().double().numpy()
         return found[:, 0] if self.flat_ and found.shape[1] == 1 else found
 
 
 def _reads_numbers(estimator: Any) -> bool:
-    """Whether inputs are rows of numbers, which scikit-learn can check; images, texts and tables it cannot."""
+    """Whether inputs are rows of numbers, which scikit-learn can check. It cannot check images, texts and tables."""
     return estimator.trained is None or not estimator.trained.preprocess.get("kind")
 
 

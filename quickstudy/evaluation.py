@@ -1,4 +1,4 @@
-"""How good is it? Scores on unseen tasks, with interval, protocol and controls; paired comparison."""
+"""How good is a learner? Scores on unseen tasks with interval, protocol and controls, and paired comparison."""
 
 from __future__ import annotations
 
@@ -33,31 +33,33 @@ from quickstudy.learner import Episode, Learner, Theta
 from quickstudy.model import with_normalisation
 from quickstudy.protocol import Protocol, describe, is_transductive, networks, normalisation_of, require_same
 
-BLOCK = 25  # episodes evaluated at once: enough to keep the engine busy, small enough for memory
-TRIAL = 8  # episodes on which engines are tried
+BLOCK = 25  # episodes evaluated at once: enough to keep the engine busy, few enough for memory
+TRIAL = 8  # episodes on which the engines are timed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Score:
-    """One value per test episode (accuracy in [0, 1], or mean squared error), and what they were measured under.
+    """One value per test episode (accuracy in [0, 1], or mean squared error), and the protocol of the measurement.
 
-    `controls` holds the scores of the same episodes with something taken away, by name. Where a task is somebody, a
-    customer or a hospital, `tasks` names the one of each episode: each task counts once then, whatever its episodes,
-    and the interval is that over tasks, as episodes of one task tell nothing of other tasks.
+    `controls` holds the scores of control learners on the same episodes, by name; a control has some information taken
+    away. If tasks are fixed things such as customers or hospitals, `tasks` names the task of each episode. Then each
+    task counts once, however many episodes it has, and the interval is over tasks, because the episodes of one task
+    say nothing about other tasks.
     """
 
     values: Tensor  # float64 [episodes]
     protocol: Protocol
     controls: Mapping[str, Score] = field(default_factory=dict)
-    tasks: tuple[str, ...] = ()  # [episodes]; none where every episode is a task of its own
+    tasks: tuple[str, ...] = ()  # [episodes]; empty if every episode is its own task
 
     @property
     def mean(self) -> float:
+        """The mean over tasks."""
         return float(by_task(self.values, self.tasks).mean())
 
     @property
     def interval(self) -> float:
-        """Half width of the 95 % confidence interval of the mean over tasks."""
+        """The half width of the 95 % confidence interval of the mean over tasks."""
         return half_width(by_task(self.values, self.tasks))
 
     def __str__(self) -> str:
@@ -65,7 +67,7 @@ class Score:
         under = f"(95 % CI over {over}; {self.protocol.describe()})"
         return f"{in_words(self.mean, self.interval, self.protocol.metric)} {under}"
 
-    __repr__ = __str__  # hundreds of values would bury the one that matters
+    __repr__ = __str__  # the default would print hundreds of values
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for scores.json."""
@@ -81,19 +83,20 @@ class Score:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Score:
-        """The score that `to_dict` wrote."""
+        """The score that `to_dict` wrote. Raises KeyError, ValueError or TypeError for anything else."""
         controls = {name: cls.from_dict(value) for name, value in plain["controls"].items()}
         values, tasks = torch.tensor(plain["values"], dtype=torch.float64), tuple(plain.get("tasks", ()))
         return cls(values, Protocol(**plain["protocol"]), controls, tasks)
 
     def save(self, path: str) -> None:
+        """Write the score to a JSON file."""
         with open(path, "w", encoding="utf-8") as file:
             json.dump(self.to_dict(), file, indent=1)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference of two scores on the same episodes: a minus b."""
+    """The paired difference of two scores on the same episodes: a minus b."""
 
     mean: float
     interval: float  # half width of the 95 % confidence interval
@@ -111,14 +114,17 @@ class Difference:
 
 
 def in_words(mean: float, interval: float, metric: str, points: bool = False) -> str:
-    """'97.4 % ± 0.3' for accuracies, '0.152 ± 0.011 mean squared error' for errors."""
+    """Format a mean: '97.4 % ± 0.3' for accuracies, '0.152 ± 0.011 mean squared error' for errors."""
     if metric == "accuracy":
         return f"{100 * mean:.1f} {'points' if points else '%'} ± {100 * interval:.1f}"
     return f"{mean:.3g} ± {interval:.2g} {metric}"
 
 
 def by_task(values: Tensor, tasks: Sequence[str]) -> Tensor:
-    """The mean of each task's values, in the order of names; the values themselves with fewer than two tasks."""
+    """The mean of each task's values, sorted by task name; with fewer than two tasks the values themselves.
+
+    values   [episodes]; `tasks` names the task of each
+    """
     if len(set(tasks)) < 2:
         return values
     places = {name: i for i, name in enumerate(sorted(set(tasks)))}
@@ -128,13 +134,13 @@ def by_task(values: Tensor, tasks: Sequence[str]) -> Tensor:
 
 
 def over_what(episodes: int, tasks: Sequence[str]) -> str:
-    """'600 episodes', or '12 tasks, 600 episodes'."""
+    """What a mean is taken over, as text: '600 episodes', or '12 tasks, 600 episodes'."""
     different = len(set(tasks))
     return f"{episodes} episodes" if not tasks else f"{different} task{'s' * (different > 1)}, {episodes} episodes"
 
 
 def half_width(values: Tensor, confidence: float = 0.95) -> float:
-    """Half width of Student's interval for the mean of values [n]; infinite for fewer than two."""
+    """The half width of Student's t interval for the mean of values [n]; infinite for fewer than two."""
     n = len(values)
     if n < 2:
         return math.inf
@@ -142,9 +148,11 @@ def half_width(values: Tensor, confidence: float = 0.95) -> float:
 
 
 def compare(a: Score, b: Score, allow: tuple[str, ...] = ()) -> Difference:
-    """a - b over the same episodes, paired. Raises ProtocolError when they were not measured under the same protocol.
+    """The paired difference a - b over the same episodes.
 
     `allow` names protocol fields that may differ, such as ("transductive",).
+
+    Raises ProtocolError where the scores were not measured under the same protocol.
     """
     require_same(a.protocol, b.protocol, allow)
     difference = by_task(a.values - b.values, a.tasks)
@@ -166,16 +174,18 @@ def evaluate(
 ) -> Score:
     """The score of a trained learner on test tasks.
 
-    `trained` has `.learner` and `.theta`. Test episode i follows from (seed, i) alone, so every learner meets the same
-    episodes and scores can be compared in pairs. `steps`: inner steps at test, where they differ from training.
-    `transductive`: None as the network declares; False normalises queries with the support set's statistics.
-    `ensemble`: so many of the thetas that did best on validation learn each task, and their answers are averaged: class
-    probabilities, or values. It takes training with `keep`; the controls are those of the best theta alone.
-    `controls`: names out of quickstudy.controls.CONTROLS. `progress(n)` is called with episodes done since. In a
-    process group every rank calls this alike: they share the episodes, and all get the score.
+    `trained` has `.learner` and `.theta`. Test episode i depends only on (seed, i), so every learner gets the same
+    episodes and scores can be compared in pairs. `steps`: inner steps at test, if other than in training.
+    `transductive`: None keeps the network's own setting; False normalises queries with the support set's statistics.
+    `ensemble`: this many thetas, those with the best validation scores, learn each task, and their answers (class
+    probabilities or values) are averaged. This needs training with `keep`; the controls use the best theta only.
+    `controls`: names from quickstudy.controls.CONTROLS. `engine`: "auto" times the engines. `progress(n)` is called
+    with the number of episodes done since the last call. In a process group every rank makes the same call: the ranks
+    divide the episodes, and all get the score.
 
-    Raises ConfigError for settings the learner does not have and for an ensemble of more thetas than training kept,
-    NonFiniteError when an output is not finite.
+    Raises ConfigError where a setting does not fit the learner and where training kept fewer thetas than the ensemble
+    needs, DataError where the learner cannot use the tasks, NonFiniteError where an output is not finite, and RankError
+    where other ranks cannot be reached.
     """
     from quickstudy.controls import check_control, control  # controls are learners, evaluated by this module
 
@@ -197,7 +207,10 @@ def evaluate(
 
 
 def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductive: bool | None = None) -> Learner:
-    """The learner as it is tested: with the tasks' ways where it takes any, other steps, another normalisation."""
+    """The learner with its test settings: the tasks' ways if it has ways, other steps, another normalisation.
+
+    Raises ConfigError where the learner does not have such a setting, or has outputs for fewer ways.
+    """
     names = {f.name for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
     ways = getattr(tasks, "ways", None)
@@ -213,7 +226,10 @@ def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductiv
 
 
 def with_ways(learner: Learner, ways: int) -> dict[str, Any]:
-    """The fields to replace for tasks of so many ways: none where theta has an entry for each class of training."""
+    """The fields to replace for tasks with this many ways; none if theta has an entry for each training class.
+
+    Raises ConfigError where such a learner has outputs for fewer ways.
+    """
     if not learner.fixed_ways:
         return {"ways": ways}
     most = learner.ways  # type: ignore[attr-defined]
@@ -256,7 +272,7 @@ def _score(
     with seeds.seeded(seed, "choose"):
         choice = ranks.same_engine(trials.choose(lambda name: measure(few, name), engine, count(few), device))
     result = torch.zeros(episodes, dtype=torch.float64)
-    for number in range(ranks.rank(), math.ceil(episodes / BLOCK), ranks.size()):  # the ranks take turns
+    for number in range(ranks.rank(), math.ceil(episodes / BLOCK), ranks.size()):  # each rank takes every N-th block
         block = sample_block(tasks, episodes, seed, device, number) if number else first
         check_values(block, outputs)
         begin = number * BLOCK
@@ -270,21 +286,21 @@ def _score(
         raise NonFiniteError(
             f"test episode {first} gives an output that is not finite. Lower the inner learning rate or the steps."
         )
-    if metric != "accuracy":  # in the answers' own unit, squared
+    if metric != "accuracy":  # convert to the squared unit of the answers
         result = result * getattr(tasks, "unit", 1.0) ** 2
     protocol = protocol_of(learner, tasks, metric, episodes, seed, control, first, len(thetas))
     return Score(result, protocol, tasks=tasks_of(tasks, episodes, seed))
 
 
 def tasks_of(tasks: Any, episodes: int, seed: int) -> tuple[str, ...]:
-    """The names of the tasks of the test episodes; none where the source draws new tasks each time."""
+    """The name of each test episode's task; empty if the source draws new tasks each time."""
     if not hasattr(tasks, "facts") or "task" not in tasks.facts(1, seeds.generator(seed, "test", 0)):
         return ()
     return tuple(tasks.facts(1, seeds.generator(seed, "test", i))["task"][0] for i in range(episodes))
 
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:
-    """Accuracy on the query set, or mean squared error for real-valued answers: a scalar."""
+    """The accuracy on the query set, or the mean squared error for real-valued answers: a scalar."""
     return _ensemble_score(learner, (theta,), episode)
 
 
@@ -292,34 +308,34 @@ def _ensemble_score(learner: Learner, thetas: Sequence[Theta], episode: Episode)
     output = mean_answer(learner, thetas, episode)
     if episode.query.y.is_floating_point():
         return ((output - episode.query.y) ** 2).mean()
-    # NaN logits would count as a wrong answer in silence: carry them into the score, where they are refused.
+    # NaN logits would silently count as a wrong answer. Adding them makes the score NaN, which is refused.
     right = (output.argmax(1) == episode.query.y).double().mean()
     return right + 0 * output.sum()
 
 
 def sample_blocks(tasks: Any, episodes: int, seed: int, device: torch.device) -> Iterator[Episodes]:
-    """Episodes 0..episodes-1 of the test seed in blocks; each is drawn with a generator of its own."""
+    """Episodes 0..episodes-1 of the test seed, in blocks; each episode is drawn with its own generator."""
     for number in range(math.ceil(episodes / BLOCK)):
         yield sample_block(tasks, episodes, seed, device, number)
 
 
 def sample_block(tasks: Any, episodes: int, seed: int, device: torch.device, number: int) -> Episodes:
-    """The block of that number, from 0."""
+    """The block with this number, from 0, of the episodes of `sample_blocks`."""
     places = range(number * BLOCK, min((number + 1) * BLOCK, episodes))
     return moved(concat([tasks.sample(1, seeds.generator(seed, "test", i)) for i in places]), device)
 
 
 def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | None:
-    """Refuse episodes that the learner cannot read or answer; the number of its outputs, None if each task has its own.
+    """Refuse episodes that the learner cannot use; returns its number of outputs, None if that depends on the task.
 
-    Raises DataError for NaN, wrong shapes and labels that the model has no output for.
+    Raises DataError where there are NaNs, wrong shapes, or labels for which the model has no output.
     """
     _check_finite(episodes)
     fits, one = fitted(learner, unstack(episodes)[0]) if isinstance(episodes, list) else (learner, unstack(episodes)[0])
     untouched = dataclasses.replace(fits, steps=0) if hasattr(fits, "steps") else fits  # type: ignore[type-var]
     try:
         with torch.no_grad():
-            # Labels first, from the unadapted model: torch's own error about them names no label.
+            # Check labels first, with the unadapted model, because torch's own error does not name the label.
             output = untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x)
             outputs = None if isinstance(episodes, list) and not learner.fixed_ways else output.shape[1]
             _check_answers(output, one.query.y, episodes, outputs)
@@ -335,7 +351,7 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | 
 
 
 def check_values(episodes: Episodes, outputs: int | None) -> None:
-    """Refuse NaN, and labels outside of 0..outputs-1, which would give a wrong number in silence."""
+    """Raise DataError for NaN, and for labels outside 0..outputs-1, which would silently give a wrong score."""
     _check_finite(episodes)
     if not is_classification(episodes):
         return
@@ -372,6 +388,7 @@ def _span(y: Tensor) -> str:
 
 
 def device_of(theta: Theta) -> torch.device:
+    """The device of theta; the CPU if theta is empty."""
     return next(iter(theta.values())).device if theta else torch.device("cpu")
 
 
@@ -387,7 +404,7 @@ def protocol_of(
 ) -> Protocol:
     """The protocol under which `learner` is tested on `tasks`.
 
-    Sizes that the task source does not tell are read off `seen`, a batch of its episodes.
+    Sizes that the task source does not report are taken from `seen`, a batch of its episodes.
     """
     about = (_sizes(seen) if seen else {}) | describe(tasks)
     return Protocol(
@@ -409,7 +426,7 @@ def protocol_of(
 
 
 def _sizes(episodes: Episodes) -> dict[str, Any]:
-    """Ways, shots and queries, the most that any task has."""
+    """Ways, shots and queries: the largest of any task."""
     found = [_sizes_of(support.y, query.y) for support, query in unstack(episodes)]
     ways = [one["ways"] for one in found if one["ways"]]
     return {name: max(one[name] for one in found) for name in ("shots", "queries")} | {"ways": max(ways, default=None)}

@@ -1,4 +1,4 @@
-"""MODULE:FACTORY, the user's own code, as a learner and an episode to try it on."""
+"""Turns the user's own code, named MODULE:FACTORY, into a learner and an episode to check it on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXPECTED = "a learner, a pair (learner, qs.Episode(...)), or a torch.nn.Module"
 
 
 class Sizes(NamedTuple):
-    """Of the episode that is drawn, and of the inner loop, where the factory leaves them open."""
+    """Sizes of the episode to draw and settings of the inner loop, used where the factory does not fix them."""
 
     shape: tuple[int, ...] = ()  # of one input
     ways: int | None = None  # None: regression
@@ -38,9 +38,10 @@ class Sizes(NamedTuple):
 
 
 def build(name: str, sizes: Sizes) -> tuple[Learner, Episode]:
-    """Call the factory named MODULE:FACTORY; put a plain network into MAML; draw an episode where none comes along.
+    """Call the factory `name` (MODULE:FACTORY); returns a learner and an episode.
 
-    Raises ConfigError for what cannot be imported, called or used.
+    A plain network is wrapped in MAML. An episode is drawn where the factory returns none. Raises ConfigError where the
+    factory cannot be imported or called, or where its result is not a learner or a network.
     """
     with seeds.seeded(sizes.seed, "factory"):
         return _complete(name, make(name), sizes)
@@ -58,7 +59,10 @@ def _complete(name: str, made: Any, sizes: Sizes) -> tuple[Learner, Episode]:
 
 
 def make(name: str) -> Any:
-    """What the factory returns."""
+    """The result of the factory `name` (MODULE:FACTORY), or the named object where it already is a learner or network.
+
+    Raises ConfigError where it cannot be imported or called without arguments.
+    """
     where, colon, attribute = name.rpartition(":")
     if not (where and colon and attribute):
         raise ConfigError(f"say MODULE:FACTORY, as in my_model.py:make or package.models:Net; got {name!r}.")
@@ -80,7 +84,7 @@ def _call(name: str, factory: Any) -> Any:
 def _check_needs_nothing(name: str, factory: Callable) -> None:
     try:
         signature = inspect.signature(factory)
-    except ValueError:  # some built-in ones have none
+    except ValueError:  # some built-in callables have no signature
         return
     try:
         signature.bind()
@@ -93,7 +97,7 @@ def _check_needs_nothing(name: str, factory: Callable) -> None:
 
 @contextmanager
 def _importable(where: str) -> Iterator[None]:
-    """The current directory, and the folder of a file, can be imported from."""
+    """Within this context, modules can be imported from the current directory and from the folder of the file."""
     before = list(sys.path)
     sys.path[:0] = [str(Path(where).resolve().parent) if where.endswith(".py") else "", str(Path.cwd())]
     try:
@@ -121,14 +125,17 @@ def _import_file(path: Path) -> ModuleType:
         raise ConfigError(f"there is no file {str(path)!r}.")
     spec = importlib.util.spec_from_file_location(f"quickstudy_check_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
-    # Dataclasses look their module up here.
+    # Dataclasses look up their module in sys.modules.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     told(lambda: spec.loader.exec_module(module), f"importing {str(path)!r} failed:")  # type: ignore[union-attr]
     return module
 
 
 def told(action: Callable[[], Any], what: str, keep: type[Exception] | tuple = ()) -> Any:
-    """The result of the user's code; what it raises, as one line of ours."""
+    """The result of the user's code `action`. Raises ConfigError with one line, `what` and the cause, where it fails.
+
+    Exceptions of the types `keep` pass unchanged.
+    """
     try:
         return action()
     except keep:
@@ -147,7 +154,11 @@ def _describe(value: Any) -> str:
 
 
 def draw_episode(learner: Learner, sizes: Sizes) -> Episode:
-    """Random inputs [n, *shape] with random answers: class numbers below `ways`, or values shaped as the outputs."""
+    """A random episode: inputs [n, *shape], and as answers class numbers below `ways` or values shaped as the outputs.
+
+    n is ways x shots (or queries) for classes, else shots (or queries). Raises ConfigError where the shape is missing,
+    a size is below 1, or the model does not fit.
+    """
     if not sizes.shape or min(sizes.shape) < 1:
         raise ConfigError("say the shape of one input, as in --shape 1 28 28, or return (learner, episode).")
     ways = _ways(learner, sizes)
@@ -157,7 +168,7 @@ def draw_episode(learner: Learner, sizes: Sizes) -> Episode:
 
 
 def _ways(learner: Learner, sizes: Sizes) -> int | None:
-    """As asked, or as the learner says, or a class per output where its loss is one for classes."""
+    """The given ways, else the learner's own, else one class per output where the loss is cross-entropy."""
     if sizes.ways is not None or hasattr(learner, "ways"):
         return getattr(learner, "ways", None) if sizes.ways is None else sizes.ways
     return _outputs(learner, sizes.shape, 2).shape[-1] if getattr(learner, "loss", None) is F.cross_entropy else None
@@ -170,7 +181,7 @@ def _draw_batch(learner: Learner, shape: tuple[int, ...], ways: int | None, each
 
 
 def _outputs(learner: Learner, shape: tuple[int, ...], n: int) -> Tensor:
-    """What the learner's network gives for n random inputs."""
+    """The outputs of the learner's network for n random inputs."""
     model = getattr(learner, "model", None)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"say --ways, or return (learner, episode): {type(learner).__name__} has no model to ask.")

@@ -1,4 +1,4 @@
-"""Files that cannot lie: tensors with a JSON header in one safetensors file, checked by a hash, never unpickled."""
+"""Reads and writes files: tensors and a JSON header in one safetensors file, checked by a hash, never unpickled."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from quickstudy.errors import FileFormatError, RunError
 
-VERSION = 1  # of the file format: raised when an older Quickstudy could not read the file
+VERSION = 1  # the file format's version, increased when an older Quickstudy cannot read new files
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Replace `path` by `content`, or leave it as it was: temporary file, flush, rename.
+    """Write `content` to `path`, or leave the file as it was: temporary file, flush, rename.
 
-    Raises RunError when the folder cannot be written or the disk is full.
+    Raises RunError where the folder cannot be written or the disk is full.
     """
     path = Path(path)
     temporary = None
@@ -35,7 +35,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # temporary files are private, results are not
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # temporary files are private, but results are not
         temporary.replace(path)
     except OSError as error:
         if temporary is not None:
@@ -53,11 +53,12 @@ def _umask() -> int:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write plain values to a JSON file, as `write_atomically` does. Raises RunError where it cannot be written."""
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The value in a JSON file. Raises FileFormatError when there is none or it is broken."""
+    """The value in a JSON file. Raises FileFormatError where the file is missing or broken."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -65,16 +66,22 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """One safetensors file: tensors, and a JSON header with a hash over both."""
+    """Write tensors, and a JSON header with a hash over both, to one safetensors file.
+
+    `kind`: "trained", "predictor" or "checkpoint". Raises RunError where the file cannot be written.
+    """
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     full = {"kind": kind, "version": VERSION, **header}
-    # One entry only: safetensors writes several in no fixed order, and equal runs should give equal files.
+    # Only one entry: safetensors writes several in no fixed order, but equal runs should give equal files.
     metadata = {"quickstudy": json.dumps(full | {"sha256": _digest(full, plain)})}
     write_atomically(path, to_bytes(plain, metadata))
 
 
 def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file that `write_tensors` wrote. Raises FileFormatError for anything else."""
+    """The tensors and the header of a file that `write_tensors` wrote.
+
+    Raises FileFormatError where the file is missing, damaged, of another kind or from a newer version.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileFormatError(f"there is no file {str(path)!r}. Check the path.")
@@ -82,7 +89,7 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Copies, in memory as torch aligns it: the last bit of a matrix product may depend on that.
+            # Copies get torch's memory alignment, on which the last bit of a matrix product may depend.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(
@@ -94,7 +101,7 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
 def _refuse_pickle(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(9)
-    # A safetensors file begins with eight bytes of length, which may look like anything, and a brace.
+    # A safetensors file begins with its header's length in eight bytes, which can be any bytes, and a brace.
     if start[8:] != b"{" and (start[:1] == b"\x80" or start[:4] == b"PK\x03\x04"):
         raise FileFormatError(
             f"{str(path)!r} is a pickle (as torch.save writes), not a Quickstudy file. Quickstudy never unpickles, "
@@ -124,7 +131,7 @@ def _checked_header(
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """'trained', 'predictor' or 'checkpoint': what the file holds, by its header alone."""
+    """What the file holds, read from its header only: 'trained', 'predictor', 'checkpoint', or 'unknown'."""
     try:
         with safe_open(path, framework="pt") as file:
             return str(json.loads((file.metadata() or {}).get("quickstudy", "{}")).get("kind"))
@@ -133,7 +140,7 @@ def kind_of(path: str | os.PathLike) -> str:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of tensors by their names: the same for the same values."""
+    """A hash of named tensors: equal names and values give equal hashes."""
     return _digest({}, {name: value.cpu() for name, value in tensors.items()})
 
 
@@ -150,7 +157,7 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def pack(tree: Any, tensors: dict[str, Tensor], prefix: str) -> Any:
-    """A nested value as JSON, with its tensors moved into `tensors` under names that start with `prefix`."""
+    """A nested value as JSON values; its tensors are added to `tensors` under names that start with `prefix`."""
     if isinstance(tree, Tensor):
         name = f"{prefix}.{len(tensors)}"
         tensors[name] = tree
@@ -165,7 +172,10 @@ def pack(tree: Any, tensors: dict[str, Tensor], prefix: str) -> Any:
 
 
 def unpack(plain: Any, tensors: Mapping[str, Tensor], module: str = "") -> Any:
-    """The value that `pack` took apart. Named tuples are looked up in `module`, a learner's own file."""
+    """The value that `pack` converted. Named tuples are looked up in `module`, the learner's own module.
+
+    Raises FileFormatError where the module has no such named tuple.
+    """
 
     def again(item: Any) -> Any:
         return unpack(item, tensors, module)

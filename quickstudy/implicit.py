@@ -1,10 +1,10 @@
-"""Conjugate gradient on dicts of tensors, and the derivative of a minimum by it.
+"""Conjugate gradient on dicts of tensors, and the implicit derivative of a minimum, which uses it.
 
 The minimum phi* of L(phi, xi) + |phi - start|^2 / (2 c) satisfies phi* + c grad L(phi*, xi) = start, so that
 
     d phi* = (I + c H)^{-1} (d start - c d_xi grad L(phi*, xi)),   H the Hessian of L at phi*
 
-A vector is pulled back through it by one symmetric system, which conjugate gradient solves with products H v alone.
+Pulling a vector back through this means solving one symmetric system. Conjugate gradient needs only products H v.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quickstudy.errors import AccuracyWarning
 from quickstudy.learner import Theta
 from quickstudy.tracing import inside_transform
 
-STEPS, TOLERANCE, POOR = 10, 1e-6, 0.01  # of the solver, and a residual that is worth a warning
+STEPS, TOLERANCE, POOR = 10, 1e-6, 0.01  # of the solver; it warns above the residual POOR
 UNSOLVED = (
     "conjugate gradient stopped after {} steps above a relative residual of {:g}: the implicit meta-gradient is less "
     'exact than it should be. Take fewer inner steps, a smaller inner learning rate, or adjoint="remat".'
@@ -31,7 +31,10 @@ UNSOLVED = (
 
 
 def implicit_derivative(loss_at: LossAt, start: Theta, end: Theta, given: Given, strength: float) -> Theta:
-    """`end`, with the derivative in `start` and `given` that the minimum above has, c being `strength`."""
+    """`end`, with the derivative of the minimum above in `start` and `given`; `strength` is c.
+
+    The backward pass gives an AccuracyWarning where the relative residual of the solver stays above POOR.
+    """
     still = {name: value.detach() for name, value in end.items()}
     slope = gradient(loss_at, still, given)
     residual = {name: start[name] - strength * slope[name] for name in start}
@@ -48,7 +51,7 @@ def implicit_derivative(loss_at: LossAt, start: Theta, end: Theta, given: Given,
 
 
 class _Solved(Function):
-    """Zero, through which a vector v is pulled back to solve(v)."""
+    """Zeros, whose backward pass turns a vector v into solve(v)."""
 
     @staticmethod
     def forward(solve: Callable[..., Theta], spec: Any, *flat: Tensor) -> Any:
@@ -77,7 +80,7 @@ class _Solved(Function):
 
 
 class Solution(NamedTuple):
-    """x with A x close to b, and |A x - b| / |b|."""
+    """x with A x close to b, and the relative residual |A x - b| / |b|."""
 
     x: Theta
     residual: Tensor
@@ -86,8 +89,8 @@ class Solution(NamedTuple):
 def conjugate_gradient(product: Callable[[Theta], Theta], b: Theta, *, steps: int, tolerance: float = 0.0) -> Solution:
     """Solve A x = b for a symmetric positive definite A, given as v -> A v, from x = 0 (Hestenes, Stiefel 1952).
 
-    Stops after `steps` products, or once |A x - b| <= tolerance * |b|. (Under `vmap`, where no task can stop before
-    the others, what is solved holds still.)
+    Stops after `steps` products, or once |A x - b| <= tolerance * |b|. Under `vmap` no task can stop before the
+    others: there, the solution of a task that has converged no longer changes.
     """
     x, r = {name: torch.zeros_like(value) for name, value in b.items()}, b
     p, size = r, _dot(r, r)
@@ -97,7 +100,7 @@ def conjugate_gradient(product: Callable[[Theta], Theta], b: Theta, *, steps: in
         if not (inside_transform() or bool(going)):
             break
         ap = product(p)
-        # A finished task divides nothing by nothing: hold it still instead.
+        # A converged task would divide zero by zero: leave it unchanged instead.
         alpha = torch.where(going, size / torch.where(going, _dot(p, ap), 1.0), 0.0)
         x, r = _axpy(alpha, p, x), _axpy(-alpha, ap, r)
         new = _dot(r, r)
@@ -116,12 +119,12 @@ def _axpy(scale: Tensor | float, x: Theta, y: Theta) -> Theta:
 
 
 def warn_above(value: Tensor, limit: float, text: str) -> None:
-    """Warn when a value, or that of any task under `vmap`, exceeds a limit or is not a number."""
+    """Give an AccuracyWarning when the value, or that of any task under `vmap`, exceeds the limit or is NaN."""
     _Warn.apply(value.detach(), limit, text)
 
 
 class _Warn(torch.autograd.Function):
-    """An operation because only operations meet plain numbers under `vmap`."""
+    """A Function, because under `vmap` the numbers themselves are only visible inside one."""
 
     @staticmethod
     def forward(value: Tensor, limit: float, text: str) -> Tensor:

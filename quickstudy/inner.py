@@ -1,6 +1,6 @@
-"""The inner loop: descent, its update rules, and how an outer derivative passes through it.
+"""The inner loop: gradient descent, its update rules, and how an outer derivative passes through it.
 
-Everything works on flat dicts of tensors and composes with `vmap` and with an outer derivative.
+Everything works on flat dicts of tensors, under `vmap` and under an outer derivative.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quickstudy.errors import ConfigError, suggest
 from quickstudy.implicit import conjugate_gradient, implicit_derivative
 from quickstudy.learner import Theta
 
-__all__ = [  # the parts of an inner loop, wherever they are written
+__all__ = [  # the parts of an inner loop, including those of other modules
     "conjugate_gradient",
     "descend",
     "gradient",
@@ -28,8 +28,8 @@ __all__ = [  # the parts of an inner loop, wherever they are written
 
 T = TypeVar("T")
 Rate = float | Tensor | Theta
-PerStep = T | Sequence[T]  # the same for every step, or one for each
-ALONG_THE_PATH = ("unroll", "remat", "mixed", "first_order")  # adjoints of every step
+PerStep = T | Sequence[T]  # one value for all steps, or a sequence with one per step
+ALONG_THE_PATH = ("unroll", "remat", "mixed", "first_order")  # these differentiate every step
 ADJOINTS = (*ALONG_THE_PATH, "implicit")
 
 
@@ -43,11 +43,13 @@ def descend(
     adjoint: str = "unroll",
     **rest: Any,
 ) -> Theta:
-    """Where `trajectory` ends: phi_K. Settings as there, and one adjoint more.
+    """phi_K, where `trajectory` ends. The settings are the same, with one more adjoint.
 
-    "implicit" takes the steps without a graph and differentiates the end alone, as if it were the minimum of
-    L(phi) + |phi - phi_0|^2 / (2 lr K): its derivative in phi_0 is (I + lr K H)^{-1}, which is prod_k (I - lr H_k) to
-    first order in lr. `lr` is then one number, and the descent a plain one.
+    "implicit" takes the steps without a graph and differentiates only the end point, as if it were the minimum of
+    L(phi) + |phi - phi_0|^2 / (2 lr K). Its derivative in phi_0 is (I + lr K H)^{-1}, which equals
+    prod_k (I - lr H_k) to first order in lr. It needs rule="sgd" and a single number as `lr`.
+
+    Raises ConfigError for an unknown adjoint or rule, and where "implicit" meets another rule or another kind of `lr`.
     """
     if adjoint == "implicit" and (rest.get("rule", "sgd") != "sgd" or not isinstance(lr, (int, float))):
         raise ConfigError(
@@ -74,16 +76,19 @@ def trajectory(
     rule: str = "sgd",
     transform: Callable[[Theta], Theta] = lambda slope: slope,
 ) -> Iterator[Theta]:
-    """phi_1 ... phi_K of phi_{k+1} = phi_k - lr * direction(transform(grad loss_at(phi_k, *given))), phi_0 = start.
+    """Yield phi_1 ... phi_K: phi_{k+1} = phi_k - lr * direction(transform(grad loss_at(phi_k, *given))), phi_0 = start.
 
-    given            all that the loss depends on beside phi: tensors, or dicts and tuples of them
-    adjoint          "unroll" keeps every step differentiable, so that an outer gradient carries the exact second-order
-                     term, for plain descent prod_k (I - lr * H_k); "remat" and "mixed" give the same from phi_k alone
-                     (see `quickstudy.derivatives`); "first_order" holds the inner gradients constant
-    rule             out of RULES, makes the direction of a step; `transform` comes before it
-    lr               one rate, or a dict with one per name
+    loss_at          maps (phi, *given) to the loss, a scalar
+    lr               one learning rate, or a dict with one per parameter name
+    given            everything the loss depends on besides phi: tensors, or dicts and tuples of them
+    adjoint          "unroll" keeps every step differentiable, so that an outer gradient has the exact second-order
+                     term, prod_k (I - lr * H_k) for plain descent; "remat" and "mixed" give the same but store only
+                     phi_k (see `quickstudy.derivatives`); "first_order" treats the inner gradients as constants
+    rule             a name in RULES; it turns gradients into the direction of a step
+    transform        changes the gradients before the rule sees them
 
-    A list in place of `lr` or `loss_at` holds one for each step; steps beyond its end take the last.
+    A list as `lr` or `loss_at` has one entry per step; steps beyond its end use the last one. Raises ConfigError for
+    an unknown adjoint or rule.
     """
     check_adjoint(adjoint, ALONG_THE_PATH)
     update = find_rule(rule)
@@ -98,7 +103,7 @@ def trajectory(
 
 
 def _moved(value: Tensor, rate: float | Tensor, direction: Tensor) -> Tensor:
-    """value - rate * direction; the same in one pass where the rate is a number, and in one for its derivative."""
+    """value - rate * direction. Where the rate is a number, this and its derivative take one pass over memory each."""
     if isinstance(rate, Tensor):
         return torch.addcmul(value, rate, direction, value=-1)
     return torch.add(value, direction, alpha=-rate)
@@ -112,14 +117,14 @@ def _of_step(each: PerStep[T], k: int) -> T:
 
 
 class Rule(NamedTuple):
-    """An optimizer as two pure, differentiable functions: what it remembers, and where it goes next."""
+    """An optimizer as two pure, differentiable functions: its initial state, and its next direction and state."""
 
     start: Callable[[Theta], Any]  # phi_0 -> state
     direction: Callable[[Theta, Any], tuple[Theta, Any]]  # gradient, state -> direction, state
 
 
 def sgd() -> Rule:
-    """The gradient itself."""
+    """Plain gradient descent: the direction is the gradient."""
     return Rule(lambda phi: None, lambda slope, state: (slope, state))
 
 
@@ -134,10 +139,10 @@ def momentum(decay: float = 0.9) -> Rule:
 
 
 def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Rule:
-    """m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  m' / (sqrt(v') + eps) with the start-up bias divided out.
+    """m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2,  m' / (sqrt(v') + eps) with bias-corrected m' and v'.
 
-    As `torch.optim.Adam`, and differentiable where a gradient is exactly zero (a dead ReLU): there the square root
-    has no derivative, and zero is the one that keeps v / sqrt(v) right.
+    The same as `torch.optim.Adam`, but also differentiable where a gradient is exactly zero (a dead ReLU). The square
+    root has no derivative there. Zero is used, because it keeps v / sqrt(v) right.
     """
 
     def start(phi: Theta) -> tuple[int, Theta, Theta]:
@@ -158,7 +163,7 @@ def _zeros(phi: Theta) -> Theta:
 
 
 def _root(v: Tensor) -> Tensor:
-    """sqrt(v) for v >= 0 whose derivative at 0 is 0, not infinite."""
+    """sqrt(v) for v >= 0, with derivative 0 at 0 instead of infinity."""
     positive = v > 0
     return torch.where(positive, torch.where(positive, v, 1.0).sqrt(), 0.0)
 
@@ -167,7 +172,7 @@ RULES = {"sgd": sgd(), "momentum": momentum(), "adam": adam(), "adam_no_momentum
 
 
 def find_rule(name: str) -> Rule:
-    """Raise ConfigError for a name that is none of RULES."""
+    """The update rule of this name. Raises ConfigError for a name that is not in RULES."""
     if name not in RULES:
         raise ConfigError(f"rule must be one of {', '.join(RULES)}; got {name!r}.{suggest(str(name), RULES)}")
     return RULES[name]
@@ -183,16 +188,16 @@ def check_steps(steps: int) -> None:
 
 
 def check_adjoint(adjoint: str, able: Sequence[str] = ADJOINTS) -> None:
-    """Raise ConfigError for an adjoint that is none of those the learner is `able` to use."""
+    """Raise ConfigError unless `adjoint` is one of those in `able`, which the learner supports."""
     if adjoint not in able:
         raise ConfigError(f"adjoint must be one of {', '.join(able)}; got {adjoint!r}.{suggest(adjoint, able)}")
 
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The first name whose tensor holds NaN or infinity."""
+    """The first name whose tensor holds NaN or infinity; None if all are finite."""
     return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
 
 
 def adjoint_of(learner: Any) -> str:
-    """The adjoint of a learner with the fields `first_order` and `adjoint`."""
+    """The adjoint of a learner with the fields `first_order` and `adjoint`; `first_order` takes precedence."""
     return "first_order" if learner.first_order else learner.adjoint

@@ -1,6 +1,6 @@
-"""What people give, as a learner reads it: by the kind of input that it was trained on.
+"""Converts the users' inputs and answers to what a learner reads, by the kind of input that it was trained on.
 
-`preprocess` of a trained learner says the kind: "image", "table", "ratings", "text", or none for rows of numbers.
+`preprocess` of a trained learner names the kind: "image", "table", "ratings", "text", or none for rows of numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ TABLES = ("table", "ratings")  # kinds whose rows have columns
 
 
 def encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None) -> Any:
-    """Rows of a table as numbers [n, d], texts as numbers of subwords or vectors; tensors and arrays as they are."""
+    """Rows of a table as numbers [n, d], texts as subword numbers or vectors; tensors and arrays unchanged.
+
+    Raises DataError for rows or texts that do not fit the training data, ConfigError where the encoder is missing.
+    """
     if preprocess.get("kind") == "text" and not _is_numbers(x):
         if "encoder" in preprocess:
             return as_vectors(preprocess, text.as_texts(x), text_encoder)
@@ -41,7 +44,7 @@ def _is_numbers(x: Any) -> bool:
 
 
 def answers(preprocess: Preprocess, y: Any) -> Any:
-    """Answers as the learner reads them: values [n, d] scaled; names and numbers of classes as they are."""
+    """Answers as the learner reads them: values for tables and ratings scaled, [n, d]; everything else unchanged."""
     if preprocess.get("kind") not in TABLES or "classes" in preprocess:
         return y
     values = torch.from_numpy(np.array(y, dtype=np.float64)).reshape(len(y), -1)
@@ -49,12 +52,12 @@ def answers(preprocess: Preprocess, y: Any) -> Any:
 
 
 def in_units(preprocess: Preprocess, values: Tensor) -> Tensor:
-    """Values as the learner gives them, in the target's own unit."""
+    """The learner's output values [m, d], converted to the target's own unit."""
     return values * preprocess["std"] + preprocess["mean"] if "std" in preprocess else values
 
 
 def support_of(preprocess: Preprocess, path: Path, classification: bool) -> tuple[Any, Any]:
-    """Inputs and answers of a support set from a file or a folder."""
+    """Inputs and answers of a support set from a file or a folder. Raises DataError where they cannot be read."""
     kind = preprocess.get("kind")
     if kind == "image":
         return _class_folders(preprocess, path)
@@ -75,7 +78,7 @@ def _class_folders(preprocess: Preprocess, path: Path) -> tuple[Tensor, list[str
 
 
 def _labelled_texts(preprocess: Preprocess, path: Path) -> tuple[list[str], list[str]]:
-    """A table with the columns of training, or a folder with a folder of .txt files per class."""
+    """A table with the columns used in training, or a folder with one folder of .txt files per class."""
     if path.is_dir():
         classes = text.read_folders(path)
     else:
@@ -100,13 +103,13 @@ def _table_support(preprocess: Preprocess, path: Path) -> tuple[Any, Any]:
     if preprocess["kind"] == "ratings":
         ratings.check_known(preprocess, frame)
     if "classes" in preprocess:
-        tables.answers_of(preprocess, frame[target])  # refuses classes that training did not know
+        tables.answers_of(preprocess, frame[target])  # raises for classes that training did not know
         return frame, columns.as_words(frame[target]).tolist()
     return frame, columns.as_numbers(frame[target], target)
 
 
 def inputs_of(preprocess: Preprocess, path: Path) -> tuple[Any, list[str]]:
-    """Inputs to answer for, from a file or a folder, and a name for each."""
+    """Inputs to predict for, from a file or a folder, and a name for each. Raises DataError for unreadable ones."""
     kind = preprocess.get("kind")
     if kind in TABLES:
         frame = tables.read_table(path)
@@ -123,7 +126,10 @@ def inputs_of(preprocess: Preprocess, path: Path) -> tuple[Any, list[str]]:
 
 
 def write_answers(path: Path, read: Sequence[tuple[Any, list[str]]], answers: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV of what was asked and answered: the columns of a table's rows, else the inputs' names, and two more."""
+    """Write a CSV of inputs and answers: the columns of the table, else the inputs' names; predicted; probability.
+
+    `read` holds inputs and names as `inputs_of` returns them. Raises RunError where the file cannot be written.
+    """
     pandas = columns.need_pandas()
     asked = [x if isinstance(x, pandas.DataFrame) else pandas.DataFrame({"input": names}) for x, names in read]
     frame = pandas.concat(asked, ignore_index=True)
@@ -132,7 +138,7 @@ def write_answers(path: Path, read: Sequence[tuple[Any, list[str]]], answers: Se
 
 
 def _texts(preprocess: Preprocess, path: Path) -> list[str]:
-    """The lines of a .txt file, the column of texts of a table, or one text for each .txt file of a folder."""
+    """The lines of a .txt file, the text column of a table, or one text for each .txt file in a folder."""
     if path.is_dir():
         found = [text.read_text(file) for file in sorted(path.rglob("*.txt"))]
     elif path.suffix == ".txt":

@@ -1,14 +1,14 @@
-"""Accuracy at the n-th instance of a class: what a learner that reads a stream makes of one example, of two, of ten.
+"""Accuracy at the n-th instance of a class: how a learner that reads a stream improves with each example of a class.
 
-A stream holds the same number of examples of each class in random order. Each is answered before its label is seen; its
-instance is how many of its class have come so far, itself included. At the 1st instance of a class nothing is known of
-it, and an honest learner can only guess, though better than at random: among W classes, of which j have come before,
-W - j are left, so one that excludes them is right with a chance of
+A stream holds the same number of examples of each class in random order. The learner answers each example before it
+sees the label. The instance of an example is the number of examples of its class so far, itself included. At the 1st
+instance of a class nothing is known about it, so an honest learner can only guess. It can still guess better than at
+random: if j of W classes have come before, W - j are left, so a learner that excludes the j is right with probability
 
     (1/W) * sum_{j=0}^{W-1} 1 / (W - j) = H_W / W            (45.7 % for W = 5)
 
-and none can do better. At the very first example of a stream there is nothing to exclude: 1 / W. A learner above either
-has seen labels that it must answer.
+and no learner can do better. At the very first example of a stream there is nothing to exclude: 1 / W. A learner above
+either bound has seen labels that it has to predict.
 
 Santoro, Bartunov, Botvinick, Wierstra, Lillicrap: Meta-Learning with Memory-Augmented Neural Networks, ICML 2016,
 https://arxiv.org/abs/1605.06065
@@ -49,7 +49,7 @@ INSTANCES = (1, 2, 5, 10)
 
 @dataclass(frozen=True)
 class InstanceAccuracy:
-    """Accuracy at some instances of a class, each a mean over streams with its 95 % interval, and the protocol."""
+    """Accuracy at some instances of a class, as means over streams with 95 % intervals, and the protocol."""
 
     instances: tuple[int, ...]
     amounts: tuple[Amount, ...]  # one for each of `instances`
@@ -62,18 +62,18 @@ class InstanceAccuracy:
 
     @property
     def chance(self) -> float:
-        """At random: all that is possible at the first example of a stream."""
+        """1 / W: the best possible accuracy at the first example of a stream."""
         return 1 / (self.protocol.ways or 1)
 
     @property
     def by_exclusion(self) -> float:
-        """The most that is possible at the 1st instance of a class without knowing its label: H_W / W."""
+        """H_W / W: the best possible accuracy at the 1st instance of a class without knowing its label."""
         ways = self.protocol.ways or 1
         return sum(1 / k for k in range(1, ways + 1)) / ways
 
     @property
     def leaks(self) -> bool:
-        """Whether the learner clearly (by two half widths) knows what it cannot know: it has seen labels."""
+        """Whether accuracy is clearly (by two half widths) above what is possible, so the learner has seen labels."""
         bounds = [(self.first, self.chance)] + ([(self[1], self.by_exclusion)] if 1 in self.instances else [])
         return any(amount.mean - 2 * amount.interval > bound for amount, bound in bounds)
 
@@ -98,7 +98,7 @@ class InstanceAccuracy:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> InstanceAccuracy:
-        """What `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        """The accuracy that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         points = plain["accuracies"]
         if not points:
             raise ValueError("it holds no instance")
@@ -107,7 +107,7 @@ class InstanceAccuracy:
         return cls(numbers, amounts, _share(plain["first"]), Protocol(**plain["protocol"]))
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Write the figure: a bar per instance with 95 % intervals. The ending of `path` says how: .png, .svg, .pdf."""
+        """Write the figure: a bar per instance with 95 % intervals. The suffix of `path` is .png, .svg or .pdf."""
         from quickstudy.report.instances import write_figure  # matplotlib takes a second to import
 
         write_figure(self, path)
@@ -140,10 +140,10 @@ def instance_accuracy(
 ) -> InstanceAccuracy:
     """Accuracy at the given instances of a class, over streams of test tasks.
 
-    `trained` has `.learner`, with a method `stream`, and `.theta`. A stream has as many examples of each class as the
-    largest instance asks for: `tasks.replace(shots=..., queries=...)` says so to the source; one without `replace` must
-    give enough. Stream i, its examples and their order, follows from (seed, i) alone. `progress(n)` is called with
-    streams done since.
+    `trained` has `.learner`, with a method `stream`, and `.theta`. A stream needs as many examples of each class as the
+    largest instance. A source is asked for them by `tasks.replace(shots=..., queries=...)`; one without `replace` must
+    give enough. The examples of stream i and their order are determined by (seed, i) alone. `engine` is as in
+    `evaluate`. `progress(n)` is called with the number of streams done since the last call.
 
     >>> import torch, quickstudy as qs
     >>> learner = qs.MetaRNN(torch.nn.Flatten(), width=784, units=8)
@@ -152,7 +152,8 @@ def instance_accuracy(
     >>> found.leaks
     False
 
-    Raises ConfigError for a learner without `stream` and for regression, DataError where there are too few examples.
+    Raises ConfigError for a learner without `stream`, for regression and for instances that are not different numbers
+    from 1, DataError where there are too few examples, NonFiniteError where an output is not finite.
     """
     _check(trained.learner, tasks, instances, episodes)
     learner, theta = for_test(trained.learner, tasks), trained.theta
@@ -182,9 +183,9 @@ def instance_accuracy(
 
 
 def stream_accuracy(learner: Any, theta: Theta, stream: Batch, instances: Sequence[int]) -> Tensor:
-    """[1 + instances]: whether the stream's first answer is right, and the shares of right ones at each instance."""
+    """[1 + instances]: whether the first answer of the stream is right, and the share of right answers per instance."""
     output = learner.stream(theta, stream)
-    # NaN logits would count as a wrong answer in silence: carry them along.
+    # NaN logits would silently count as wrong answers, so carry the NaN into the result.
     right = (output.argmax(1) == stream.y).double() + 0 * output.sum(1)
     instance = (stream.y[:, None] == stream.y).tril().sum(1)
     shares = [(right * (instance == n)).sum() / (instance == n).sum() for n in instances]
@@ -192,7 +193,10 @@ def stream_accuracy(learner: Any, theta: Theta, stream: Batch, instances: Sequen
 
 
 def with_instances(tasks: Any, most: int) -> Any:
-    """The task source with so many examples of each class; as it is where it cannot be asked."""
+    """The task source with `most` examples of each class; unchanged if it has no `replace`.
+
+    Raises DataError where a source without `replace` gives too few examples.
+    """
     if hasattr(tasks, "replace"):
         return tasks.replace(shots=1, queries=max(most - 1, 1))
     support, query = tasks.sample(1, seeds.generator(0, "probe"))
@@ -206,7 +210,7 @@ def with_instances(tasks: Any, most: int) -> Any:
 
 
 def _in_order(episodes: Episodes, seed: int, start: int) -> Episode:
-    """Each episode as one stream in an order of its own; twice, as what engines map has a support and a query set."""
+    """Each episode as one stream in an order of its own, given twice: engines map a support and a query set."""
     streams = []
     for i, episode in enumerate(unstack(episodes), start):
         whole = joined(episode)
@@ -224,7 +228,7 @@ def _finite(table: Tensor) -> Tensor:
 
 
 def has_instances(learner: Learner, tasks: Any) -> bool:
-    """Whether `instance_accuracy` can be asked of this learner on these tasks."""
+    """Whether `instance_accuracy` can be computed for this learner on these tasks."""
     return hasattr(learner, "stream") and getattr(tasks, "ways", None) is not None
 
 

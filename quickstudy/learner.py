@@ -5,16 +5,16 @@
     predict(theta, phi, x)    -> output     the adapted model's output
     meta_loss(theta, episode) -> scalar     one episode's loss; its gradient in theta is the meta-gradient
 
-Four more are optional. What needs one asks whether the learner has it:
+Four more are optional. Code that needs one checks whether the learner has it:
 
-    embed(theta, support)        -> [d]          the task as one vector: tasks that are alike are near
-    distribution(theta, phi, x)  -> (mean, std)  regression: two tensors [m, d], of which `predict` gives the first
+    embed(theta, support)        -> [d]          the task as one vector: similar tasks have nearby vectors
+    distribution(theta, phi, x)  -> (mean, std)  regression: two tensors [m, d]; `predict` returns the first
     distance(theta, phi, x)      -> [m]          classification: how far each input is from the nearest class
     stream(theta, batch)         -> [n, ...]     row t is predict(theta, adapt(theta, batch[:t]), x_t), in one pass
 
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
 construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
-Layers that draw at random (dropout) do so inside a meta-loss and nowhere else: an answer is the same each time.
+Layers that draw at random (dropout) do so only inside a meta-loss, so that predictions are deterministic.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ Theta = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """Inputs and their answers. x [n, ...]; y [n] class numbers (int64) or [n, d] values."""
+    """Inputs x [n, ...] and their targets (answers) y: class numbers [n] (int64) or values [n, d]."""
 
     x: Tensor
     y: Tensor
 
 
 class Episode(NamedTuple):
-    """One sampled task. A batch of episodes is the same with a leading task axis on every tensor.
+    """One sampled task. A batch of episodes is an Episode with a leading task axis on every tensor.
 
-    Where tasks differ in size, a batch is a list of episodes, see `quickstudy.episodes`.
+    Where tasks differ in size, a batch is a list of episodes instead, see `quickstudy.episodes`.
     """
 
     support: Batch
@@ -52,7 +52,7 @@ class Episode(NamedTuple):
 
 
 class Outer(NamedTuple):
-    """How the outer loop moves theta."""
+    """How the outer loop updates theta."""
 
     optimizer: str = "adam"  # adam, sgd or rmsprop
     lr: float = 1e-3
@@ -60,17 +60,17 @@ class Outer(NamedTuple):
 
 
 class Learner(abc.ABC):
-    """What every learner is: a frozen dataclass of hyper-parameters with the four methods below.
+    """Base class of all learners, which are frozen dataclasses of hyper-parameters with the four methods below.
 
-    The class is abstract and learners are final: no learner inherits from another.
+    It is abstract, and learners are final: no learner inherits from another.
     """
 
     episodic: ClassVar[bool] = True  # trains on episodes; False: on the pooled examples of all training tasks
     approximate: ClassVar[bool] = False  # True: the meta-gradient is not the derivative of the meta-loss, by design
     ordered: ClassVar[bool] = False  # True: the support set is read as a sequence, whose order matters
     fixed_ways: ClassVar[bool] = False  # True: theta has entries for each class; no task may have more than `ways`
-    handed_in: ClassVar[tuple[str, ...]] = ()  # the same of entries of theta whose names begin so
-    from_nothing: ClassVar[bool] = False  # True: answers without a single support example too
+    handed_in: ClassVar[tuple[str, ...]] = ()  # prefixes of theta's entries whose gradient is not that derivative
+    from_nothing: ClassVar[bool] = False  # True: also predicts from an empty support set
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -79,7 +79,7 @@ class Learner(abc.ABC):
 
     @abc.abstractmethod
     def init(self) -> Theta:
-        """Meta-parameters to start from: name -> tensor."""
+        """Initial meta-parameters: name -> tensor."""
 
     @abc.abstractmethod
     def adapt(self, theta: Theta, support: Batch) -> Any:
@@ -94,16 +94,16 @@ class Learner(abc.ABC):
         """Loss of one episode, a scalar. Its gradient in theta is the meta-gradient."""
 
     def outer(self) -> Outer:
-        """The outer loop that suits this learner, where the caller names none."""
+        """The learner's default settings of the outer loop."""
         return Outer()
 
     def at(self, progress: float) -> Learner:
-        """The learner that trains at `progress` in [0, 1) of the run: itself, unless its loss changes on the way."""
+        """The learner to train with at `progress` in [0, 1) of a run: itself, unless its loss changes in training."""
         return self
 
 
 def embed_of(learner: Learner) -> Callable[[Theta, Batch], Tensor]:
-    """The learner's `embed`: the task of a support set as a vector [d].
+    """The learner's `embed`: (theta, support) -> a vector [d] that represents the task.
 
     The order of the support set does not matter unless the learner is `ordered`. Raises ConfigError where the
     learner has none.
@@ -118,10 +118,10 @@ def embed_of(learner: Learner) -> Callable[[Theta, Batch], Tensor]:
 
 
 def distance_of(learner: Learner) -> Callable[[Theta, Any, Tensor], Tensor]:
-    """The learner's `distance`: how far each input [m, ...] is from the nearest class of the task, 0 or more: [m].
+    """The learner's `distance`: (theta, phi, x [m, ...]) -> distance of each input to the nearest class, 0 or more [m].
 
-    It is measured where the learner compares, so that numbers of different learners are not alike. Raises ConfigError
-    where the learner has none.
+    Each learner measures it in its own embedding space, so distances of different learners are not comparable. Raises
+    ConfigError where the learner has none.
     """
     found = getattr(learner, "distance", None)
     if found is None:
@@ -137,13 +137,13 @@ _thread = threading.local()
 
 
 def training() -> bool:
-    """Whether this thread is inside a meta-loss: only there do layers draw at random (dropout, DropBlock)."""
+    """Whether this thread is inside a meta-loss. Layers draw at random (dropout, DropBlock) only there."""
     return getattr(_thread, "training", False)
 
 
 @contextmanager
 def set_training(on: bool) -> Iterator[None]:
-    """What `training()` says meanwhile."""
+    """Inside the context, `training()` returns `on` in this thread."""
     before, _thread.training = training(), on
     try:
         yield
@@ -152,7 +152,7 @@ def set_training(on: bool) -> Iterator[None]:
 
 
 def _in_training(meta_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same meta-loss, during which `training()` is true in its thread."""
+    """The same meta-loss, but `training()` is true in its thread while it runs."""
 
     @functools.wraps(meta_loss)
     def run(*args: Any, **kwargs: Any) -> Tensor:
@@ -165,9 +165,9 @@ def _in_training(meta_loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def with_gradient(value: Tensor, theta: Theta, gradient: Mapping[str, Tensor]) -> Tensor:
     """A scalar whose value is `value` and whose gradient in theta is `gradient`.
 
-    With it a learner that does not unroll (Reptile, implicit MAML, evolution strategies) hands in the gradient it
-    computed, and the one training loop serves it like any other: sum_k <theta_k - stop(theta_k), g_k> is exactly zero
-    and has the wanted derivative.
+    A learner that does not unroll (Reptile, implicit MAML, evolution strategies) returns its own gradient in this way,
+    so that the training loop treats it like any other learner. The term sum_k <theta_k - stop(theta_k), g_k> is
+    exactly zero, and its derivative in theta_k is g_k.
     """
     result = value.detach()
     for name, g in gradient.items():
@@ -178,8 +178,8 @@ def with_gradient(value: Tensor, theta: Theta, gradient: Mapping[str, Tensor]) -
 def as_module(learner: Learner) -> nn.Module:
     """An `nn.Module` whose parameters are theta and whose `forward(episode)` is the meta-loss.
 
-    For people who bring their own loop, Lightning, Accelerate or DistributedDataParallel. Takes one episode, or a
-    batch of episodes (a leading task axis) when `forward(episodes, batched=True)`, which gives their mean loss.
+    Use it with your own training loop, Lightning, Accelerate or DistributedDataParallel. `forward(episode)` takes one
+    episode; `forward(episodes, batched=True)` takes a batch of episodes and returns their mean loss.
     """
     return _LearnerModule(learner)
 
@@ -188,7 +188,7 @@ class _LearnerModule(nn.Module):
     def __init__(self, learner: Learner) -> None:
         super().__init__()
         self.learner = learner
-        # Module attributes may not hold dots, theta's keys do: keep the names beside a plain list.
+        # theta's keys contain dots, which names of module attributes must not: keep names and values in separate lists.
         theta = learner.init()
         self.names = tuple(theta)
         self.values = nn.ParameterList(nn.Parameter(value) for value in theta.values())
@@ -199,6 +199,6 @@ class _LearnerModule(nn.Module):
     def forward(self, episode: Episode, batched: bool = False) -> Tensor:
         if not batched:
             return self.learner.meta_loss(self.theta(), episode)
-        from quickstudy.episodes import unstack  # which imports this module
+        from quickstudy.episodes import unstack  # imported here because it imports this module
 
         return torch.stack([self.learner.meta_loss(self.theta(), one) for one in unstack(episode)]).mean()

@@ -1,7 +1,7 @@
-"""A learner as plain values and tensors: what a `.qs` file and a run's config hold of it, and the learner from them.
+"""Converts learners to plain values and tensors for `.qs` files and run configs, and builds them again from these.
 
-Networks of `qs.nn` are rebuilt from their options, torch's losses from their names; of a module of the user's own only
-its values are kept, and the module is asked for again. Nothing is pickled.
+Networks of `qs.nn` are rebuilt from their options, torch's losses from their names. For a module of the user's own,
+only the tensors are kept, and the user must pass the module again. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_los
 
 
 def describe_learner(learner: Learner) -> dict[str, Any]:
-    """Name and fields of a learner as plain values."""
+    """The class name and the fields of a learner as plain values."""
     fields = {f.name: _plain(getattr(learner, f.name)) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
     return {"name": type(learner).__name__, "fields": fields}
 
 
 def learner_header(learner: Learner) -> dict[str, Any]:
-    """What the header of a file says of a learner."""
+    """The header entries of a file that describe its learner and the version of Quickstudy."""
     return {"learner": describe_learner(learner), "quickstudy": __version__}
 
 
@@ -46,8 +46,11 @@ def _plain(value: Any) -> Any:
 
 
 def build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: Mapping[str, Any]) -> Learner:
-    """The learner of a file; `given` are fields that it cannot hold. Raises FileFormatError where one is missing."""
-    from quickstudy.learners import LEARNERS  # every learner is listed there, and some import this package's parts
+    """The learner of a file; `given` holds the fields that a file cannot hold, by name.
+
+    Raises FileFormatError where one of them is missing or does not fit, and for an unknown learner or field.
+    """
+    from quickstudy.learners import LEARNERS  # not at the top: some learners import parts of this package
 
     classes = {cls.__name__: cls for cls in LEARNERS.values()}
     name, fields = header["learner"]["name"], header["learner"]["fields"]
@@ -68,13 +71,13 @@ def build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: M
 def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
     if key in given:
         return given[key]
-    if isinstance(value, list):  # JSON has no tuples, and a field that is frozen no lists
+    if isinstance(value, list):  # JSON turns tuples into lists, and frozen fields hold no lists
         return tuple(value)
     if not isinstance(value, Mapping) or "text" not in value:
         return value
     if value.get("network"):
         options = dict(value["network"])
-        with torch.random.fork_rng():  # initial weights are drawn, only to be replaced
+        with torch.random.fork_rng():  # the initial weights drawn here are replaced later: leave the caller's RNG alone
             return NETWORKS[options.pop("name")](**options)
     if value.get("function"):
         return LOSSES[value["function"]]
@@ -85,7 +88,7 @@ def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
 
 
 def learner_tensors(learner: Learner) -> Theta:
-    """What its networks hold beside theta: buffers, and parameters that are frozen."""
+    """What the learner's networks hold besides theta: buffers and frozen parameters."""
     parts = (
         (f"constant.{key}.{name}", value)
         for key, m in networks(learner).items()
@@ -95,17 +98,20 @@ def learner_tensors(learner: Learner) -> Theta:
 
 
 def extractor_header(extractor: nn.Module | None) -> dict[str, Any]:
-    """What the header of a file says of a frozen extractor of features; nothing without one."""
+    """The header entry of a file that describes its frozen feature extractor; empty without one."""
     return {} if extractor is None else {"extractor": _plain(extractor)}
 
 
 def extractor_tensors(extractor: nn.Module | None) -> Theta:
-    """Its weights."""
+    """The weights of the extractor by their names in a file; empty without one."""
     return {} if extractor is None else {f"extractor.{name}": value for name, value in constants(extractor).items()}
 
 
 def build_extractor(path: Any, header: Mapping[str, Any], tensors: Theta, given: Mapping[str, Any]) -> nn.Module | None:
-    """The extractor of a file, frozen; None where it has none."""
+    """The extractor of a file, frozen; None where it has none.
+
+    Raises FileFormatError where it is a module of the user's own that is not `given`, or one that does not fit.
+    """
     if "extractor" not in header:
         return None
     made = _rebuilt(path, "extractor", header["extractor"], given)
@@ -130,7 +136,7 @@ def _with_constants(model: nn.Module, values: Theta) -> nn.Module:
 
 
 def check_theta(path: Any, learner: Learner, theta: Theta) -> None:
-    """Raise FileFormatError where theta is not that of this learner."""
+    """Raise FileFormatError where the names or shapes of theta are not those of this learner."""
     expected = {name: tuple(value.shape) for name, value in learner.init().items()}
     found = {name: tuple(value.shape) for name, value in theta.items()}
     if expected != found:

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""Describes the machine on which a measurement was made."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from quickstudy import __version__
 
 
 def machine() -> dict[str, Any]:
-    """What a measurement was made on, without names of people or places."""
+    """Processor, cores, threads, accelerator and versions of this machine, without names of people or places."""
     model = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
-        pass  # not Linux: the platform's own word has to do
+        pass  # not Linux: use the platform module instead
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": model or platform.processor() or platform.machine(),
@@ -34,5 +34,5 @@ def machine() -> dict[str, Any]:
 
 
 def in_words(machine: Mapping[str, Any]) -> str:
-    """What `machine` told, in one line, without what there is not."""
+    """The result of `machine` as one line, without the values that are None."""
     return ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)

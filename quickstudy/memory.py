@@ -1,6 +1,6 @@
-"""How much memory this process takes, took at the most, and may take.
+"""Measures how much memory this process uses now, its peak, and how much it may use.
 
-On a CPU that is resident memory, as the system counts it; on a GPU what torch has allocated there.
+On a CPU that is the resident memory that the system reports; on a GPU it is what torch has allocated there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from quickstudy.errors import ConfigError
 
 PROC = Path("/proc/self")
-LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of a container, under CGROUP: of version 2 and of version 1
+LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # a container's limit under CGROUP: version 2 and version 1
 CGROUP = Path("/sys/fs/cgroup")
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", re.IGNORECASE)
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -25,14 +25,17 @@ NO_ROOM = ("can't allocate memory", "CUDA out of memory", "std::bad_alloc")
 
 
 class Peak:
-    """The most that was taken, in bytes; None where the system does not tell."""
+    """The peak memory in bytes; None if the system does not report it."""
 
     bytes: float | None = None
 
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
-    """The most that this process takes meanwhile, with all that it took before."""
+    """Measure the peak memory of this process inside the `with` block, including what it already uses.
+
+    The yielded Peak gets its `bytes` when the block ends.
+    """
     found = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -43,19 +46,22 @@ def peak(device: torch.device) -> Iterator[Peak]:
 
 
 def taken(device: torch.device) -> float | None:
-    """Bytes that this process takes now."""
+    """The bytes of memory that this process uses now; None if the system does not report it."""
     return float(torch.cuda.memory_allocated(device)) if device.type == "cuda" else _status("VmRSS")
 
 
 def tidy() -> None:
-    """Give back to the system what nobody holds, so that what is measured next begins from there."""
+    """Return unused memory to the system, so that the next measurement starts without it."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # of the C library that Linux mostly has
+    with suppress(OSError, AttributeError):  # glibc has malloc_trim, other C libraries may not
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def room(device: torch.device) -> float | None:
-    """Bytes that this process may take in all: what it has and what is free, within a container's limit."""
+    """The bytes that this process may use in total: what it uses plus what is free, within a container's limit.
+
+    None if the system does not report it.
+    """
     own = taken(device)
     if own is None:
         return None
@@ -67,7 +73,7 @@ def room(device: torch.device) -> float | None:
 
 
 def _reset() -> None:
-    """Linux: forget the peak so far."""
+    """Reset the peak so far, on Linux."""
     with suppress(OSError):
         (PROC / "clear_refs").write_text("5")
 
@@ -85,7 +91,7 @@ def _read(path: Path) -> str:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether this is how torch or Python say that memory is at its end."""
+    """Whether the error says that memory ran out, in torch or in Python."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in NO_ROOM)
     )
@@ -95,7 +101,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def bytes_of(text: str) -> float:
-    """A size such as 500MB, 2GB or 1.5GiB in bytes. Raises ConfigError for another one."""
+    """Convert a size such as 500MB, 2GB or 1.5GiB to bytes. Raises ConfigError where the text is not such a size."""
     found = SIZE.fullmatch(text)
     if found is None:
         raise ConfigError(f"a size of memory is a number and a unit, as in 500MB or 2GB; got {text!r}.")
@@ -103,5 +109,5 @@ def bytes_of(text: str) -> float:
 
 
 def in_words(size: float) -> str:
-    """Bytes as people say them, such as 1.3 GB."""
+    """Format a number of bytes for people, such as 1.3 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

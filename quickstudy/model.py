@@ -1,8 +1,8 @@
 """Any `nn.Module` as a pure function of its parameters, safe to call from several threads and under `vmap`.
 
-torch's `functional_call` swaps tensors *on the module*, so two threads need two modules; batch normalisation in
-training mode writes to its buffers, so `vmap` refuses it; fused scale and shift lose a second-order term under `vmap`.
-All are settled here, by calling a private copy.
+torch's `functional_call` swaps tensors *on the module*, so two threads need two modules. Batch normalisation in
+training mode writes to its buffers, so `vmap` refuses it. Fused scale and shift lose a second-order term under `vmap`.
+This module solves all three by calling a private copy of the model.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ _copies = threading.local()
 
 
 class _Copy(NamedTuple):
-    """A private copy of a model, and where the original keeps what a caller may leave out."""
+    """A private copy of a model, and where the original keeps the tensors that a caller may leave out."""
 
     module: nn.Module
-    still: nn.Module  # the same with nothing left to chance, for use outside of a meta-loss
-    mode: tuple[tuple[int, bool], ...]  # which layers there were, and whether in training mode
+    still: nn.Module  # the same with random layers switched off, for use outside a meta-loss
+    mode: tuple[tuple[int, bool], ...]  # id of every layer, and whether it was in training mode
     recurrent: bool  # whether it holds torch's own recurrent layers
     tensors: list[tuple[str, weakref.ref[nn.Module], str]]  # dotted name, owner in the original, name there
 
     @property
     def now(self) -> nn.Module:
-        """What to call at this moment in this thread."""
+        """The module to call in this thread now; random layers are active inside a meta-loss only."""
         return self.module if training() else self.still
 
 
 def parameters(model: nn.Module) -> Theta:
-    """The trainable parameters as theta: detached copies, tied ones once."""
+    """The trainable parameters as theta: name -> detached copy. Tied parameters appear once."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def constants(model: nn.Module) -> Theta:
-    """What the model computes with but never learns: buffers and parameters that the user froze."""
+    """What the model uses but never learns, detached but not copied: buffers, and parameters that the user froze."""
     frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     return frozen | {name: b.detach() for name, b in model.named_buffers()}
 
 
 def prepare(model: nn.Module) -> None:
-    """Make this thread's private copy now, so that a tracer such as torch.export does not trace its making."""
+    """Make this thread's private copy now, so that a tracer such as torch.export does not trace the copying."""
     _own_copy(model)
 
 
@@ -68,14 +68,13 @@ def call(
 ) -> Tensor:
     """model(x) with `params` in place of its own; names that are not given keep the model's present values.
 
-    x is a tensor, or a tuple of them for a model that takes several.
-    `after` changes what the named layers put out: layer -> function of its output. Layers that draw at random do so
-    inside a meta-loss only, see `without_chance`.
+    x is a tensor, or a tuple of tensors for a model that takes several. `after` maps names of layers to functions that
+    change the layer's output. Layers that draw at random do so only inside a meta-loss, see `without_chance`.
     """
     own = _own_copy(model)
     handles = [own.now.get_submodule(name).register_forward_hook(_changed(f)) for name, f in (after or {}).items()]
     try:
-        # The fused attention kernels have no second derivative, the mathematical one has.
+        # Use the mathematical attention kernel, because the fused ones have no second derivative.
         inputs = x if isinstance(x, tuple) else (x,)
         with _mathematical_attention, _without_cudnn(own, inputs[0]):
             return functional_call(own.now, {**_left_out(own, params), **params}, inputs)
@@ -89,7 +88,7 @@ def _changed(change: Change) -> Callable[[nn.Module, Any, Tensor], Tensor]:
 
 
 def _left_out(own: _Copy, params: Mapping[str, Tensor]) -> Theta:
-    """Frozen parameters and buffers as the user's module holds them now; buffers as copies: layers write there."""
+    """Tensors not in `params`, as the user's module holds them now. Buffers are copied: layers may write to them."""
     found: Theta = {}
     for name, owner_ref, key in own.tensors:
         if name not in params and (owner := owner_ref()) is not None:
@@ -99,12 +98,12 @@ def _left_out(own: _Copy, params: Mapping[str, Tensor]) -> Theta:
 
 
 def _without_cudnn(own: _Copy, x: Tensor) -> AbstractContextManager:
-    """cuDNN's recurrent layers have no second derivative, torch's own have; everything else is left to cuDNN."""
+    """Switch cuDNN off for models with recurrent layers: cuDNN's have no second derivative, torch's own do."""
     return torch.backends.cudnn.flags(enabled=False) if own.recurrent and x.is_cuda else nullcontext()
 
 
 class _MathematicalAttention:
-    """torch's attention kernel is one setting for all threads: the first call in sets it, the last out restores it."""
+    """One setting of torch for all threads: the first call to enter sets it, the last one to leave restores it."""
 
     def __init__(self) -> None:
         self.lock, self.inside, self.setting = threading.Lock(), 0, None
@@ -129,10 +128,10 @@ _mathematical_attention = _MathematicalAttention()
 def statistics(
     model: nn.Module, params: Mapping[str, Tensor], support: Inputs, after: Mapping[str, Change] | None = None
 ) -> Theta:
-    """Means and variances of the support set, for layers that normalise queries with them (else empty).
+    """Means and variances of the support set, for layers that normalise queries with them; empty if there are none.
 
-    The result joins the task's parameters: `call(model, params | statistics, x)` then treats every query alike,
-    whatever else is in the batch. `after` as in `call`.
+    Merge the result into the task's parameters: `call(model, params | statistics, x)` then normalises every query in
+    the same way, whatever else is in the batch. `after` as in `call`.
     """
     return moments(model, params, support, after, policies=("support",))
 
@@ -144,7 +143,10 @@ def moments(
     after: Mapping[str, Change] | None = None,
     policies: Sequence[str] = ("batch", "support"),
 ) -> Theta:
-    """Mean and variance of what each batch-normalising layer of these policies reads when the model is called on x."""
+    """Mean and variance [channels] of the input of each batch-normalising layer of these policies, in a call on x.
+
+    The names are those of the buffers, such as "block1.norm.mean" and "block1.norm.variance".
+    """
     seen: Theta = {}
     handles = [
         layer.register_forward_pre_hook(_record(name, seen)) for name, layer in _batch_norms(model, policies).items()
@@ -160,7 +162,7 @@ def moments(
 
 
 def no_moments(model: nn.Module) -> Theta:
-    """Zeros under the names and in the shapes of what `moments` gives."""
+    """Zeros with the names and shapes that `moments` returns. Raises ConfigError for a layer without a scale."""
     found: Theta = {}
     for name, layer in _batch_norms(model, ("batch", "support")).items():
         if layer.weight is None:
@@ -171,7 +173,7 @@ def no_moments(model: nn.Module) -> Theta:
 
 
 def _batch_norms(model: nn.Module, policies: Sequence[str]) -> dict[str, BatchNorm]:
-    """Those of the private copy, in which torch's own are replaced by ours."""
+    """The private copy's batch-normalising layers of these policies. In the copy, ours replace torch's own."""
     layers = _own_copy(model).now.named_modules()
     return {name: layer for name, layer in layers if isinstance(layer, BatchNorm) and layer.policy in policies}
 
@@ -185,7 +187,10 @@ def _record(name: str, seen: Theta):
 
 
 def last_linear(model: nn.Module) -> str:
-    """The head: the prefix of the parameter names of the last linear layer, such as "head."."""
+    """The head: the prefix of the parameter names of the last linear layer, such as "head.".
+
+    Raises ConfigError where the model has no nn.Linear layer.
+    """
     linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not linears:
         raise ConfigError(
@@ -196,12 +201,12 @@ def last_linear(model: nn.Module) -> str:
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> Theta:
-    """The entries under a prefix, such as "rate.", without it."""
+    """The entries whose names begin with a prefix such as "rate.", with the prefix removed."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def beside(params: Theta, prefix: str, extra: Mapping[str, Tensor]) -> Theta:
-    """The parameters, and further meta-parameters under a prefix of their own: the inverse of `part`.
+    """The parameters, plus further meta-parameters under a prefix of their own: the inverse of `part`.
 
     Raises ConfigError when the model has parameters under that prefix.
     """
@@ -214,7 +219,7 @@ def beside(params: Theta, prefix: str, extra: Mapping[str, Tensor]) -> Theta:
 
 
 def own(model: nn.Module, theta: Mapping[str, Tensor]) -> Theta:
-    """The model's parameters out of a theta that holds more. A learner that does not use one leaves it out."""
+    """The model's trainable parameters out of a theta that holds more. Those missing from theta are left out."""
     return {name: theta[name] for name, p in model.named_parameters() if p.requires_grad and name in theta}
 
 
@@ -236,7 +241,7 @@ def matching(model: nn.Module, patterns: str) -> list[str]:
 def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, head: str) -> Tensor | None:
     """The features that the linear layer `head` (a prefix, see `last_linear`) turns into the model's output.
 
-    None where anything else happens to them on the way, so that the output is not a function of features and head.
+    None where the output is not just that layer on those features: something follows it, or it is called repeatedly.
     """
     if f"{head}weight" not in params:
         return None
@@ -254,7 +259,7 @@ def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, head: 
 
 
 def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """What the named layer reads when the model is called on x: the features below it."""
+    """The input of the named layer when the model is called on x: the features below it."""
     seen: list[Tensor] = []
     head = _own_copy(model).now.get_submodule(layer)
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -268,9 +273,10 @@ def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tens
 def outputs_of(
     layers: Sequence[str], model: nn.Module, params: Mapping[str, Tensor], x: Tensor
 ) -> dict[str, list[Tensor]]:
-    """What the named layers put out when the model is called on x [n, ...], once for each time they are called.
+    """The outputs of the named layers when the model is called on x [n, ...]: one tensor for each call of a layer.
 
-    A layer that nobody calls (its weights are read by another) or that puts out no row per example is left out.
+    Left out are layers that are never called (because another layer uses their weights) and layers whose output does
+    not have one row per example.
     """
     seen: dict[str, list[Tensor]] = {}
     handles = [_own_copy(model).now.get_submodule(name).register_forward_hook(_keep(name, seen)) for name in layers]
@@ -284,7 +290,7 @@ def outputs_of(
 
 def _keep(name: str, seen: dict[str, list[Tensor]]):
     def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output  # recurrent layers put out their states beside
+        first = output[0] if isinstance(output, tuple) else output  # recurrent layers also return their states
         if isinstance(first, Tensor) and first.dim():
             seen.setdefault(name, []).append(first)
 
@@ -292,7 +298,7 @@ def _keep(name: str, seen: dict[str, list[Tensor]]):
 
 
 def normalisation(model: nn.Module) -> str:
-    """How the model normalises: 'batch', 'support', 'running', 'layer' or 'none' (the least local one wins)."""
+    """How the model normalises: the first of 'batch', 'support', 'running', 'layer' that a layer uses, else 'none'."""
     found = {_kind(layer) for layer in model.modules()}
     return next((kind for kind in ("batch", "support", "running", "layer") if kind in found), "none")
 
@@ -306,7 +312,10 @@ def _kind(layer: nn.Module) -> str:
 
 
 def with_normalisation(model: nn.Module, policy: str) -> nn.Module:
-    """A copy whose batch-normalising layers follow `policy`: 'batch' or 'support'. Parameter names stay."""
+    """A copy whose batch-normalising layers follow `policy`: 'batch' or 'support'. Parameter names stay the same.
+
+    Raises ConfigError for any other policy.
+    """
     if policy not in ("batch", "support"):
         raise ConfigError(f"normalisation can be switched between 'batch' and 'support', got {policy!r}.")
     changed = _with_safe_layers(copy.deepcopy(model))
@@ -319,10 +328,11 @@ def with_normalisation(model: nn.Module, policy: str) -> nn.Module:
 
 
 def without_chance(model: nn.Module) -> nn.Module:
-    """The model itself, changed in place so that it draws nothing: dropout of every kind, and what declares `draws`.
+    """The model itself, with all layers that draw at random switched off in place.
 
-    Only layers that draw are switched: eval() for all would change how others normalise. A layer of your own that
-    draws in training mode says so by an attribute `draws = True`; outside of a meta-loss it then runs in eval mode.
+    These are dropout of every kind, and layers with an attribute `draws = True`: set it on a layer of your own that
+    draws in training mode, so that it runs in eval mode outside a meta-loss. Other layers stay as they are, because
+    eval() would change how they normalise.
     """
     for layer in model.modules():
         if isinstance(layer, (_DropoutNd, nn.RReLU)) or getattr(layer, "draws", False):
@@ -333,7 +343,7 @@ def without_chance(model: nn.Module) -> nn.Module:
 
 
 def _own_copy(model: nn.Module) -> _Copy:
-    """This thread's private copy of the model, made anew if a layer was replaced or switched to train() or eval()."""
+    """This thread's private copy of the model, made again if a layer was replaced or switched to train() or eval()."""
     if not hasattr(_copies, "of"):
         _copies.of = weakref.WeakKeyDictionary()
     mode = tuple((id(module), module.training) for module in model.modules())
@@ -358,12 +368,12 @@ def _make_copy(model: nn.Module, mode: tuple[tuple[int, bool], ...]) -> _Copy:
 
 
 def _with_safe_layers(model: nn.Module) -> nn.Module:
-    """Put our layers in place of torch's that write to themselves, differentiate wrongly under vmap, or slowly twice.
+    """Replace torch's layers that write to buffers, differentiate wrongly under vmap, or have slow second derivatives.
 
-    Running averages mean nothing across tasks, so a batch norm in training mode just does not keep them. One that the
-    user has put in eval() mode keeps using the averages it came with.
+    Running averages mean nothing across tasks, so a batch norm in training mode does not keep them. A batch norm that
+    the user has put in eval() mode keeps using the averages it came with.
     """
-    made: dict[nn.Module, nn.Module] = {}  # a layer that is used in two places stays one
+    made: dict[nn.Module, nn.Module] = {}  # a layer that is used in two places stays a single layer
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None:

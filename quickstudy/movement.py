@@ -1,4 +1,4 @@
-"""How far adaptation moves each layer: its weights, and what it makes of the same query inputs.
+"""How far adaptation moves each layer: its weights, and its output for the same query inputs.
 
     weights          |phi_l - theta_l| / |theta_l|
     output           |h_phi - h_theta| / |h_theta|              h [n, p]: the layer's output at the n query inputs
@@ -46,7 +46,7 @@ Moves = dict[str, dict[str, Tensor]]  # layer -> kind -> a scalar
 
 @dataclass(frozen=True)
 class LayerMovement:
-    """How far one layer moves. None: there is no such number, as the layer starts at zero or its output is not seen."""
+    """How far one layer moves. A number is None where the layer starts at zero or its output cannot be recorded."""
 
     name: str
     representation: Amount | None  # 1 - linear CKA, from 0 (the same up to rotation and scale) to 1
@@ -56,7 +56,7 @@ class LayerMovement:
 
 @dataclass(frozen=True)
 class Movement:
-    """How far adaptation moves each layer that holds parameters, in the model's order, and under which protocol."""
+    """How far adaptation moves each layer that holds parameters, in the model's order, and the protocol."""
 
     layers: tuple[LayerMovement, ...]
     protocol: Protocol
@@ -94,7 +94,7 @@ class Movement:
         return cls(tuple(layers), Protocol(**plain["protocol"]))
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Write the figure: bars per layer with 95 % intervals. The ending of `path` says how: .png, .svg or .pdf."""
+        """Write the figure: bars per layer with 95 % intervals. The suffix of `path` is .png, .svg or .pdf."""
         from quickstudy.report.layers import write_figure  # matplotlib takes a second to import
 
         write_figure(self, path)
@@ -134,9 +134,9 @@ def layer_movement(
 ) -> Movement:
     """How far adaptation moves each layer of a gradient learner's model, over test episodes.
 
-    `trained` has `.learner` and `.theta`. The episodes are those of `evaluate` with the same seed. Compared are the
-    parameters after the learner's inner steps and after none. `steps`: inner steps, where they differ from training.
-    `progress(n)` is called with episodes done since.
+    `trained` has `.learner` and `.theta`. The episodes are those of `evaluate` with the same seed. The parameters after
+    the learner's inner steps are compared with those before the first one. `steps` is the number of inner steps, if it
+    differs from training. `progress(n)` is called with the number of episodes done since the last call.
 
     >>> import quickstudy as qs
     >>> learner = qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01)
@@ -144,7 +144,8 @@ def layer_movement(
     >>> movement = qs.layer_movement(trained, qs.tasks.sinusoid("test"), episodes=4)
     >>> movement.plot("movement.svg")  # doctest: +SKIP
 
-    Raises ConfigError for a learner that does not adapt the parameters of a model by inner steps.
+    Raises ConfigError for a learner that does not adapt the parameters of a model by inner steps and for fewer than 1
+    episode, NonFiniteError where a layer's values are not finite.
     """
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {episodes}.")
@@ -166,7 +167,7 @@ def layer_movement(
 
 
 def episode_movement(learner: Learner, theta: Theta, episode: Episode) -> Moves:
-    """The movements of one task."""
+    """The movements of one task: layer -> kind -> a scalar."""
     model: nn.Module = learner.model  # type: ignore[attr-defined]
     before = own(model, theta) | _untouched(learner).adapt(theta, episode.support)
     after = own(model, theta) | learner.adapt(theta, episode.support)
@@ -183,12 +184,12 @@ def episode_movement(learner: Learner, theta: Theta, episode: Episode) -> Moves:
 
 
 def _untouched(learner: Learner) -> Learner:
-    """The learner before its first inner step: what it starts from may be more than theta (offsets, statistics)."""
+    """The learner without inner steps. It shows the start, which may hold more than theta (offsets, statistics)."""
     return dataclasses.replace(learner, steps=0)  # type: ignore[type-var]
 
 
 def layers_of(model: nn.Module) -> dict[str, list[str]]:
-    """The layers that hold trainable parameters themselves, in the model's order: layer -> names of its parameters."""
+    """The layers with trainable parameters of their own, in the model's order: layer -> names of its parameters."""
     found: dict[str, list[str]] = {}
     for name in parameters(model):
         found.setdefault(name.rpartition(".")[0], []).append(name)
@@ -220,7 +221,7 @@ def _amount(values: Tensor, name: str) -> Amount | None:
 
 
 def moves_layers(trained: Any, tasks: Any, steps: int | None = None) -> bool:
-    """Whether `layer_movement` can be asked of this learner."""
+    """Whether `layer_movement` can be computed for this learner on these tasks."""
     try:
         _check_model(trained.learner)
         learner = for_test(trained.learner, tasks, steps)
@@ -240,7 +241,7 @@ def _check_model(learner: Learner) -> None:
 
 
 def _check_phi(learner: Learner, theta: Theta, support: Batch) -> None:
-    """Refuse what is no set of the model's own parameters: a context, a new head, a table of means."""
+    """Raise ConfigError where phi is not a set of the model's own parameters, but a context, a new head or means."""
     model, name = learner.model, type(learner).__name__  # type: ignore[attr-defined]
     with torch.no_grad():
         phi = learner.adapt(theta, support)

@@ -1,7 +1,7 @@
-"""Cheaper numbers: bfloat16 where torch holds it to be safe, and images with their channels last.
+"""Faster numerics for training: bfloat16 under torch's autocast, and the channels-last memory layout for images.
 
-Both are for training alone; scores are always taken in float32. What they cost in exactness is measured on the first
-meta-batch, against the same meta-gradient without them.
+Both are for training only; scores are always computed in float32. Their loss of accuracy is measured on the first
+meta-batch by comparing the meta-gradient with the same one without them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ PRECISIONS = ("float32", "bf16")
 
 
 def check_precision(precision: str) -> None:
+    """Raise ConfigError where `precision` is not one of PRECISIONS."""
     if precision not in PRECISIONS:
         raise ConfigError(
             f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.{suggest(precision, PRECISIONS)}"
@@ -26,17 +27,17 @@ def check_precision(precision: str) -> None:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """torch's autocast for a meta-loss: products and convolutions in bfloat16, sums and losses in float32."""
+    """torch's autocast for a meta-loss: matrix products and convolutions in bfloat16, sums and losses in float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def channels_last(theta: Theta) -> Theta:
-    """The same values; kernels of convolutions, [out, in, height, width], in memory with their channels last."""
+    """The same values, with convolution kernels [out, in, height, width] in channels-last memory layout."""
     return {name: _last(value, 4) for name, value in theta.items()}
 
 
 def images_channels_last(episodes: Episodes) -> Episodes:
-    """The same values; images [tasks, n, channels, height, width] in memory with their channels last."""
+    """The same values, with images [tasks, n, channels, height, width] in channels-last memory layout."""
     return mapped(lambda t: _last(t, 4 if isinstance(episodes, list) else 5), episodes)
 
 

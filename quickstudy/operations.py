@@ -1,4 +1,4 @@
-"""Operations in the order in which they run, and the Python function that runs them."""
+"""Recorded operations, and the Python function that is generated to run them in order."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-INPUT, CONSTANT = "input", "constant"  # targets of what is not computed
-PART = 1000  # lines that Python compiles together: its own trees take kilobytes for each
-WRITTEN_OUT = (int, float, bool, type(None))  # of these the source says the value
+INPUT, CONSTANT = "input", "constant"  # targets of values that are not computed
+PART = 1000  # lines that Python compiles at once; its syntax tree takes kilobytes for each line
+WRITTEN_OUT = (int, float, bool, type(None))  # values of these types appear as literals in the generated source
 
 
 class Like(NamedTuple):
-    """What a tensor is, without its values."""
+    """A tensor's shape, dtype and layout, without its values."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -23,7 +23,7 @@ class Like(NamedTuple):
 
 
 class Operation:
-    """A call of `target`, with operations in place of the tensors that they make."""
+    """A call of `target`, whose tensor arguments are the operations that produce them."""
 
     __slots__ = ("args", "kwargs", "like", "plain", "reads", "target")
 
@@ -31,16 +31,16 @@ class Operation:
         self, target: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None, like: Like | None = None
     ) -> None:
         self.target, self.args, self.kwargs = target, tuple(args), kwargs or {}
-        self.like = like  # the result; None where it is several, or none
-        self.plain: float | None = None  # the number that all entries of a constant are, if they are all the same
-        self.reads = 0  # how often other operations read the result, once that is counted
+        self.like = like  # describes the result; None if there are several results, or none
+        self.plain: float | None = None  # the common value of a constant's entries, if they are all the same
+        self.reads = 0  # how many times the result is read, once `needed` has counted
 
     def operands(self) -> list[Operation]:
         return inside(self.args, Operation) + (inside(self.kwargs.values(), Operation) if self.kwargs else [])
 
 
 def inside(values: Iterable[Any], kind: type[T]) -> list[T]:
-    """Those of a kind among values and in the lists and tuples among them."""
+    """The values of type `kind`, including those in nested lists and tuples."""
     found: list[T] = []
     for each in values:
         if isinstance(each, kind):
@@ -51,7 +51,10 @@ def inside(values: Iterable[Any], kind: type[T]) -> list[T]:
 
 
 def needed(operations: Sequence[Operation], outputs: Sequence[Operation], always: Sequence[Any]) -> list[Operation]:
-    """Those that the outputs come from, and those with these targets, in their order; their reads are counted."""
+    """The operations that the outputs depend on, and those with a target in `always`, in order.
+
+    Sets the `reads` of each operation.
+    """
     for one in operations:
         one.reads = 0
     for one in outputs:
@@ -68,7 +71,10 @@ def needed(operations: Sequence[Operation], outputs: Sequence[Operation], always
 def as_function(
     inputs: Sequence[Operation], operations: Sequence[Operation], outputs: Sequence[Operation]
 ) -> Callable[..., list[Tensor]]:
-    """inputs -> outputs. It lets go of every result after its last use."""
+    """A function that maps the values of `inputs` to the list of `outputs` and frees each result after its last use.
+
+    `operations` are in the order in which they run.
+    """
     scope: dict[str, Any] = {}
     places = {one: f"v[{i}]" for i, one in enumerate(inputs)}
     last = {operand: one for one in operations for operand in one.operands()} | dict.fromkeys(outputs)
@@ -98,8 +104,8 @@ def as_function(
 
 
 def _compiled(lines: Sequence[str], scope: dict[str, Any]) -> Callable[[list[Any]], None]:
-    """Lines that work on a list of values, as a function."""
-    exec("\n".join(["def part(v):", *lines]), scope)  # of names and numbers that were put together above
+    """Compile source lines that work on a list of values `v` into a function."""
+    exec("\n".join(["def part(v):", *lines]), scope)  # the lines hold only names and numbers generated here
     return scope.pop("part")
 
 
@@ -113,7 +119,7 @@ def _source(value: Any, places: dict[Operation, str], scope: dict[str, Any]) -> 
 
 
 def _named(value: Any, prefix: str, scope: dict[str, Any]) -> str:
-    """The name under which the function finds a value."""
+    """Add the value to the function's scope and return its name there."""
     key = f"{prefix}{id(value)}"
     scope[key] = value
     return key

@@ -1,8 +1,9 @@
-"""What a meta-gradient will need, before it runs at full size: peak memory and time, and the setting that fits.
+"""Estimates the peak memory and time of a meta-gradient before it runs at full size, and finds settings that fit.
 
-Each setting is measured where that is cheap. Tasks come one chunk after another, so one chunk tells for all. Of many
-inner steps a quarter and half are taken: memory is affine in them, and time proportional, with the pass over the query
-set as one more. Chunks grow from one task on, and stop where the next one would not fit.
+Each setting is measured on a small part of the work. Chunks of tasks run one after another, so measuring one chunk is
+enough. If there are many inner steps, a quarter and a half of them are measured: memory is affine in the number of
+steps, and time is proportional to it, counting the pass over the query set as one more step. Chunks grow from one task
+and stop where the next one would not fit.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from quickstudy.episodes import Episodes, count, first_tasks, moved
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Learner, Theta
 
-EXACT = ("unroll", "remat")  # the adjoints to choose from; the others are another meta-gradient, or slower
-FEW = 12  # inner steps up to which they are taken as they are
-TIMES, ENOUGH = (3, 10), 0.3  # how often one is timed, fewest and most, and the seconds that are enough
-COPIES = 4  # of theta that a training holds beside: its gradient, Adam's two averages, the best one
+EXACT = ("unroll", "remat")  # the adjoints to choose from; others give another meta-gradient or are slower
+FEW = 12  # up to this many inner steps all of them are measured
+TIMES, ENOUGH = (3, 10), 0.3  # fewest and most timed runs, and the total seconds after which they stop
+COPIES = 4  # copies of theta that a training also holds: its gradient, Adam's two averages, the best theta
 ENGINES = ("vmap", "replay", "threads", "replay-threads", "loop")
-Sized = Callable[[int | None], Learner]  # inner steps -> the learner with so many
-Run = Callable[[Learner, Episodes, str, bool], None]  # a meta-gradient with this engine, which is checked first or not
+Sized = Callable[[int | None], Learner]  # number of inner steps -> the learner with that many
+Run = Callable[[Learner, Episodes, str, bool], None]  # a meta-gradient with this engine; True: check the engine first
 
 
 class Setting(NamedTuple):
-    """How tasks are run together, and what one iteration needs for that."""
+    """A way to run the tasks of an iteration, and the memory and time that it needs."""
 
     engine: str
-    adjoint: str | None  # None: as the learner has it
-    chunk: int | None  # tasks mapped together under vmap; None: all
-    memory: float | None  # peak of the whole process in bytes; None: the system does not tell
-    seconds: float  # of an iteration on a machine that does nothing else, without drawing its tasks
+    adjoint: str | None  # None: the learner's own
+    chunk: int | None  # tasks that run together; None: all
+    memory: float | None  # peak memory of the whole process in bytes; None if the system does not report it
+    seconds: float  # time of an iteration on an otherwise idle machine, without drawing its tasks
 
     def options(self) -> str:
         """The setting as options of the command line."""
@@ -59,14 +60,19 @@ def plan(
     device: str | torch.device = "cpu",
     progress: Callable[[Setting], None] = lambda found: None,
 ) -> list[Setting]:
-    """The settings in which `train` could run these, the fastest first; with `memory` only those that stay within.
+    """The settings in which `train` could run this learner on these tasks, the fastest first.
 
-    memory     bytes, or a size such as "2GB", of the whole process (on a GPU: of what torch allocates there)
-    engine     one of ENGINES for that one alone; `chunk` for chunks of this size alone
-    progress   is told each setting as soon as it is known
+    memory     a limit in bytes, or a size such as "2GB", for the whole process (on a GPU: for torch's allocations
+               there); only settings within the limit are returned
+    engine     "auto", or one of ENGINES to plan that engine only
+    chunk      plan only chunks of this many tasks
+    progress   is called with each setting as soon as it is measured
 
-    All give the same meta-gradient up to rounding. Each is run a few times, so that a plan takes as long as some dozens
-    of iterations. Raises ConfigError, with the least that is needed, where nothing stays within.
+    All settings give the same meta-gradient up to rounding. Each is run a few times, so a plan takes as long as some
+    dozens of iterations. The other arguments are those of `train`.
+
+    Raises ConfigError, with the least memory that is needed, where no setting stays within the limit, and where there
+    is nothing to plan.
     """
     limit = _limit(memory)
     if engine not in ("auto", *ENGINES):
@@ -88,7 +94,10 @@ def plan(
 
 
 def fitting(found: list[Setting], limit: float | None) -> list[Setting]:
-    """Those that need at most so many bytes, the fastest first. Raises ConfigError where there is none."""
+    """The settings that need at most `limit` bytes, the fastest first; None: no limit.
+
+    Raises ConfigError where no setting fits, or where the system does not report memory.
+    """
     if limit is not None and any(one.memory is None for one in found):
         raise ConfigError("this system does not tell how much memory a process took: leave the limit out.")
     if not found:
@@ -108,7 +117,7 @@ def _limit(given: float | str | None) -> float | None:
     return memory.bytes_of(given) if isinstance(given, str) else given
 
 
-# --- what each needs -------------------------------------------------------------------------------------------------
+# --- what each setting needs -----------------------------------------------------------------------------------------
 
 
 def settings(
@@ -120,14 +129,17 @@ def settings(
     chunk: int | None = None,
     precision: str = "float32",
 ) -> Iterator[Setting]:
-    """The exact settings that can run these; of chunks those that should fit into `limit`, or into what there is."""
+    """The settings with an exact meta-gradient that can run this learner on these episodes, as they are measured.
+
+    Only chunks that should fit into `limit` bytes and into the memory of the machine are tried. `names`: the engines.
+    """
     device = next(iter(theta.values())).device
     most = min([size for size in (limit, memory.room(device)) if size is not None], default=math.inf)
     beside, update = COPIES * sum(value.nbytes for value in theta.values()), _seconds_of_update(theta)
 
     def run(learner: Learner, part: Episodes, name: str, check: bool) -> None:
         if check:
-            trials.check_engine(learner, theta, episodes, name)  # as before a training: it may need more than a chunk
+            trials.check_engine(learner, theta, episodes, name)  # as in training; may need more than a chunk
         _, drew = trials.watching_generator(lambda: engines.meta_gradient(learner, theta, part, name, None, precision))
         if drew and name == "threads":
             raise RuntimeError("threads cannot repeat random draws")
@@ -136,14 +148,14 @@ def settings(
         for name in names:
             before, last, checked = memory.taken(device) or 0.0, 0.0, None
             for together in _together(name, count(episodes), chunk):
-                if before + 2 * (last - before) > most:  # about what twice as many tasks would take
+                if before + 2 * (last - before) > most:  # an estimate for twice as many tasks
                     break
                 try:
                     few, check = first_tasks(episodes, together), checked is None
                     peak, seconds = _need(_sized(learner, adjoint), few, name, run, device, check)
-                    checked = peak if check else checked  # a training needs as much before it begins
+                    checked = peak if check else checked  # a training needs at least this much before it begins
                     peak = peak and max(peak, checked or 0.0)
-                except (*trials.CANNOT, MemoryError):  # a training would take another engine, or a smaller chunk
+                except (*trials.CANNOT, MemoryError):  # a training would use another engine, or a smaller chunk
                     break
                 last = peak or 0.0
                 chunked = name in engines.TOGETHER
@@ -153,7 +165,7 @@ def settings(
 
 
 def _adjoints(learner: Learner) -> tuple[str | None, ...]:
-    """Those to choose from; a learner without, or with one that is not exact, keeps what it has."""
+    """The adjoints to choose from. None means the learner's own: it has none, or one that is not in EXACT."""
     exact = getattr(learner, "adjoint", None) in EXACT and not getattr(learner, "first_order", False)
     return EXACT if exact else (None,)
 
@@ -167,7 +179,7 @@ def _sized(learner: Learner, adjoint: str | None) -> Sized:
 
 
 def _together(name: str, tasks: int, chunk: int | None) -> list[int]:
-    """How many tasks are in memory at once: 1, 2, 4 ... all where mapped, one in each thread, one in a loop."""
+    """How many tasks to hold in memory at once: 1, 2, 4 ... all if mapped, one per thread, one in a loop."""
     if name not in engines.TOGETHER:
         return [1 if name == "loop" else min(torch.get_num_threads(), tasks)]
     return [min(chunk, tasks)] if chunk else [2**i for i in range(tasks.bit_length()) if 2**i < tasks] + [tasks]
@@ -176,14 +188,14 @@ def _together(name: str, tasks: int, chunk: int | None) -> list[int]:
 def _need(
     sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.device, check: bool = True
 ) -> tuple[float | None, float]:
-    """Peak of the process in bytes, and seconds, from few inner steps where there are many."""
+    """Peak memory of the process in bytes, and seconds; extrapolated from fewer inner steps where there are many."""
     steps = getattr(sized(None), "steps", None)
     many = isinstance(steps, int) and steps > FEW and hasattr(sized(None), "adjoint")
     found = []
     for k in (steps // 4, steps // 2) if many else (None,):  # type: ignore[operator]
         memory.tidy()
         with memory.peak(device) as peak, seeds.seeded(0, "plan"):
-            one = sized(k)  # a program belongs to its learner
+            one = sized(k)  # one learner for all runs, because programs are cached by learner
             run(one, episodes, name, check)
             taken = _fastest(lambda one=one: run(one, episodes, name, False))
         found.append((k, peak.bytes, taken))
@@ -196,7 +208,7 @@ def _need(
 
 
 def _seconds_of_update(theta: Theta) -> float:
-    """What an iteration takes beside the meta-gradient: whether it is finite, and a step of Adam."""
+    """The time of an iteration's other work: the check that the gradient is finite, and a step of Adam."""
     values = [value.clone().requires_grad_() for value in theta.values()]
     optimizer = torch.optim.Adam(values)
     for value in values:
@@ -210,7 +222,7 @@ def _seconds_of_update(theta: Theta) -> float:
 
 
 def _fastest(compute: Callable[[], None]) -> float:
-    """Seconds of the fastest of a few runs: what it takes where nothing disturbs."""
+    """Seconds of the fastest of a few runs, which is the least disturbed one."""
     taken: list[float] = []
     while len(taken) < TIMES[0] or (len(taken) < TIMES[1] and sum(taken) < ENOUGH):
         taken.append(trials.timed(compute)[1])
@@ -221,7 +233,7 @@ def _fastest(compute: Callable[[], None]) -> float:
 
 
 def tasks_within(each: float, device: torch.device) -> int | None:
-    """How many tasks of so many bytes fit into what is free; None where the system does not tell."""
+    """How many tasks of `each` bytes fit into the free memory, at least 1; None if the system does not report it."""
     room, own = memory.room(device), memory.taken(device)
     return None if room is None or own is None or each <= 0 else max(1, int((room - own) / each))
 
@@ -229,14 +241,15 @@ def tasks_within(each: float, device: torch.device) -> int | None:
 def first_that_fits(
     learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None, precision: str = "float32"
 ) -> Setting | None:
-    """After memory ran out: smaller chunks, then a loop, then the same with less to remember; None if none fits.
+    """The first setting that works after memory ran out; None if none does.
 
-    Each is tried, one meta-gradient long.
+    Tries smaller chunks, then a loop, then the same with the adjoint that stores less. Each trial computes one
+    meta-gradient. The setting's `memory` is None, because it is not measured.
     """
     together = min(chunk or count(episodes), count(episodes))
     smaller = [together // 2**i for i in range(1, together.bit_length())] if engine in engines.TOGETHER else []
     own, *others = _adjoints(learner) if getattr(learner, "adjoint", None) != "remat" else ("remat",)
-    mapped = "replay" if engine == "compile" else engine  # what fits is not compiled to be found
+    mapped = "replay" if engine == "compile" else engine  # compiling each trial would take too long
     ways = [(mapped, size) for size in smaller] + ([("loop", None)] if engine != "loop" else [])
     tried = [(own, *way) for way in ways]
     tried += [(other, *way) for other in others for way in [(engine, chunk), *ways] if engine != "compile"]

@@ -1,9 +1,9 @@
-"""Meta-gradients as programs: recorded once for a learner and tasks of certain shapes, then replayed or compiled.
+"""Meta-gradients as programs: recorded once for a learner and given task shapes, then replayed or compiled.
 
-One task's meta-gradient is recorded on the plain tape, where torch's derivatives are right and ours are cheap. Its
-operations are then mapped over tasks. "replay" calls torch for each of them; "compile" has torch's inductor turn them
-into few loops of machine code first, which takes from ten seconds to minutes; "replay-threads" runs the program of one
-task on each thread.
+One task's meta-gradient is recorded with ordinary autograd, where torch's derivatives are right and ours are cheap.
+The recorded operations are then mapped over tasks. "replay" calls torch for each operation. "compile" first has
+torch's inductor fuse them into a few loops of machine code, which takes from ten seconds to minutes. "replay-threads"
+runs the program of one task on each thread.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ _known: weakref.WeakKeyDictionary[Learner, dict[Any, tuple[list[Any], MetaGradie
 def program_of(
     learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: str, key: Any = None
 ) -> MetaGradient:
-    """(theta, episodes) -> meta-loss and meta-gradient, for these shapes, made once for each.
+    """The function (theta, episodes) -> (meta-loss, meta-gradient) for these shapes, built once and cached.
 
-    It is made anew where something else than theta and the tasks has changed: a field of the learner, a module's mode,
-    a frozen weight or a buffer, torch's defaults. What is not watched: numbers inside of functions, attributes of
-    modules, writes through `.data`.
+    It is rebuilt when something other than theta and the tasks has changed: a field of the learner, a module's mode,
+    a frozen weight or a buffer, or torch's defaults. These changes go unnoticed: numbers inside functions, attributes
+    of modules, writes through `.data`.
 
-    of_task    learner, theta, one episode -> its loss and gradient, on the plain tape; `key` tells apart several
-    engine     "replay" and "compile": the mean over episodes with a task axis; "replay-threads": of one episode
+    of_task    (learner, theta, one episode) -> its loss and gradient, with ordinary autograd
+    engine     "replay" and "compile": the mean over episodes with a task axis; "replay-threads": one episode
+    key        tells different `of_task` functions apart in the cache
 
-    Raises RuntimeError, with the reason, for what cannot be recorded or compiled.
+    Raises RuntimeError, with the reason, where the computation cannot be recorded or compiled.
     """
     known, leaves = _known.setdefault(learner, {}), _leaves(theta, episodes)
     shapes = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
-    # What is compiled holds for one layout in memory and one number of threads.
+    # Compiled code is specific to one memory layout and one number of threads.
     layout = (torch.get_num_threads(), *(leaf.stride() for leaf in leaves)) if engine == "compile" else None
     wanted = (engine, key, tuple(theta), shapes, layout)
     state = [torch.get_default_dtype(), torch.is_autocast_enabled(leaves[0].device.type), *_state(learner)]
@@ -52,16 +53,16 @@ def program_of(
     if program is None or before is None or not _unchanged(before, state):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch, about itself
+                warnings.simplefilter("ignore")  # torch warns about its own internals
                 program = _made(learner, theta, episodes, of_task, engine)
-        except Exception as error:  # the compiler and a learner's own code raise of every kind
+        except Exception as error:  # the compiler and a learner's own code can raise any exception
             raise RuntimeError(first_line(error)) from error
         known[wanted] = state, program
     return program
 
 
 def _state(value: Any) -> Iterator[Any]:
-    """All that a recording of a learner takes for granted: numbers, and references that hold no object."""
+    """Everything that a learner's recording assumes to stay the same: numbers, and weak references to objects."""
     if isinstance(value, nn.Module):
         for module in value.modules():
             yield from (weakref.ref(module), module.training)
@@ -69,7 +70,7 @@ def _state(value: Any) -> Iterator[Any]:
                 yield from _state(tensor)
     elif isinstance(value, Tensor):
         yield from (weakref.ref(value), value.requires_grad)
-        if not value.requires_grad:  # else it is theta's start
+        if not value.requires_grad:  # otherwise it is only the initial value of theta, which is an input
             yield from (value.data_ptr(), 0 if value.is_inference() else value._version)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
@@ -81,7 +82,7 @@ def _state(value: Any) -> Iterator[Any]:
     else:
         try:
             yield weakref.ref(value)
-        except TypeError:  # numbers
+        except TypeError:  # numbers have no weak references
             yield value
 
 
@@ -123,7 +124,7 @@ def _leaves(theta: Theta, episodes: Episode) -> list[Tensor]:
 
 
 def _compiled(program: Program, leaves: Sequence[Tensor]) -> Program:
-    """The same in machine code."""
+    """The same program compiled to machine code."""
     from torch._inductor.compile_fx import compile_fx_inner  # takes a second to import
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -137,15 +138,15 @@ def _compiled(program: Program, leaves: Sequence[Tensor]) -> Program:
     traced.graph.eliminate_dead_code()
     traced.recompile()
     run: Any = compile_fx_inner(traced, leaves)
-    return lambda *leaves: run(list(leaves))  # it empties the list that it is given
+    return lambda *leaves: run(list(leaves))  # compiled code empties its argument list
 
 
 @torch.no_grad()
 def _as_one_graph(program: Program, leaves: Sequence[Tensor]) -> Program:
-    """The program as one CUDA graph, whose kernels are started together; as it is where that cannot be recorded."""
+    """The program as one CUDA graph, which launches its kernels together; unchanged where capture fails."""
     held, side = [leaf.clone() for leaf in leaves], torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is recorded must have run before, and elsewhere than on the main stream
+    with torch.cuda.stream(side):  # CUDA requires warm-up runs on a side stream before capture
         for _ in range(3):
             program(*held)
     torch.cuda.current_stream().wait_stream(side)
@@ -156,10 +157,10 @@ def _as_one_graph(program: Program, leaves: Sequence[Tensor]) -> Program:
     except RuntimeError:
         return program
 
-    def replay(*leaves: Tensor, holds: Any = program) -> list[Tensor]:  # the graph reads the program's constants
+    def replay(*leaves: Tensor, holds: Any = program) -> list[Tensor]:  # keeps the constants that the graph reads
         for place, leaf in zip(held, leaves, strict=True):
             place.copy_(leaf)
         graph.replay()
-        return [tensor.clone() for tensor in found]  # the next replay writes to the same memory
+        return [tensor.clone() for tensor in found]  # the next replay overwrites this memory
 
     return replay

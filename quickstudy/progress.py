@@ -1,4 +1,4 @@
-"""Progress on the terminal: rate, loss, accuracy, time left."""
+"""Progress bars on the terminal: rate, loss, accuracy, time left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Update = Callable[[Any, dict[str, Any]], None]
 
 @contextmanager
 def training_bar(iterations: int, done: int, engine: str, shown: bool) -> Iterator[Update]:
-    """A bar over the outer loop; call it with each step and its metrics line (empty for most steps)."""
+    """A progress bar over the outer loop; call it with each step and its metrics line (empty for most steps).
+
+    `done`: iterations done before, by a resumed run. `shown` False: nothing is printed.
+    """
     if not shown:
         yield lambda step, line: None
         return
@@ -53,7 +56,7 @@ def _in_words(line: dict[str, Any]) -> str:
 
 @contextmanager
 def counting_bar(what: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar over things done; call it with the number done since."""
+    """A progress bar over `total` things; call it with the number done since the last call."""
     if not shown:
         yield lambda n: None
         return
@@ -65,6 +68,6 @@ def counting_bar(what: str, total: int, shown: bool = True) -> Iterator[Callable
 
 @contextmanager
 def settings_bar() -> Iterator[Callable[[Any], None]]:
-    """Tells on the terminal which setting was measured last; call it with each."""
+    """A status line that names the setting measured last; call it with each setting."""
     with Console(stderr=True).status("measuring") as status:
         yield lambda setting: status.update(f"measured {setting.options()}")

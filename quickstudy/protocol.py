@@ -1,4 +1,4 @@
-"""What a number was measured under. Without it a number in this field is not comparable."""
+"""Evaluation protocols: the conditions of a measurement, without which scores in this field are not comparable."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from quickstudy.errors import ProtocolError
 from quickstudy.learner import Learner
 from quickstudy.model import normalisation
 
-# A learner's own: recorded, but two learners that differ in them may be compared.
+# Properties of the learner. They are recorded, but learners that differ in them may be compared.
 OF_THE_LEARNER = ("learner", "steps", "normalisation", "ensemble")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Tasks, split, sizes, seeds and what was done at test. Scores compare only under the same one."""
+    """Tasks, split, sizes, seed and test settings. Scores are comparable only under the same protocol."""
 
     learner: str  # name of the learner
     tasks: str  # name of the task source
@@ -31,12 +31,12 @@ class Protocol:
     seed: int  # of the test episodes
     transductive: bool  # whether queries were normalised together
     normalisation: str  # batch, support, running, layer or none
-    steps: int | None = None  # inner steps at test, None where there are none
-    ensemble: int = 1  # models averaged
-    control: str | None = None  # what was taken away, for a control
+    steps: int | None = None  # inner steps at test; None if the learner has none
+    ensemble: int = 1  # number of models averaged
+    control: str | None = None  # name of the control, if this is the score of one
 
     def describe(self) -> str:
-        """In a few words: '5-way 1-shot, transductive batch norm'."""
+        """The protocol in a few words: '5-way 1-shot, transductive batch norm'."""
         size = f"{self.ways}-way {self.shots}-shot" if self.ways else f"{self.shots}-shot"
         kind = {"none": "no norm", "running": "running batch norm"}.get(
             self.normalisation, f"{self.normalisation} norm"
@@ -48,17 +48,18 @@ class Protocol:
         return ", ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values: field name -> value."""
         return dataclasses.asdict(self)
 
 
 def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
-    """The fields that forbid a comparison, with both values."""
+    """The fields whose difference forbids a comparison: name -> both values."""
     names = [f.name for f in dataclasses.fields(Protocol) if f.name not in (*OF_THE_LEARNER, "control")]
     return {name: (getattr(a, name), getattr(b, name)) for name in names if getattr(a, name) != getattr(b, name)}
 
 
 def require_same(a: Protocol, b: Protocol, allow: tuple[str, ...] = ()) -> None:
-    """Raise ProtocolError, naming each difference, unless it is in `allow`."""
+    """Raise ProtocolError, naming each difference, where the protocols differ in fields that are not in `allow`."""
     found = {name: pair for name, pair in differences(a, b).items() if name not in allow}
     if found:
         listed = "; ".join(f"{name}: {one!r} against {other!r}" for name, (one, other) in found.items())
@@ -69,7 +70,7 @@ def require_same(a: Protocol, b: Protocol, allow: tuple[str, ...] = ()) -> None:
 
 
 def describe(tasks: Any) -> dict[str, Any]:
-    """What a task source says of itself, at least its name."""
+    """A task source's description of itself, with at least its name."""
     return dict(tasks.describe()) if hasattr(tasks, "describe") else {"name": type(tasks).__name__}
 
 
@@ -80,7 +81,7 @@ def networks(learner: Learner) -> dict[str, nn.Module]:
 
 
 def normalisation_of(learner: Learner) -> str:
-    """How the learner's networks normalise; 'batch' if any does."""
+    """How the learner's networks normalise: 'batch' if any does, then 'support', 'running', 'layer' or 'none'."""
     found = {normalisation(model) for model in networks(learner).values()}
     return next((kind for kind in ("batch", "support", "running", "layer") if kind in found), "none")
 

@@ -1,11 +1,11 @@
-"""Many processes, one training: which of them this is, its share of the tasks, and what all of them know.
+"""Distributed training: the rank of this process, its share of the tasks, and the values that all ranks share.
 
 N ranks of a `torch.distributed` process group hold the same theta. Of the B tasks of a meta-batch rank r has b_r, and
 
     loss, gradient  =  sum over r of  b_r / B * (mean loss, mean gradient) over the tasks of rank r
 
 is one all-reduce of one flat tensor. It is the mean over the B tasks, whatever N. Without a process group there is one
-rank, which has all tasks, and nothing is sent. Every rank must call what all take part in, in the same order.
+rank, which has all tasks, and nothing is sent. All ranks must make the same collective calls in the same order.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from quickstudy.errors import ConfigError, RankError
 from quickstudy.learner import Theta
 from quickstudy.trials import Choice
 
-PATIENCE = 600.0  # seconds that the first rank waits for the others to come
-DESCRIBED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process
+PATIENCE = 600.0  # seconds that the first rank waits for the others to join
+DESCRIBED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment variables that torchrun sets
 
 
 def size() -> int:
-    """How many ranks there are: 1 without a process group."""
+    """The number of ranks: 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The number of this rank, from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 
@@ -57,12 +57,13 @@ def first() -> bool:
 
 @contextmanager
 def joined(device: str | torch.device = "cpu") -> Iterator[torch.device]:
-    """Join the process group that torchrun describes and leave it afterwards; gives the device of this rank.
+    """Join the process group that torchrun describes and leave it afterwards; yields the device of this rank.
 
-    On "cuda" that is the GPU of its number on this machine, and NCCL; on "cpu" it is gloo, and each rank has its part
-    of the cores. Inside, only the first rank prints. Not under torchrun it gives the device, and changes nothing.
+    On "cuda" each rank gets the GPU with its local number, and NCCL is the backend. On "cpu" the backend is gloo, and
+    each rank gets its share of the cores. Inside, only the first rank prints. Without torchrun it yields the device
+    and changes nothing.
 
-    Raises ConfigError where there are more processes than GPUs, RankError where the others cannot be reached.
+    Raises ConfigError where there are more processes than GPUs, RankError where the other ranks cannot be reached.
     """
     device = torch.device(device)
     joins = launched() and not dist.is_initialized()
@@ -75,7 +76,7 @@ def joined(device: str | torch.device = "cpu") -> Iterator[torch.device]:
             dist.init_process_group(backend, store=_of_this_start(store, rank, size), rank=rank, world_size=size)
     with contextlib.nullcontext() if first() else _silent():
         yield device
-    if joins:  # after an error the process ends, and waits for nobody
+    if joins:  # not in a finally: after an error the process ends without waiting for the others
         dist.destroy_process_group()
 
 
@@ -85,27 +86,28 @@ def launched() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun started any rank anew after one had failed: then a run goes on from its checkpoint."""
+    """Whether torchrun has restarted any rank after a failure; if so, a run continues from its checkpoint."""
     count = _local("TORCHELASTIC_RESTART_COUNT", 0) if dist.is_available() and dist.is_initialized() else 0
     return bool(total(torch.tensor([count])) > 0)  # each machine counts its own failures
 
 
 def alone(what: str) -> None:
-    """Raises ConfigError where there are several ranks, for what only one process can do."""
+    """Raises ConfigError where there are several ranks; for work that only a single process can do (`what`)."""
     if size() > 1 or (launched() and int(os.environ["WORLD_SIZE"]) > 1):
         raise ConfigError(f"{what} runs in one process. Start it without torchrun: only training and evaluation share.")
 
 
 def _of_this_start(store: Any, rank: int, size: int) -> Any:
-    """The part of torchrun's store that no earlier start of the ranks has written to.
+    """A part of torchrun's store that no earlier start of the ranks has written to.
 
-    torchrun keeps one store through all restarts, so the addresses of dead processes are in it, and what it tells of
-    restarts differs between machines. So every process asks under a new name, and the first answers until all know.
+    torchrun keeps one store through all restarts, so it still holds the addresses of dead processes, and its restart
+    count differs between machines. Therefore every process asks rank 0 under a new name for the number of this start,
+    and rank 0 answers until all ranks know it.
     """
     if rank:
         name = uuid.uuid4().hex
         store.set(f"quickstudy/asking/{rank}", name)
-        start = store.get(name).decode()  # waits for it
+        start = store.get(name).decode()  # blocks until rank 0 answers
         store.add(f"quickstudy/answered/{start}", 1)
     else:
         start, deadline = str(store.add("quickstudy/starts", 1)), time.monotonic() + PATIENCE
@@ -133,7 +135,7 @@ def _own_device(device: torch.device) -> torch.device:
 
 
 def _share_cores() -> None:
-    """torchrun gives each of several processes one thread unless it is told otherwise: give each its part instead."""
+    """Give each process its share of the cores. By default torchrun gives each of several processes one thread."""
     ranks_here = _local("LOCAL_WORLD_SIZE", 1)
     if ranks_here > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -154,17 +156,17 @@ def _silent() -> Iterator[None]:
 
 
 def share(n: int) -> range:
-    """Which of n tasks are this rank's: neighbours, at most one more than any other rank has, the first ranks first."""
+    """The tasks of this rank out of n: a contiguous range. Sizes differ by at most one; the first ranks have more."""
     each, more = divmod(n, size())
     start = rank() * each + min(rank(), more)
     return range(start, start + each + (rank() < more))
 
 
 def draw(tasks: Any, n: int, generator: torch.Generator) -> Episodes:
-    """This rank's share of `tasks.sample(n, generator)`: the ranks together have the tasks that one process has.
+    """This rank's share of `tasks.sample(n, generator)`: together the ranks have the tasks of a single process.
 
-    A task source with a method `share(n, places, generator)` makes only the tasks at these places; of any other all
-    are drawn, and the rest is dropped.
+    A task source with a method `share(n, places, generator)` makes only the tasks at these places. From any other
+    source all tasks are drawn, and those of other ranks are dropped.
     """
     if size() == 1:
         return tasks.sample(n, generator)
@@ -174,17 +176,20 @@ def draw(tasks: Any, n: int, generator: torch.Generator) -> Episodes:
 
 
 def stream(name: str) -> str:
-    """A stream of random numbers for each rank: that of the first is the one that a single process has."""
+    """The name of this rank's stream of random numbers; the first rank has the stream of a single process."""
     return name if first() else f"{name} of rank {rank()}"
 
 
-# --- what all ranks know ---------------------------------------------------------------------------------------------
+# --- shared by all ranks ---------------------------------------------------------------------------------------------
 
 
 def begin_mean(loss: Tensor, slope: Theta, weight: float, flag: bool) -> Callable[[], tuple[Tensor, Theta, bool]]:
-    """Start the mean over all ranks, weighted by their shares of the tasks; call the result to wait for it.
+    """Start the mean over all ranks, weighted by each rank's share of the tasks; call the result to wait for it.
 
-    Gives the mean loss, the mean gradient, and whether any rank raised the flag, the same on all ranks.
+    `loss` (a scalar) and `slope` are this rank's means, `weight` its share of the tasks. The call returns the mean
+    loss, the mean gradient, and whether any rank raised the flag; they are the same on all ranks.
+
+    Raises RankError where the other ranks cannot be reached.
     """
     if size() == 1:
         return lambda: (loss, slope, flag)
@@ -206,16 +211,19 @@ def begin_mean(loss: Tensor, slope: Theta, weight: float, flag: bool) -> Callabl
 
 @functools.cache
 def _end_in_peace() -> None:
-    """Before Python ends, leave gloo's thread the moment in which it lets go of the last tensor.
+    """Give gloo's thread a moment to release its last tensor before Python exits.
 
-    It takes the interpreter for that, and aborts the process when it finds it ending: one in five did, after all was
-    done, and torchrun called it a failure.
+    To release it the thread needs the interpreter, and it aborts the process if the interpreter is shutting down.
+    Without the pause one process in five aborted after all its work was done, and torchrun reported a failure.
     """
     atexit.register(time.sleep, 0.1)
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of `values` over all ranks. Exact where of each entry all ranks but one hold zero."""
+    """The sum of `values` over all ranks. It is exact where at most one rank holds a nonzero value for each entry.
+
+    Raises RankError where the other ranks cannot be reached.
+    """
     if size() == 1:
         return values
     sums = values.to(_wire())
@@ -226,19 +234,22 @@ def total(values: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks have reached this call. Raises RankError where the other ranks cannot be reached."""
     total(torch.zeros(1))
 
 
 def same_engine(choice: Choice) -> Choice:
-    """The first rank's choice: engines agree to rounding only, and a clock may tell another rank another one."""
+    """The first rank's choice, on all ranks.
+
+    Ranks may measure different engines as the fastest, and engines agree only up to rounding.
+    """
     told = [ENGINES.index(choice.engine), choice.chunk or 0] if first() else [0, 0]
     engine, chunk = total(torch.tensor(told)).tolist()
     return choice._replace(engine=ENGINES[engine], chunk=chunk or None)
 
 
 def check_same(**facts: Any) -> None:
-    """Raises ConfigError, on every rank, where a rank begins with something else than the first. Facts are plain."""
+    """Raises ConfigError, on every rank, where a fact differs between ranks. Facts are JSON values by name."""
     told = torch.zeros(size(), len(facts), dtype=torch.int64)
     told[rank()] = torch.tensor([_number(value) for value in facts.values()])
     apart = (told := total(told)) != told[0]
@@ -255,7 +266,7 @@ def _number(value: Any) -> int:
 
 
 def _wire() -> str:
-    """Where a tensor must be for this process group to send it."""
+    """The device that a tensor must be on for this process group to send it."""
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 

@@ -1,4 +1,4 @@
-"""From names and numbers, as given on a command line, to task sources, networks and learners that suit each other."""
+"""Builds task sources, networks and learners that fit together, from the names and numbers of a command line."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ from quickstudy.nn import NETWORKS
 from quickstudy.tasks.tables import split_files
 from quickstudy.trained import Trained
 
-PUBLIC = ("omniglot", "cifar_fs", "fc100")  # data sets, which are downloaded
+PUBLIC = ("omniglot", "cifar_fs", "fc100")  # public data sets, which are downloaded
 NAMED = ("glyphs", "sinusoid", *PUBLIC)
 
-# What suits a kind of task where the user says nothing: sizes of an episode, the outer loop, and the inner loop of
-# each learner. Images as MAML and ProtoNet on Omniglot, or as short trainings there liked on validation classes;
-# sinusoids as MAML (Finn 2017, section 5.1); tables as MAML liked on validation schools, students and chickens.
+# Defaults for each kind of task: sizes of an episode and the outer loop here, and the inner loop of each learner in
+# FIELDS. Images: the settings of MAML and ProtoNet on Omniglot, or those that did best on validation classes in short
+# trainings there. Sinusoids: those of MAML (Finn 2017, section 5.1). Tables: those with which MAML did best on
+# validation schools, students and chickens.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 16, "iterations": 2000},
     "text": {"ways": 5, "shots": 1, "queries": 15, "meta_batch": 4, "iterations": 500, "hidden": (256,)},
     "table": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 16, "iterations": 2000},
     "sinusoid": {"ways": None, "shots": 10, "queries": 10, "meta_batch": 25, "iterations": 10000},
 }
-# An iteration on 16 tasks of these takes two seconds of one core.
+# 4 tasks per iteration, because an iteration on 16 tasks of these takes two seconds of one core.
 DEFAULTS |= {name: DEFAULTS["images"] | {"meta_batch": 4} for name in ("cifar_fs", "fc100")}
-# Networks for images, and the options that each takes.
+# Networks for images, and the options of each.
 IMAGE_NETWORKS = {
     "conv4": ("filters", "norm", "downsample", "maps"),
     "resnet12": ("filters", "norm", "dropblock", "maps"),
@@ -74,7 +75,7 @@ FIELDS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 class Request(NamedTuple):
-    """Which tasks, in which sizes."""
+    """A request for tasks: which tasks, in which sizes, and how to read them."""
 
     tasks: str  # a name out of NAMED, a folder of class folders, a table, or a folder of tables train, val, test
     ways: int | None = None
@@ -82,27 +83,30 @@ class Request(NamedTuple):
     queries: int = 15
     data: str | None = None  # folder of the data set
     size: int = 28  # images from a folder are scaled to size x size
-    augment: bool = False  # training images are changed a little each time they are shown
-    task: str | None = None  # of a table: the column that names a row's task, as the next ones
-    target: str | None = None
-    time: str | None = None
+    augment: bool = False  # training images are changed at random each time they are drawn
+    task: str | None = None  # table: the column that names a row's task
+    target: str | None = None  # table: the column to predict
+    time: str | None = None  # table or ratings: the column of time
     kind: str | None = None  # what the target is: number or class
     ignore: Sequence[str] = ()  # columns to leave out
-    categories: Sequence[str] = ()  # columns of numbers that are names
-    user: str | None = None  # of a table of ratings: the column of who rated, as the next ones
-    item: str | None = None
-    rating: str | None = None
-    items: str | None = None  # a table of the items' features
-    item_id: str | None = None  # its column of items
-    factors: int = 0  # length of the items' vectors learned from training users
-    text: str | None = None  # of labelled texts: the column of texts
-    label: str | None = None  # of labelled texts: the column of classes
-    words: int = 24  # of labelled texts: how many words of one are read
-    encoder: str | None = None  # of labelled texts: the model of sentence_transformers that makes vectors of them
+    categories: Sequence[str] = ()  # columns whose numbers are names of categories
+    user: str | None = None  # ratings: the column of the user who rated
+    item: str | None = None  # ratings: the column of the item that was rated
+    rating: str | None = None  # ratings: the column of the rating itself
+    items: str | None = None  # ratings: a second table, with the items' features
+    item_id: str | None = None  # ratings: the column of items in that table
+    factors: int = 0  # ratings: length of the item vectors that are learned from training users
+    text: str | None = None  # labelled texts: the column of texts
+    label: str | None = None  # labelled texts: the column of classes
+    words: int = 24  # labelled texts: how many words of each text are read
+    encoder: str | None = None  # labelled texts: the model of sentence_transformers that embeds them
 
 
 def kind_of(tasks: str, labelled: bool = False) -> str:
-    """'sinusoid', 'table', 'text' or 'images': which defaults apply. `labelled`: a column of texts is named."""
+    """The kind of tasks, which chooses the defaults: 'sinusoid', 'table', 'text' or 'images'.
+
+    `labelled`: the user named a column of texts or of their labels.
+    """
     if tasks == "sinusoid":
         return "sinusoid"
     if labelled or is_text(tasks):
@@ -111,21 +115,23 @@ def kind_of(tasks: str, labelled: bool = False) -> str:
 
 
 def is_text(tasks: str) -> bool:
-    """Whether the word is the path of a folder of class folders with .txt files."""
+    """Whether `tasks` is the path of a folder of class folders with .txt files."""
     return tasks not in NAMED and next(Path(tasks).glob("*/*.txt"), None) is not None
 
 
 def is_table(tasks: str) -> bool:
-    """Whether the word is the path of a table, or of a folder of tables."""
+    """Whether `tasks` is the path of a table, or of a folder of tables."""
     if tasks in NAMED:
         return False
     return Path(tasks).is_file() or "train" in split_files(Path(tasks))
 
 
 def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | None = None) -> Any:
-    """The task source of a request. Raises DataError or ConfigError that says what is possible.
+    """The task source of a request, for the split 'train', 'val' or 'test'.
 
-    `preprocess` of a trained learner: how columns of a table become numbers, as they did in its training.
+    `preprocess` is that of a trained learner: columns of a table then become numbers in the same way as in its
+    training. Raises DataError where the tasks cannot be found or read, ConfigError where options are missing or do not
+    apply to these tasks.
     """
     name, kind = request.tasks, kind_of(request.tasks, bool(request.text or request.label))
     _check_placed(request, kind)
@@ -156,7 +162,7 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
 
 
 def _check_placed(request: Request, kind: str) -> None:
-    """Refuse options that these tasks would pass over in silence."""
+    """Refuse options that these tasks would silently ignore."""
     name = request.tasks
     if request.encoder and kind != "text":
         raise ConfigError(f"--encoder is for texts; {name!r} holds none. Leave it out, or name their column (--text).")
@@ -189,7 +195,10 @@ def _open_ratings(request: Request, split: str, preprocess: Mapping[str, Any] | 
 
 
 def find_learner(name: str) -> tuple[str, type[Learner]]:
-    """A learner's command-line name and class; case and separators do not matter."""
+    """The command-line name and the class of a learner; case, '-' and '_' in `name` do not matter.
+
+    Raises ConfigError where there is no such learner.
+    """
     plain = name.lower().replace("-", "").replace("_", "")
     if plain not in LEARNERS:
         raise ConfigError(f"unknown learner {name!r}; there are {', '.join(LEARNERS)}.{suggest(plain, LEARNERS)}")
@@ -197,7 +206,7 @@ def find_learner(name: str) -> tuple[str, type[Learner]]:
 
 
 def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
-    """The learner's fields that are numbers, words or switches: what a command line can set."""
+    """The learner's fields that a command line can set: numbers, words and switches."""
     fixed = (
         "model",
         "encoder",
@@ -215,7 +224,11 @@ def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
 
 
 def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], network: dict[str, Any]) -> Learner:
-    """The learner for these tasks: its network sized to their inputs and answers, its loss to their kind."""
+    """A learner of class `cls` for these tasks. Its network fits their inputs and answers, and its loss their kind.
+
+    `fields` are the learner's plain fields, and `network` the options of `build_network`; `fields` is changed in place.
+    Raises ConfigError where the learner is for classification and the tasks are regression.
+    """
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     ways = getattr(tasks, "ways", None)
     if ways is None and not names & {"loss", "outputs"}:
@@ -244,29 +257,34 @@ def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], networ
 
 
 def shape_of(encoder: nn.Module, tasks: Any) -> tuple[int, ...]:
-    """The shape of what the encoder gives for an input of these tasks."""
+    """The shape of the encoder's output for one input of these tasks."""
     with torch.no_grad():
         return tuple(call(encoder, {}, one_episode(tasks).support.x).shape[1:])
 
 
 def one_episode(tasks: Any) -> Episode:
-    """An episode to read shapes off."""
+    """One training episode, whose tensors show the shapes of the tasks."""
     return unstack(tasks.sample(1, seeds.generator(0, "width")))[0]
 
 
 def answer_width(tasks: Any) -> int:
-    """How many numbers an answer of these regression tasks has."""
+    """How many numbers one answer has in these regression tasks."""
     return one_episode(tasks).support.y.shape[-1]
 
 
 def positions(tasks: Any, objective: str) -> int:
-    """The longest sequence that training reads: the support set and a query, or all examples of an episode."""
+    """The length of the longest sequence in training.
+
+    For the objective 'stream' these are all examples of an episode, else the support set and one query.
+    """
     support, query = one_episode(tasks)
     return len(support.y) + (len(query.y) if objective == "stream" else 1)
 
 
 def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> nn.Module:
-    """conv4 or another `network` for images, mlp for rows of numbers; an encoder where `outputs` is None."""
+    """The network for these tasks: for images the one named by the option `network` (conv4 by default), for rows of
+    numbers an mlp, for hashed texts the text network. It is an encoder without a head where `outputs` is None.
+    """
     preprocess = getattr(tasks, "preprocess", {})
     if "buckets" in preprocess:  # hashed texts
         model = networks.text(outputs, buckets=preprocess["buckets"], words=preprocess["words"])
@@ -285,9 +303,9 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
 def builders(
     learners: Mapping[str, type[Learner]], kind: str, tasks: Any, network: dict[str, Any]
 ) -> dict[str, Callable[[], Learner]]:
-    """What makes each learner with new weights, and fine-tuning, unless these tasks have none.
+    """For each learner name, a function that builds the learner with new weights.
 
-    Raises ConfigError for a learner that these tasks cannot have.
+    Fine-tuning is added where it fits these tasks. Raises ConfigError where one of `learners` does not fit them.
     """
 
     def builder(name: str, cls: type[Learner]) -> Callable[[], Learner]:
@@ -296,7 +314,7 @@ def builders(
 
     found = {name: builder(name, cls) for name, cls in learners.items()}
     for build in found.values():
-        build()  # refused now rather than after others were trained
+        build()  # so that an unsuitable learner is refused now rather than after others were trained
     with suppress(QuickstudyError, AttributeError):  # a source without a pool has no classes to pretrain on
         fine_tuning = builder("finetune", LEARNERS["finetune"])
         fine_tuning()
@@ -305,8 +323,11 @@ def builders(
 
 
 def baselines(train: Any, test: Any) -> dict[str, Trained]:
-    """What needs no meta-training on such tasks; scikit-learn's models where it is installed."""
-    if "buckets" in getattr(train, "preprocess", {}):  # texts, as numbers of subwords
+    """Baselines without meta-training for such tasks, by name; with scikit-learn's models where it is installed.
+
+    `train` fits the pooled models; `test` has the tasks that all of them will be tested on.
+    """
+    if "buckets" in getattr(train, "preprocess", {}):  # texts, as hashed subwords
         return _on_texts(train, test)
     ways = getattr(test, "ways", None)
     found: dict[str, Trained] = {"linear-probe": Trained(LinearProbe(ways), {})}
@@ -316,7 +337,7 @@ def baselines(train: Any, test: Any) -> dict[str, Trained]:
 
 
 def _on_texts(train: Any, test: Any) -> dict[str, Trained]:
-    """Class means and logistic regression on TF-IDF: the text encoder as it is before training, its sketch alone."""
+    """Class means and logistic regression on TF-IDF, computed by the untrained text encoder's hashed sketch alone."""
     tf_idf = build_network(train, None, {})
     with torch.no_grad():
         tf_idf.encoder.angle.zero_()  # type: ignore[operator, union-attr]
@@ -331,7 +352,10 @@ def _on_texts(train: Any, test: Any) -> dict[str, Trained]:
 
 
 def _on_tables(train: sources.GroupTasks, test: Any) -> dict[str, Trained]:
-    """A line and boosted trees, on each task alone and on all training rows; of values the latter with levels."""
+    """A linear model and boosted trees, fitted on each task alone, and pooled over all training rows.
+
+    For regression the pooled models also get a level for each task.
+    """
     try:
         from sklearn import ensemble, linear_model
     except ImportError:

@@ -1,12 +1,12 @@
-"""A computation as the operations of torch that it comes down to, which can be run again without what led to them.
+"""Records a computation as a list of torch operations that can be run again without the Python code behind them.
 
 Modules, learners, hooks, autograd and transforms cost more than the arithmetic of a small network. `record` runs a
-function once, writes down each operation that depends on its inputs, derivatives included, and makes a program of them:
+function once, notes each operation that depends on its inputs, including derivatives, and builds a program from them:
 
     program = record(function, inputs)      program(*inputs) == function(*inputs), for any inputs of these shapes
 
-What depends on no input becomes a constant of the program. What the operations alone do not tell cannot be recorded and
-is refused: decisions on a tensor's values, draws at random, writes into a part of a tensor.
+Whatever depends on no input becomes a constant of the program. A list of operations cannot express everything. These
+are refused: decisions based on a tensor's values, random draws, and writes into a part of a tensor that is read again.
 """
 
 from __future__ import annotations
@@ -32,19 +32,23 @@ from quickstudy.rewriting import CHECK, VIEWS, finished, rewritten
 Program = Callable[..., list[Tensor]]
 
 aten = torch.ops.aten
-# Results that depend on an input's shape alone: small ones become constants.
+# The results depend only on an input's shape; small ones become constants.
 FILLED = {aten.ones_like, aten.zeros_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full}
 SMALL = 2**16  # bytes
 STRIDED = {aten.as_strided, aten.as_strided_copy, aten.as_strided_scatter}
-# Ways to read a tensor's values that torch does not see as operations: of the tensor itself, of those given beside.
+# Calls that read values without an operation that torch sees: those of the tensor itself (READS), and those of tensors
+# among the other arguments (BESIDE).
 READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 BESIDE = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor, torch.tensor_split, Tensor.tensor_split}
 
 
 def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Program:
-    """The program of function(*inputs), which is run once for it. Derivatives of the result are not recorded.
+    """The program of function(*inputs), from running the function once.
 
-    Raises RuntimeError, with the reason, for what cannot be recorded.
+    `function` returns a sequence of tensors; the program returns them as a list. It holds for inputs with the shapes,
+    dtypes and devices of these. Derivatives of the result are not recorded.
+
+    Raises RuntimeError, with the reason, where the function cannot be recorded.
     """
     try:
         return _recorded(function, inputs)
@@ -57,7 +61,7 @@ def record(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) 
 
 
 class _OneDNNRecurrent(RuntimeError):
-    """oneDNN's recurrent layers have a workspace that cannot be handed from one operation to another."""
+    """oneDNN's recurrent layers use a workspace that cannot be passed from one operation to another."""
 
 
 def _recorded(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Program:
@@ -71,7 +75,7 @@ def _recorded(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Python's collector of cycles would look through all that is written down, over and over."""
+    """Switch off Python's cyclic garbage collector, which would scan the growing recording again and again."""
     on = gc.isenabled()
     gc.disable()
     try:
@@ -82,12 +86,14 @@ def _without_collector() -> Iterator[None]:
 
 
 def over_tasks(program: Program, inputs: Sequence[Tensor], shared: int) -> Program:
-    """The program of all tasks at once, whose results are the means over them, from that of one task.
+    """Turn the program of one task into a program of all tasks at once, which returns the means over tasks.
 
-    inputs   the first `shared` are those of one task, which all share; the others have a leading task axis
+    inputs   the first `shared` are common to all tasks and have no task axis; the others have a leading task axis
 
-    Operations on shared inputs alone are done once. The derivatives are in the program already, so that `vmap` has to
-    know no more than how each operation is done for several tasks.
+    Operations that depend only on shared inputs run once. The derivatives are already operations of the program, so
+    `vmap` only needs a batching rule for each operation.
+
+    Raises RuntimeError, with the reason, where the program cannot be mapped or recorded.
     """
     axes = [None] * shared + [0] * (len(inputs) - shared)
 
@@ -100,7 +106,7 @@ def over_tasks(program: Program, inputs: Sequence[Tensor], shared: int) -> Progr
 
 
 class _Unread(TorchFunctionMode):
-    """Refuses what reads values behind torch's back."""
+    """Refuses calls that read or replace a tensor's values without an operation that torch sees."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -119,23 +125,23 @@ class _Unread(TorchFunctionMode):
 
 
 class _Recorder(TorchDispatchMode):
-    """Runs every operation, and writes those down that depend on an input."""
+    """Runs every operation and records those that depend on an input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
-        self.sources: dict[int, tuple[TensorWeakRef, Operation]] = {}  # id of a tensor -> where it comes from
-        self.results: dict[Operation, list[TensorWeakRef]] = defaultdict(list)  # and the other way round
-        self.known: dict[Any, Operation] = {}  # what was computed already
-        self.kept: dict[int, tuple[TensorWeakRef, int, Operation]] = {}  # of constants: the version, and where it is
-        self.made: dict[int, list[TensorWeakRef]] = {}  # memory taken on the way -> tensors on it
-        self.depending: dict[int, StorageWeakRef] = {}  # memory with what depends on an input; the address stays taken
-        self.room = 64  # how many of them there may be before those that are gone are forgotten
-        self.stale: dict[int, TensorWeakRef] = {}  # tensors of which a part was written to through another one
+        self.sources: dict[int, tuple[TensorWeakRef, Operation]] = {}  # id of a tensor -> the operation it comes from
+        self.results: dict[Operation, list[TensorWeakRef]] = defaultdict(list)  # operation -> its results
+        self.known: dict[Any, Operation] = {}  # target and arguments -> the operation already recorded for them
+        self.kept: dict[int, tuple[TensorWeakRef, int, Operation]] = {}  # id of a constant -> its version, operation
+        self.made: dict[int, list[TensorWeakRef]] = {}  # memory allocated while recording -> the tensors in it
+        self.depending: dict[int, StorageWeakRef] = {}  # memory of input-dependent tensors; keeps the address reserved
+        self.room = 64  # the size of `depending` at which its expired entries are dropped
+        self.stale: dict[int, TensorWeakRef] = {}  # tensors changed by a write through another tensor
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled inside; to make sure of that torch would import its compiler, of 45 MB."""
+        """False, because nothing is compiled inside. To check that, torch would import its compiler (45 MB)."""
         return False
 
     def input(self, tensor: Tensor) -> Tensor:
@@ -151,19 +157,19 @@ class _Recorder(TorchDispatchMode):
         return as_function(self.operations[:inputs], finished(self.operations, found), found)
 
     def _own(self, one: Operation, others: Sequence[Operation]) -> Operation:
-        """A result in memory of its own, which whoever asked for it may write to."""
+        """The result in its own memory, so that the caller may write to it."""
         if not (one in others or one.target in (INPUT, CONSTANT) or _is_view(one)):
             return one
         self.operations.append(Operation(aten.clone.default, (one,), like=one.like))
         return self.operations[-1]
 
     def source(self, tensor: Tensor) -> Operation | None:
-        """The operation that a tensor is the result of; None where it depends on no input."""
+        """The operation that produced the tensor; None where it depends on no input."""
         ref, one = self.sources.get(id(tensor), (None, None))
         return one if ref is not None and ref() is tensor else None
 
     def _depend(self, tensors: list[Tensor]) -> bool:
-        """Whether any comes from an input. Refuses those of which it is not known what they hold by now."""
+        """Whether any tensor depends on an input. Refuses tensors whose current contents are unknown."""
         if self.stale and any(id(t) in self.stale and self.stale[id(t)]() is t for t in tensors):
             raise RuntimeError("it writes into a part of a tensor that it reads again")
         others = [tensor for tensor in tensors if self.source(tensor) is None]
@@ -201,9 +207,9 @@ class _Recorder(TorchDispatchMode):
         return _changed(args, self._operand), named
 
     def _once(self, one: Operation) -> Operation:
-        """The operation as rules have it; the one there is, if the same was done before and is still in memory.
+        """The simplified operation, or the equal one recorded before while a result of it is still in memory.
 
-        What an adjoint has let go of to save memory, and computes again, is thus computed again by the program, too.
+        An adjoint may free tensors to save memory and compute them again. The program then computes them again too.
         """
         one = rewritten(one)
         if one in self.results or one.target in (INPUT, CONSTANT):
@@ -218,13 +224,13 @@ class _Recorder(TorchDispatchMode):
         return one
 
     def _is(self, tensor: Tensor, *sources: Operation) -> None:
-        """The tensor is what the first one gives; the others give it as one of several."""
+        """Note that the tensor is the result of the first source, and one of several results of the others."""
         ref, storage = TensorWeakRef(tensor), tensor.untyped_storage()
         self.sources[id(tensor)] = ref, sources[0]
         for one in sources:
             self.results[one].append(ref)
         if storage._cdata not in self.depending:
-            if len(self.depending) > self.room:  # what is gone would leave holes all over the memory
+            if len(self.depending) > self.room:  # entries of freed tensors would fragment the memory
                 self.depending = {place: ref for place, ref in self.depending.items() if not ref.expired()}
                 self.room = 2 * len(self.depending) + 64
             self.depending[storage._cdata] = StorageWeakRef(storage)
@@ -243,7 +249,10 @@ class _Recorder(TorchDispatchMode):
         return self.source(tensor) or self._constant(tensor)
 
     def _constant(self, tensor: Tensor) -> Operation:
-        """What depends on no input: a tensor from outside itself, of one that was made on the way a copy."""
+        """The constant for a tensor that depends on no input.
+
+        It holds the tensor itself if that comes from outside, and a copy if it was made while recording.
+        """
         ref, version, one = self.kept.get(id(tensor), (None, None, None))
         if one is not None and ref is not None and ref() is tensor and version == tensor._version:
             return one
@@ -263,9 +272,9 @@ class _Recorder(TorchDispatchMode):
     # --- memory ---
 
     def _written(self, func: Any, args: Any, kwargs: Any, depends: bool) -> Any:
-        """An operation that writes to its first argument, as one that makes a new tensor in its place.
+        """Record an operation that writes to its first argument as one that makes a new tensor instead.
 
-        Others that share its memory would be other tensors from now on: they must not be read again.
+        In the program, other tensors in the same memory do not see the write, so they must not be read again.
         """
         target, twin = args[0] if args else None, _without_writing(func)
         if twin is None or not isinstance(target, Tensor) or not (sharing := self._sharing(target)):
@@ -291,7 +300,7 @@ class _Recorder(TorchDispatchMode):
                 self.made.setdefault(place, []).append(TensorWeakRef(tensor))
 
     def _sharing(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors made on the way in this one's memory, itself among them; none where that is from outside."""
+        """The tensors made while recording in this one's memory, including itself; none if it comes from outside."""
         place = _memory(tensor)
         self.made[place] = refs = [ref for ref in self.made.get(place, ()) if ref() is not None]
         if not refs:
@@ -304,28 +313,28 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _is_view(one: Operation) -> bool:
-    """Whether it may share the memory of what it is made of."""
+    """Whether the result may share memory with the operands."""
     if one.target is operator.getitem:
         return _is_view(one.args[0])
     return isinstance(one.target, OpOverload) and any(given.alias_info for given in one.target._schema.returns)
 
 
 def _tells_shapes(func: Any, found: Any) -> bool:
-    """Whether the result depends on the shapes of inputs alone, and is small enough to be a constant."""
+    """Whether the result depends only on the shapes of inputs and is small enough to be a constant."""
     if isinstance(found, Tensor):
         return found.is_meta or (func.overloadpacket in FILLED and found.nbytes <= SMALL)
     return isinstance(found, (bool, int))
 
 
 def _reads_values(func: Any, indices: Sequence[Tensor]) -> bool:
-    """Whether the shape of the result, or what is done next, depends on values: masks, not indices."""
+    """Whether the shape of the result, or what happens next, depends on values. Masks do; integer indices do not."""
     if func is aten.index.Tensor and all(t.dtype not in (torch.bool, torch.uint8) for t in indices):
         return False
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
 
 
 def _without_writing(func: Any) -> Any:
-    """The operation that makes a new tensor of what `func` writes to its first argument; None where there is none."""
+    """The operation that returns as a new tensor what `func` writes to its first argument; None if there is none."""
     if func is aten.transpose_.default:
         return aten.transpose.int
     name = func._schema.name.removeprefix("aten::")
@@ -336,7 +345,7 @@ def _without_writing(func: Any) -> Any:
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors on the same memory may have an element in common; such as chunks of a third one do not."""
+    """Whether two tensors in the same memory may share an element. Chunks of a third tensor do not, for example."""
     if one.shape != other.shape or one.stride() != other.stride():
         return True
     steps = sorted(zip(one.stride(), one.shape, strict=True), reverse=True)
@@ -344,7 +353,7 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def _reached(distance: int, steps: list[tuple[int, int]]) -> bool:
-    """Whether sum_i k_i * stride_i = distance for some |k_i| < size_i; `steps`: (stride, size), the widest first."""
+    """Whether sum_i k_i * stride_i = distance for some |k_i| < size_i; `steps`: (stride, size) in descending order."""
     if not steps or not steps[0][0]:
         return distance == 0
     (stride, size), *rest = steps
@@ -357,7 +366,7 @@ def _tensors(found: Any) -> list[Tensor]:
 
 
 def _changed(values: Iterable[Any], change: Callable[[Tensor], Operation]) -> tuple[Any, ...]:
-    """With operations in place of the tensors that they make."""
+    """The values with each tensor replaced by the operation that produces it."""
     return tuple(
         change(each)
         if isinstance(each, Tensor)
@@ -369,7 +378,7 @@ def _changed(values: Iterable[Any], change: Callable[[Tensor], Operation]) -> tu
 
 
 def _frozen(values: Iterable[Any]) -> tuple[Any, ...]:
-    """The same, such that it can be looked up; 1, 1.0 and True are not the same, nor are 0.0 and -0.0."""
+    """The values as a dictionary key that distinguishes 1, 1.0 and True, and 0.0 from -0.0."""
     return tuple(
         each
         if isinstance(each, Operation)
@@ -385,7 +394,7 @@ def _like(found: Any) -> Like | None:
 
 
 def _plain(value: Tensor) -> float | None:
-    """The number that all entries of a small tensor are, if they are all the same."""
+    """The common value of all entries of a small floating-point tensor; None if they differ."""
     if not value.is_floating_point() or value.nbytes > SMALL or not value.numel():
         return None
     first = value.reshape(-1)[0]

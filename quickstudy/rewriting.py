@@ -1,8 +1,9 @@
-"""Fewer operations for the same result: rules of a program whose operations write to nothing.
+"""Simplifies recorded programs: rewriting rules that give the same result with fewer operations.
 
-Transforms and derivatives leave much behind that does no work: a view of a view, a copy of a copy, a product with one,
-a sum with zero. On a small network each costs as much as a product of matrices. `rewritten` is for one operation when
-it is written down, `finished` for a whole program, where it is known who reads a result.
+Transforms and derivatives leave operations that do no work: a view of a view, a copy of a copy, a product with one, a
+sum with zero. On a small network each costs as much as a matrix product. `rewritten` simplifies one operation as it is
+recorded. `finished` simplifies a whole program, where the readers of each result are known. The rules assume that no
+operation writes to its arguments.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch import Tensor
 from quickstudy.operations import Operation, needed
 
 aten = torch.ops.aten
-CHECK = aten._linalg_check_errors.default  # has no result: it is there for the error that it raises
+CHECK = aten._linalg_check_errors.default  # has no result; it only raises errors
 VIEWS = (aten.reshape.default, aten.permute.default, aten.expand.default, aten.select.int, aten.slice.Tensor)
 Rule = Callable[[Operation], Operation]
 
 
 def rewritten(one: Operation) -> Operation:
-    """An equal operation, or the one that has its result already."""
+    """An equivalent operation: a simpler one, an earlier one with the same result, or the operation itself."""
     rule = RULES.get(one.target)
     return rule(one) if rule is not None and one.like is not None else one
 
@@ -35,7 +36,7 @@ def _same(one: Operation) -> Operation:
 
 
 def _copied(one: Operation) -> Operation:
-    """A copy is needed for its layout alone, if at all."""
+    """A copy is only needed where it changes the memory layout."""
     wanted, source = one.kwargs.get("memory_format"), one.args[0]
     plain = wanted in (None, torch.preserve_format)
     return source if plain or (wanted == torch.contiguous_format and source.like.contiguous) else one
@@ -47,7 +48,7 @@ def _converted(one: Operation) -> Operation:
 
 
 def _reshaped(one: Operation) -> Operation:
-    """Of a view of a view the last shape counts. `reshape` copies where the first one's layout has changed since."""
+    """In a view of a view only the last shape counts. `reshape` copies where the layout does not allow a view."""
     source, shape = one.args[0], one.like.shape  # type: ignore[union-attr]
     while source.target is aten.reshape.default:
         source = source.args[0]
@@ -59,7 +60,7 @@ def _expanded(one: Operation) -> Operation:
 
 
 def _permuted(one: Operation) -> Operation:
-    """Transposing and permuting, one after another, is one permutation; none is needed if it moves nothing."""
+    """Successive transpositions and permutations are one permutation, which is dropped if it is the identity."""
     source, order = one.args[0], _order(one)
     if source.target is aten.permute.default:
         source, order = source.args[0], [source.args[1][i] for i in order]
@@ -87,7 +88,7 @@ def _added(one: Operation) -> Operation:
 
 
 def _neutral(one: Operation, number: float, either: bool) -> Operation:
-    """x * 1, x / 1, x + 0 and x - 0 are x, where shape and dtype stay; `either` side may hold the number."""
+    """x * 1, x / 1, x + 0 and x - 0 are x, if shape and dtype stay; `either`: the number may be on either side."""
     a, b = one.args[:2]
     for x, other in ((a, b), (b, a)) if either else ((a, b),):
         value = other.plain if isinstance(other, Operation) else other
@@ -98,7 +99,7 @@ def _neutral(one: Operation, number: float, either: bool) -> Operation:
 
 
 def _multiplied(one: Operation) -> Operation:
-    """A column times a row is no sum."""
+    """A column times a row needs no sum, so an elementwise product gives the same."""
     inner = one.args[0].like.shape[-1]
     return one if inner != 1 else Operation(aten.mul.Tensor, one.args, like=one.like)
 
@@ -123,7 +124,10 @@ RULES: dict[Any, Rule] = {target: rule for rule, targets in _rules() for target 
 
 
 def finished(operations: Sequence[Operation], outputs: Sequence[Operation]) -> list[Operation]:
-    """Without what nobody reads; what one operation can do is joined, and torch called on the shortest way."""
+    """The program without unused operations, with operations fused where possible and torch's fastest bindings.
+
+    Changes the given operations. `operations` are in the order in which they run; `outputs` are the program's results.
+    """
     kept = needed(operations, outputs, always=(CHECK,))
     for one in kept:
         if one.target in (aten.add.Tensor, aten.sub.Tensor) and isinstance(one.args[1], Operation):
@@ -136,7 +140,7 @@ def finished(operations: Sequence[Operation], outputs: Sequence[Operation]) -> l
 
 
 def _with_factor(one: Operation) -> None:
-    """a + s b is one operation."""
+    """Fuse a + s b into one operation."""
     a, b, factor = *one.args[:2], one.kwargs.get("alpha", 1)
     if one.target is aten.add.Tensor and factor == 1 and not _is_scaled(one, b):
         a, b = b, a
@@ -145,7 +149,7 @@ def _with_factor(one: Operation) -> None:
 
 
 def _is_scaled(reader: Operation, one: Any) -> bool:
-    """Whether it is s b for a number s and a tensor b, all of one type, and read by `reader` alone."""
+    """Whether it is s b for a number s and a tensor b, all of one dtype, and only `reader` reads it."""
     if one.reads != 1 or one.target not in (aten.mul.Scalar, aten.mul.Tensor) or isinstance(one.args[1], Operation):
         return False
     return one.args[0].like.dtype == one.like.dtype == reader.like.dtype  # type: ignore[union-attr]
@@ -159,7 +163,7 @@ JOINED = {
 
 
 def _with_product(one: Operation) -> None:
-    """c + A B is one operation, for matrices and for one matrix of each task, and c + s a b for tensors."""
+    """Fuse c + A B into one operation, for matrices and batches of matrices, and c + s a b for tensors."""
     (a, b), factor = one.args[:2], one.kwargs.get("alpha", 1)
     plain = one.target is aten.add.Tensor and factor == 1
     for c, product in ((a, b), (b, a)) if plain else ((a, b),):
@@ -179,7 +183,7 @@ def _of_one_type(*operations: Operation) -> bool:
     return len({one.like.dtype for one in operations if one.like is not None}) == 1
 
 
-QUICK: dict[Any, Callable[..., Any]] = {  # torch's own bindings take half the time of the general way to an operation
+QUICK: dict[Any, Callable[..., Any]] = {  # torch's own bindings take half the time of a call through torch.ops
     aten.bmm.default: torch.bmm,
     aten.baddbmm.default: torch.baddbmm,
     aten.mm.default: torch.mm,

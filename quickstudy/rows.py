@@ -1,4 +1,4 @@
-"""Rows of numbers from a CSV file, for adapting and asking models that were not trained on images."""
+"""Reads rows of numbers from CSV files, for adapting and querying models that were trained on such rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from quickstudy.errors import DataError
 
 
 def read_support(path: Path, classification: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs [n, d] and answers from a CSV whose last column is the answer: names [n], or values [n, 1]."""
+    """Inputs [n, d] and answers from a CSV whose last column is the answer: names [n], or values [n, 1].
+
+    Raises DataError where the file cannot be read or an input is not a number.
+    """
     table = _read(path)
     if any(len(row) < 2 for row in table):
         raise DataError(f"{str(path)!r} needs at least two columns: the inputs, and the answer last.")
@@ -20,7 +23,7 @@ def read_support(path: Path, classification: bool) -> tuple[np.ndarray, np.ndarr
 
 
 def read_inputs(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Inputs [n, d] from a CSV, and a name for each row: file and line number."""
+    """Inputs [n, d] from a CSV, and a name for each row: file and row number. Raises DataError as `read_support`."""
     table = _read(path)
     return _numbers(path, table), [f"{path}:{i + 1}" for i in range(len(table))]
 

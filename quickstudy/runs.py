@@ -1,9 +1,9 @@
-"""Run folders: evaluate what was trained there, and keep what a report needs.
+"""Run folders: load the learner that was trained there, evaluate it, and keep what a report needs.
 
-A run holds config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json, learner.qs; once it is
-evaluated also scores.json, examples.safetensors and, where the learner has what they show, answers.json (classes),
-movement.json (inner steps), embeddings.json (a vector for a task), calibration.json (a distribution of values) and
-instances.json (streams); and report.html. Trained with `tensorboard` also events.out.tfevents.*.
+Training writes config.json, protocol.json, metrics.jsonl, checkpoint.safetensors, timing.json and learner.qs, and with
+`tensorboard` also events.out.tfevents.*. Evaluation adds scores.json and examples.safetensors. For learners that can
+fill them it also adds answers.json (classes), movement.json (inner steps), embeddings.json (a vector for a task),
+calibration.json (a distribution of values) and instances.json (streams). A report adds report.html.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ PICTURED = 3  # test episodes kept for the report
 
 
 def load_run(path: str | os.PathLike) -> Trained:
-    """The trained learner of a run folder, or of a `.qs` file. Raises RunError when there is none."""
+    """The trained learner of a run folder or of a `.qs` file.
+
+    Raises RunError where there is no such learner, where its training has not finished, or where the file is a
+    predictor.
+    """
     path = Path(path)
     if path.is_dir():
         if not (path / "learner.qs").exists():
@@ -75,15 +79,19 @@ def evaluate_run(
     engine: str = "auto",
     progress: bool = True,
 ) -> list[Score]:
-    """Score a run on test tasks and write scores.json and examples.safetensors into its folder.
+    """Score a run on test tasks and write scores.json and examples.safetensors into its folder; returns the scores.
 
-    The first score carries the controls (`names`, by default all that make sense). A transductive learner gets a
-    second one with the support set's statistics at the query. Learners with inner steps get a curve over steps, and
-    movement.json where the steps move the layers of a model; those with an `embed` embeddings.json, those with a
-    distribution of values calibration.json; answers to classes are in answers.json.
+    `episodes` test episodes are drawn from `tasks` with `seed`; `steps` is the number of inner steps, None for that of
+    training. The first score carries the controls `names`, by default all that make sense. A transductive learner gets
+    a second score, for which queries are normalised with the support set's statistics.
 
-    `ensemble` thetas answer together for the scores and answers.json; all else is of the best theta alone. In a process
-    group every rank calls this alike: they share the scores, all else is done and written by the first.
+    Episodic learners with inner steps get a curve over steps, and movement.json where the steps move the layers of a
+    model. Learners with an `embed` method get embeddings.json, those with a distribution of values calibration.json.
+    Calibration and confusion of answers to classes are in answers.json.
+
+    With `ensemble` above 1, that many thetas answer together for the scores and answers.json; everything else uses the
+    best theta alone. In a process group every rank calls this with the same arguments: the ranks share the work of the
+    scores, and the first rank does and writes the rest.
     """
     learner = for_test(trained.learner, tasks, steps)
     names = controls.available(learner, tasks) if names is None else names
@@ -100,7 +108,7 @@ def evaluate_run(
         if both:
             scores.append(evaluate(trained, tasks, transductive=False, **full))
         steps_curve = [(k, evaluate(trained, tasks, episodes=few, steps=k, **common)) for k in curve]
-        if not ranks.first():  # what the others share is done: the rest is the first's
+        if not ranks.first():  # the shared work is done; the first rank does the rest
             return scores
         if classes:
             answers = classification_calibration(trained, tasks, **full)
@@ -132,10 +140,11 @@ def evaluate_instances(
     progress: bool = True,
     **settings: Any,
 ) -> InstanceAccuracy | None:
-    """Accuracy at the n-th instance of a class, written to the run's instances.json.
+    """Accuracy at the n-th instance of a class, for each n in `instances`; writes the run's instances.json.
 
-    None, and nothing is written, where nobody asks for instances and there are none: a learner that reads no streams,
-    or classes with too few examples. `settings` are those of `instance_accuracy`.
+    Without `instances` it uses the default ones, and returns None and writes nothing where they cannot be measured:
+    where the learner reads no streams, or where classes have too few examples. `settings` are those of
+    `instance_accuracy`. Raises ConfigError or DataError where given `instances` cannot be measured.
     """
     if instances is None:
         if not has_instances(trained.learner, tasks):
@@ -152,10 +161,10 @@ def evaluate_instances(
 
 
 def _look_at_tasks(folder: Path, trained: Trained, tasks: Any, seed: int, episodes: int) -> None:
-    """What tasks look like to the learner, and whether its intervals are honest, where it has the methods for that."""
+    """Write embeddings.json and calibration.json, each where the learner has the method for it."""
     few = min(episodes, EMBEDDED)
     if hasattr(trained.learner, "embed") and few >= FEWEST:
-        # Within an alphabet or the like there is something to be known of a task of classes.
+        # A task within one group, such as an alphabet, has a known fact that its embedding can be compared with.
         source = tasks.replace(grouped=True) if getattr(tasks, "groups", None) else tasks
         found = task_embeddings(trained, source, episodes=few, seed=seed)
         files.write_json(folder / "embeddings.json", found.to_dict())
@@ -170,7 +179,9 @@ def _add_to_protocol(path: Path, scores: list[Score]) -> None:
 
 
 def adaptation_timing(trained: Trained, tasks: Any, steps: int | None = None) -> dict[str, float]:
-    """Median seconds to adapt to one task and to answer its queries, one task at a time."""
+    """Median seconds to adapt to one task (`adapt_seconds`) and to answer its queries (`predict_seconds`), one task at
+    a time. The first two of 12 tasks are not counted.
+    """
     learner, theta = for_test(trained.learner, tasks, steps), trained.theta
     adapting, answering = [], []
     with torch.no_grad():
@@ -186,13 +197,13 @@ def adaptation_timing(trained: Trained, tasks: Any, steps: int | None = None) ->
 
 
 def _with_own(counts: tuple[int, ...], learner: Learner) -> list[int]:
-    """Numbers of inner steps to show, the learner's own among them; none for a learner without."""
+    """The numbers of inner steps to show, including the learner's own; empty for learners without inner steps."""
     own = getattr(learner, "steps", None)
     return [] if own is None else sorted({*counts, own})
 
 
 def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: int | None, episodes: int) -> None:
-    """A few test episodes with the answers given, so that a report needs no data."""
+    """Write a few test episodes with the learner's answers, so that a report does not need the data set."""
     whole = for_test(trained.learner, tasks, steps)
     tensors: dict[str, Tensor] = {}
     told: list[dict[str, Any]] = []
@@ -215,7 +226,7 @@ def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps:
 
 
 def _rows(trained: Trained, episode: Episode) -> dict[str, Any]:
-    """The rows of a table in words, where an episode is made of such."""
+    """The rows of an episode in words, where its examples are rows of a table."""
     known, (support, query) = trained.preprocess.get("columns"), episode
     if not known:
         return {}
@@ -224,7 +235,7 @@ def _rows(trained: Trained, episode: Episode) -> dict[str, Any]:
 
 
 def _curves(trained: Trained, tasks: Any, episode: Episode, counts: list[int]) -> dict[str, Tensor]:
-    """The adapted function of one number over its whole range, before and after inner steps."""
+    """The adapted function of one number on a grid over its range, after each number of inner steps in `counts`."""
     x = torch.cat([episode.support.x, episode.query.x])
     grid = torch.linspace(float(x.min()), float(x.max()), 200)[:, None]
     found = {"grid": grid}

@@ -1,15 +1,17 @@
-"""Does it know what it was not shown? Inputs of no class of a task, told by their distance from those of its classes.
+"""Out-of-scope detection: how well the distance to the classes of a task reveals inputs that belong to none of them.
 
     own     the queries of a task's classes, n        foreign   as many inputs that belong to none of them, f = n
-    AUROC   (R - f (f + 1) / 2) / (f n)               R the sum of the ranks of the foreign distances among all: the
-                                                      chance that a foreign input is farther than an own one, 50 % blind
-    FPR95   share of the foreign inputs not farther   false alarms at 95 % recall: who answers 95 % of the own queries
-            than 95 % of the own ones are             answers so many of the foreign ones, too
+    AUROC   (R - f (f + 1) / 2) / (f n)               R is the sum of the ranks of the foreign distances among all.
+                                                      AUROC is the probability that a foreign input is farther than
+                                                      an own one, 50 % for guessing
+    FPR95   share of the foreign inputs that are      false-positive rate at 95 % recall: a learner that answers 95 % of
+            no farther than 95 % of the own ones      the own queries also answers this share of the foreign inputs
 
-Numbers are per task first, intervals over episodes. Beside the distance stands the largest class probability, which is
-lower where an input is foreign: Hendrycks, Gimpel: A Baseline for Detecting Misclassified and Out-of-Distribution
-Examples in Neural Networks, ICLR 2017, https://arxiv.org/abs/1610.02136 (AUROC too). FPR95: Liang, Li, Srikant:
-Enhancing the Reliability of Out-of-distribution Image Detection, ICLR 2018, https://arxiv.org/abs/1706.02690
+Both are computed for each task; intervals are over episodes. The distance is compared with the largest class
+probability, which is lower for foreign inputs: Hendrycks, Gimpel: A Baseline for Detecting Misclassified and
+Out-of-Distribution Examples in Neural Networks, ICLR 2017, https://arxiv.org/abs/1610.02136 (AUROC too). FPR95: Liang,
+Li, Srikant: Enhancing the Reliability of Out-of-distribution Image Detection, ICLR 2018,
+https://arxiv.org/abs/1706.02690
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ from quickstudy.protocol import Protocol, is_transductive
 from quickstudy.tasks.classes import ClassTasks, scaled
 from quickstudy.trained import SCOPE, Trained, as_features, as_inputs
 
-RECALL = 0.95  # share of a task's own queries that are to be answered
+RECALL = 0.95  # share of a task's own queries that should be answered
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well one number tells foreign inputs from own ones: means over episodes."""
+    """How well one number separates foreign inputs from own ones: means over episodes."""
 
     auroc: Amount
     fpr95: Amount
@@ -48,14 +50,14 @@ class Separation:
 
 @dataclass(frozen=True)
 class OutOfScope:
-    """How well foreign inputs are told by their distance and by the largest class probability."""
+    """How well the distance and the largest class probability separate foreign inputs from own ones."""
 
     distance: Separation
     softmax: Separation
     gain: Difference  # AUROC of the distance minus that of the softmax
-    answered: Amount | None  # share of own queries within the distance that `scoped` chose; None where it did not
+    answered: Amount | None  # share of own queries within the distance that `scoped` chose, if it did
     passed: Amount | None  # share of foreign inputs within it
-    foreign: str  # what they are
+    foreign: str  # what the foreign inputs are
     protocol: Protocol
 
     def __str__(self) -> str:
@@ -90,21 +92,23 @@ def out_of_scope(
     seed: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> OutOfScope:
-    """How well a learner tells inputs of no class of a test task from those of its classes.
+    """How well a learner separates inputs that belong to no class of a test task from those of its classes.
 
     foreign   inputs that belong to no class, as a predictor takes them (texts, images [N, ...]); None: examples of the
-              pool's other classes, which are harder to tell, as they are of the same kind
+              pool's other classes, which are harder to separate because they are of the same kind
 
-    The queries of each test task meet as many foreign inputs, different ones within a task. The tasks are those of
-    `evaluate` with the same seed; a network that normalises by batch uses the support set's statistics, as in a
-    predictor. Where `scoped` chose a distance, that is judged too. `progress(n)` is called with episodes done since.
+    The queries of each test task are compared with as many foreign inputs, drawn without replacement. The tasks are
+    those of `evaluate` with the same seed. A network that normalises by batch uses the support set's statistics, as in
+    a predictor. If `scoped` chose a distance, the result also says which shares lie within it. `progress(n)` is called
+    with the number of episodes done since the last call.
 
     >>> import quickstudy as qs
     >>> found = qs.out_of_scope(qs.Trained(qs.NearestCentroid(), {}), qs.tasks.glyphs("test"), episodes=20)
     >>> found.distance.auroc.mean > 0.5
     True
 
-    Raises ConfigError for a learner without `distance` and for regression, DataError for too few foreign inputs.
+    Raises ConfigError for a learner without `distance`, for regression and for fewer than 2 episodes, DataError for too
+    few foreign inputs, NonFiniteError where a distance or an output is not finite.
     """
     given = None if foreign is None else _read(trained, foreign)
     found = []
@@ -130,18 +134,20 @@ def out_of_scope(
 
 
 def scoped(trained: Trained, tasks: Any, *, recall: float = RECALL, episodes: int = 200, seed: int = 1) -> Trained:
-    """The same learner with the distance within which a share `recall` of the queries of these tasks lie.
+    """The same learner with a distance for rejecting inputs: a share `recall` of the queries of these tasks lie within.
 
-    Its predictors answer None beyond it when they are asked with `predict(x, reject=True)`; files keep it. Give
-    validation tasks, of as many ways and shots as there will be: one example is farther from its class than the mean of
-    five. No foreign input is needed: how many get through, `out_of_scope` measures.
+    Its predictors answer None beyond that distance when called as `predict(x, reject=True)`. Files keep the distance.
+    Give validation tasks with the ways and shots of later use, because these change distances: a single example is
+    farther from the queries of its class than the mean of five. No foreign inputs are needed; `out_of_scope` measures
+    how many of them get through.
 
     >>> import quickstudy as qs
     >>> trained = qs.scoped(qs.Trained(qs.NearestCentroid(), {}), qs.tasks.glyphs("val"), episodes=20)
     >>> 0 < trained.scope < 784
     True
 
-    Raises ConfigError for a learner without `distance`, for regression and for a recall that is no share.
+    Raises ConfigError for a learner without `distance`, for regression, for a recall outside (0, 1) and for fewer than
+    2 episodes.
     """
     if not 0 < recall < 1:
         raise ConfigError(f"recall is the share of own queries to answer, between 0 and 1; got {recall}.")
@@ -151,7 +157,7 @@ def scoped(trained: Trained, tasks: Any, *, recall: float = RECALL, episodes: in
 
 
 def sized(tasks: ClassTasks, ways: int, shots: int) -> ClassTasks:
-    """The tasks with so many ways and shots, or as many as the pool's classes allow: for `scoped`."""
+    """The tasks with this many ways and shots, or as many as the pool's classes allow. Used with `scoped`."""
     most = int(tasks.starts.diff().min()) - tasks.queries
     return tasks.replace(ways=min(ways, len(tasks.classes)), shots=min(shots, most))
 
@@ -190,7 +196,7 @@ def _read(trained: Trained, foreign: Any) -> Tensor:
 
 
 def _foreign(tasks: Any, given: Tensor | None, n: int, seed: int, episode: int) -> Tensor:
-    """n foreign inputs for a test episode, which follow from (seed, episode) alone."""
+    """n foreign inputs for a test episode, determined by (seed, episode) alone."""
     rows = _other_rows(tasks, seeds.generator(seed, "test", episode)) if given is None else torch.arange(len(given))
     if len(rows) < n:
         what = "examples of classes that are not in the task" if given is None else "foreign inputs"
@@ -200,7 +206,7 @@ def _foreign(tasks: Any, given: Tensor | None, n: int, seed: int, episode: int) 
 
 
 def _other_rows(tasks: Any, generator: torch.Generator) -> Tensor:
-    """The examples of all classes but those of the task that `sample` draws from a generator in the same state."""
+    """The examples of all classes except those of the task that `sample` draws from a generator in the same state."""
     if not isinstance(tasks, ClassTasks):
         raise ConfigError(f"a {type(tasks).__name__} has no pool of other classes. Give inputs that are foreign.")
     support, _ = tasks.rows(1, generator)
@@ -209,7 +215,7 @@ def _other_rows(tasks: Any, generator: torch.Generator) -> Tensor:
 
 
 def _measured(task: Adapted, trained: Trained, x: Tensor, episode: int) -> np.ndarray:
-    """[2, m]: the distances of x [m, ...], and how little is left to its likeliest class."""
+    """[2, m]: the distance of each input x [m, ...] to the nearest class, and its `doubt`."""
     with torch.no_grad():
         distance = distance_of(task.learner)(trained.theta, task.phi, x)
         logits = task.learner.predict(trained.theta, task.phi, x)
@@ -220,14 +226,17 @@ def _measured(task: Adapted, trained: Trained, x: Tensor, episode: int) -> np.nd
 
 
 def doubt(logits: Tensor) -> Tensor:
-    """log (1 - p) / p of the largest class probability p of logits [m, ways]: [m]. Ordered as -p, without ties at 1."""
+    """log((1 - p) / p) [m], with p the largest class probability of logits [m, ways].
+
+    It orders inputs as -p does, but without the ties that rounding gives where p is near 1.
+    """
     largest = logits.argmax(1, keepdim=True)
     rest = logits.scatter(1, largest, -math.inf).logsumexp(1)
     return (rest - logits.gather(1, largest)[:, 0]).clamp(min=torch.finfo(logits.dtype).min)  # one class: -inf
 
 
 def _separated(own: np.ndarray, foreign: np.ndarray, scope: float | None) -> tuple[Sequence[float], ...]:
-    """Of one episode: AUROC and FPR95 of distance and doubt, the gain in AUROC, the shares within the kept distance."""
+    """For one episode: AUROC and FPR95 of distance and of doubt, gain in AUROC, shares within the kept distance."""
     distance, softmax = ((auroc(*pair), false_alarms(*pair)) for pair in zip(own, foreign, strict=True))
     kept = () if scope is None else tuple(float((one[0] <= scope).mean()) for one in (own, foreign))
     return distance, softmax, (distance[0] - softmax[0],), kept
@@ -239,14 +248,14 @@ def _amounts(values: Sequence[Sequence[float]]) -> list[Amount]:
 
 
 def auroc(own: np.ndarray, foreign: np.ndarray) -> float:
-    """The chance that a foreign number is larger than an own one, ties counting half."""
-    from scipy.stats import rankdata  # which takes half a second to import
+    """The probability that a foreign number [f] is larger than an own one [n]; ties count half."""
+    from scipy.stats import rankdata  # not at the top: it takes half a second to import
 
     f, ranks = len(foreign), rankdata(np.concatenate([foreign, own]))
     return float((ranks[:f].sum() - f * (f + 1) / 2) / (f * len(own)))
 
 
 def false_alarms(own: np.ndarray, foreign: np.ndarray, recall: float = RECALL) -> float:
-    """The share of foreign numbers not above the smallest threshold that a share `recall` of the own ones keeps."""
+    """The share of foreign numbers within the smallest threshold that holds a share `recall` of the own ones."""
     threshold = np.quantile(own, recall, method="inverted_cdf")
     return float((foreign <= threshold).mean())

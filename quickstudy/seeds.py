@@ -1,4 +1,4 @@
-"""Seeds: one number per run, from which every draw of the run follows."""
+"""Random seeds: every random draw of a run follows from its one seed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 def derive(seed: int, stream: str, index: int = 0) -> int:
-    """A seed for the index-th draw of a named stream. Streams of one run are independent of each other."""
+    """The seed for the index-th draw of a named stream. Streams of one run are independent of each other."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """A generator of its own for the index-th draw of a named stream."""
+    """A new generator for the index-th draw of a named stream."""
     return torch.Generator().manual_seed(derive(seed, stream, index))
 
 
 @contextmanager
 def seeded(seed: int, stream: str, index: int = 0) -> Iterator[None]:
-    """Draw from torch's global generators as seeded here; the caller's generators go on afterwards as if untouched."""
+    """Seed torch's global generators for a `with` block and restore their states afterwards."""
     number = derive(seed, stream, index)
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # all of them: unnamed, several make torch warn
-        # torch.manual_seed would format a stack trace for each kind of device that is not there: 0.6 ms.
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # named, because torch warns about several GPUs
+        # torch.manual_seed would take 0.6 ms: it formats a stack trace for each kind of device that is missing.
         torch.default_generator.manual_seed(number)
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(number)
@@ -35,13 +35,13 @@ def seeded(seed: int, stream: str, index: int = 0) -> Iterator[None]:
 
 
 def random_states() -> list[Tensor]:
-    """Where torch's global generators stand."""
-    with _disable_current_modes():  # a tracer has no values: these it must leave alone
+    """The states of torch's global generators."""
+    with _disable_current_modes():  # a tracer's tensors have no values, so it must not see these
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
 def drawn_since(states: list[Tensor]) -> bool:
-    """Whether anything was drawn from torch's global generators since they stood so."""
+    """Whether anything was drawn from torch's global generators since `random_states` returned these states."""
     now = random_states()
     with _disable_current_modes():
         return any(not torch.equal(a, b) for a, b in zip(states, now, strict=True))
@@ -49,7 +49,7 @@ def drawn_since(states: list[Tensor]) -> bool:
 
 @contextmanager
 def as_drawn(states: list[Tensor] | None) -> Iterator[None]:
-    """Draw once more what was drawn from these states on; nothing to repeat where there are none."""
+    """Set torch's global generators to these states for a `with` block, to repeat draws; None: leave them alone."""
     if states is None:
         yield
         return

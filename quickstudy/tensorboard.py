@@ -1,7 +1,8 @@
-"""The learning curve of a run as TensorBoard's event files: `tensorboard --logdir runs` shows runs side by side.
+"""Writes a run's learning curve as TensorBoard event files: `tensorboard --logdir runs` shows runs side by side.
 
-The files say what metrics.jsonl says, no more and no less. A run that goes on writes them anew from the lines that were
-kept, so no step is there twice, and one that is continued with TensorBoard for the first time has its whole curve.
+The files hold exactly the loss, score and validation numbers of metrics.jsonl. A resumed run rewrites them from the
+lines that were kept. So no step appears twice, and a run resumed with TensorBoard for the first time has its whole
+curve.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from quickstudy.checkpoint import read_metrics
 from quickstudy.errors import ConfigError
 
 TAGS = {"loss": "train/loss", "accuracy": "train/accuracy", "error": "train/error", "val": "val/score"}
-FLUSH = 10  # seconds after which what is written can be seen
+FLUSH = 10  # seconds between flushes, after which TensorBoard can show the numbers
 
 
 def check_tensorboard(folder: Path | None) -> None:
-    """Raises ConfigError without a run folder, and without the package."""
+    """Raises ConfigError where there is no run folder or the tensorboard package is missing."""
     if folder is None:
         raise ConfigError("tensorboard=True writes into the run folder: pass out=...")
     _writer()
@@ -28,9 +29,9 @@ def check_tensorboard(folder: Path | None) -> None:
 
 @contextmanager
 def events(folder: Path | None, seconds: float) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Call it with each line of metrics.jsonl; without a folder it does nothing.
+    """A writer of event files: call it with each line of metrics.jsonl. Without a folder it does nothing.
 
-    `seconds` of training are done: a line's time is that of the training, without the breaks.
+    `seconds`: the training time so far. Times in the event files count training only, not the breaks between runs.
     """
     if folder is None:
         yield lambda line: None

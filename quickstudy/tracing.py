@@ -1,4 +1,4 @@
-"""Whether one of torch's function transforms is watching, and the way to below a `vmap`."""
+"""Whether one of torch's function transforms is active, and how to step below a `vmap`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class _ForwardMode(threading.local):
     on = False
 
 
-forward_mode = _ForwardMode()  # `on` while this thread differentiates forward, for which our layers have no rule
+forward_mode = _ForwardMode()  # `on` while this thread differentiates in forward mode: our layers have no rule for it
 
 
 def on_plain_tape(x: Tensor) -> bool:
-    """Whether derivatives of x are recorded by plain autograd, so that our own second derivatives can serve."""
+    """Whether plain autograd records derivatives of x, so that our own second derivatives can be used."""
     plain = torch.is_grad_enabled() and not inside_transform() and not forward_mode.on
     return plain and not torch.is_autocast_enabled(x.device.type)
 
 
 def inside_transform() -> bool:
-    """True under `torch.func`, `torch.export` and `torch.compile`, where the plain tape does not work."""
+    """True under `torch.func`, `torch.export` and `torch.compile`, where plain autograd does not work."""
     return torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None
 
 
@@ -42,14 +42,14 @@ def inside_vmap(tensors: Sequence[Tensor]) -> bool:
 
 
 class VmapLevel(NamedTuple):
-    """A `vmap` seen from below: what its tensors are without it, and how they come back."""
+    """A `vmap` seen from one level below: unwraps its tensors, and wraps the results again."""
 
     number: int
     size: int  # tasks
     randomness: str
 
     def stacked(self, tree: Any) -> Any:
-        """The tree's tensors without the `vmap`, each with a leading axis of the tasks; shared ones are expanded."""
+        """The tree's tensors unwrapped, each with a leading task axis; tensors that tasks share are expanded."""
         return pytree.tree_map(self._stacked, tree)
 
     def _stacked(self, tensor: Tensor) -> Tensor:
@@ -59,22 +59,22 @@ class VmapLevel(NamedTuple):
         return leading(_functorch.get_unwrapped(tensor), _functorch.maybe_get_bdim(tensor), self.size)
 
     def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function for all tasks at once."""
+        """The function, mapped over all tasks at once."""
         return torch.func.vmap(function, randomness=self.randomness)
 
     def wrapped(self, tensor: Tensor) -> Tensor:
-        """A tensor with a leading axis of the tasks, as the `vmap` knows it."""
+        """A tensor with a leading task axis, wrapped for the `vmap`."""
         return _functorch._add_batch_dim(tensor, 0, self.number)
 
 
 @contextmanager
 def below_vmap() -> Iterator[VmapLevel]:
-    """Inside, the innermost transform, a `vmap`, is not there; its tensors have to be unwrapped."""
+    """Step below the innermost transform, which must be a `vmap`. Inside the context, unwrap the `vmap`'s tensors."""
     interpreter: Any = retrieve_current_functorch_interpreter()
     with interpreter.lower():
         yield VmapLevel(interpreter.level(), interpreter.batch_size(), interpreter.randomness())
 
 
 def leading(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """With a leading axis of so many tasks: moved there, or expanded where all share the tensor."""
+    """The tensor with a leading axis of `size` tasks: `dim` moved there, or expanded where `dim` is None (shared)."""
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

@@ -1,4 +1,4 @@
-"""What comes out of training, and what comes out of adapting it to one task."""
+"""Trained learners, the predictors that they become when adapted to one task, and `load` for the files of both."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ from quickstudy.tasks.features import extract
 from quickstudy.tasks.sentences import Encoder, opened
 
 Answer = TypeVar("Answer")
-SCOPE = "scope"  # in preprocess: the distance beyond which an input is of no class, see `quickstudy.scoped`
+SCOPE = "scope"  # key in preprocess: the distance beyond which an input is of no class, see `quickstudy.scoped`
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A learner with the meta-parameters that training found.
 
-    `tasks` describes what it was trained on; `preprocess` is how raw input became the model's input. `best` holds the
-    thetas of the best validations where training kept several (`keep`), best first; `theta` is the first of them.
-    `extractor` is the frozen network of `qs.tasks.features`, which makes the learner's inputs of raw ones, and
-    `text_encoder` the model that made vectors of texts (`qs.tasks.from_text`), which no file holds.
+    `tasks` describes the training tasks; `preprocess` says how raw input became the model's input. If training kept
+    the thetas of several validations (`keep`), `best` holds them, best first, and `theta` is the first of them.
+    `extractor` is the frozen network of `qs.tasks.features`, which turns raw inputs into the learner's inputs.
+    `text_encoder` is the model that turns texts into vectors (`qs.tasks.from_text`); it is not saved in files.
+
+    Raises ConfigError where the first of `best` is not `theta`.
     """
 
     learner: Learner
@@ -63,23 +65,25 @@ class Trained:
 
     @property
     def scope(self) -> float | None:
-        """The distance beyond which an input is of no class, as `quickstudy.scoped` chose it; None where it did not."""
+        """The distance beyond which an input is of no class, if `quickstudy.scoped` chose one, else None."""
         return self.preprocess.get(SCOPE)
 
     def adapt(self, x: Any, y: Any, *, transductive: bool = False) -> Predictor:
-        """Learn one task from its support set.
+        """Learn one task from its support set and return its predictor.
 
-        x [n, ...] tensor or array (uint8 images are scaled to [0, 1]), or rows of a table as it was trained on (a
-        DataFrame, a list of dicts); y [n] class names or numbers, or [n, d] values for regression, for tables also [n],
-        in the target's unit. Unless `transductive`, an answer never depends on the other inputs of the call. A learner
-        that answers from nothing (`from_nothing`, the neural processes) takes an empty support set of values too.
+        x is a tensor or array [n, ...] (uint8 images are scaled to [0, 1]). A learner trained on a table also takes
+        rows with the same columns (a DataFrame or a list of dicts), one trained on texts a list of texts. y is [n]
+        class names or numbers, or [n, d] values for regression in the target's unit; for tables the values may also be
+        [n]. Unless `transductive`, an answer never depends on the other inputs of the call. Learners that need no
+        examples (`from_nothing`, the neural processes) also take an empty support set of values.
 
-        Raises DataError for NaN, lengths that differ, fewer than two classes, or more than the model has outputs.
+        Raises DataError for NaN, lengths that differ, fewer than two classes, or classes that the model has no output
+        for; ConfigError for more ways than a learner with fixed ways was trained on.
         """
         return self._adapted(self._shown(x, y, transductive))
 
     def _adapted(self, shown: SupportSet, known: bool = False) -> Predictor:
-        """`known`: the learner has read such examples before; looking whether it can takes longer than learning."""
+        """`known`: the learner has read such examples before, so skip the check, which takes longer than learning."""
         learner, names, support = self._task(shown, known)
         with torch.no_grad():
             phi = learner.adapt(self.theta, support)
@@ -88,9 +92,9 @@ class Trained:
         return Predictor(learner, self.theta, phi, names, *parts)
 
     def embed(self, x: Any, y: Any) -> Tensor:
-        """What kind of task this is, a vector [d], from its support set as `adapt` takes it.
+        """The task embedding, a vector [d], of a support set given as for `adapt`.
 
-        Raises ConfigError where the learner has no task embedding, DataError as `adapt`.
+        Raises ConfigError where the learner has no task embedding, and the errors of `adapt`.
         """
         learner, _, support = self._task(self._shown(x, y, False))
         with torch.no_grad():
@@ -107,13 +111,13 @@ class Trained:
         learner = self._for_task(names, shown.transductive)
         with torch.no_grad():
             support = Batch(as_features(shown.x, self.extractor), target)
-        # New classes may be more than the learner has outputs for; those with `ways` were asked above.
+        # New classes may outnumber the learner's outputs. Learners with `ways` were checked in `_for_task`.
         if not known or not hasattr(learner, "ways"):
             check_episodes(learner, self.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
         return learner, names, support
 
     def _answers(self, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Tensor]:
-        """Class names in order and numbers [n], or None and values [n, d]."""
+        """The class names in output order and class numbers [n]; for regression None and values [n, d]."""
         values = y.numpy() if isinstance(y, Tensor) else y
         if len(values) != n:
             raise DataError(f"x has {n} examples, but y has {len(values)}. Give one answer for each example.")
@@ -132,7 +136,7 @@ class Trained:
         return tuple(names.tolist()), torch.as_tensor(numbers.reshape(-1)).to(device_of(self.theta))
 
     def _same_everywhere(self) -> bool:
-        """Whether a class is the same output in every task: tasks share their classes, and the learner has one each."""
+        """Whether a class has the same output in every task: tasks share classes, and the learner can name them all."""
         return "classes" in self.preprocess and (self.learner.fixed_ways or not hasattr(self.learner, "ways"))
 
     def _known_classes(self, names: np.ndarray, numbers: np.ndarray) -> tuple[tuple[Any, ...], Tensor]:
@@ -162,7 +166,7 @@ class Trained:
             )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a `.qs` file, see `quickstudy.load`."""
+        """Write a `.qs` file for `quickstudy.load`. Raises RunError where it cannot be written."""
         tensors = {f"theta.{name}": value for name, value in self.theta.items()}
         header: dict[str, Any] = {"tasks": dict(self.tasks), "preprocess": dict(self.preprocess)}
         header["names"] = list(self.theta)
@@ -174,18 +178,18 @@ class Trained:
 
 
 class SupportSet(NamedTuple):
-    """The support set of a predictor, as it was given."""
+    """The support set that a predictor learned from."""
 
-    x: Tensor  # [n, ...], numbers
+    x: Tensor  # [n, ...], rows and texts already encoded as numbers
     y: np.ndarray  # [n] names or numbers, or [n, d] values, in the target's unit
-    transductive: bool  # how it was adapted
+    transductive: bool  # as passed to `adapt`
 
 
 class Predictor(nn.Module):
-    """A learner adapted to one task: an `nn.Module` that answers, and exports with `torch.export`.
+    """A learner adapted to one task: an `nn.Module` that answers and can be exported with `torch.export`.
 
     `classes` are the class names in the order of the output's columns; None for regression. `support` is the support
-    set, from which `update` and `forget` learn the task again; None where a file was saved without it.
+    set, from which `update` and `forget` learn the task again; None if it was loaded from a file saved without it.
     """
 
     extractor: nn.Module | None  # as in `Trained`
@@ -206,13 +210,13 @@ class Predictor(nn.Module):
         super().__init__()
         self.support = shown
         self.learner, self.classes, self.preprocess = learner, classes, dict(preprocess or {})
-        # Not submodules: train() must not reach them.
+        # Set through __dict__ so that they are no submodules: train() must not reach them.
         self.__dict__ |= {"extractor": extractor, "text_encoder": text_encoder}
         self.names = tuple(theta)
         leaves, self.structure = pytree.tree_flatten(phi)
         self.sizes = (len(theta), len(leaves))
         for i, value in enumerate([*theta.values(), *leaves]):
-            # Laid out as they come back from a file: the last bit of a matrix product may depend on that.
+            # Contiguous, as after loading from a file: memory layout can change the last bit of a matrix product.
             self.register_buffer(f"value{i}", value.detach().contiguous())
         for model in [*networks(learner).values(), *([extractor] if extractor is not None else [])]:
             prepare(model)
@@ -230,10 +234,13 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def predict(self, x: Any, *, reject: float | bool = False) -> list[Any] | Tensor:
-        """Class labels as they were given to `adapt` (a list), or values [m, d] for regression, in the unit of y.
+        """Class labels as they were given to `adapt` (a list), or values [m, d] for regression in the unit of y.
 
-        With `reject`, a distance, None for an input that is farther from every class; True: the distance that
-        `quickstudy.scoped` chose on validation tasks. Raises ConfigError where none was chosen, and as `distance`.
+        x is as for `adapt`, m inputs. `reject` is a distance: an input farther than that from every class gets None
+        instead of a label. True takes the distance that `quickstudy.scoped` chose on validation tasks.
+
+        Raises DataError for inputs that it cannot read. With `reject` raises ConfigError where the distance is
+        negative, where none was chosen, and where the learner measures no distance.
         """
         near = None if reject is False else (self.distance(x) <= self._reach(reject)).tolist()
         output = self._answer(x)
@@ -244,10 +251,11 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def distance(self, x: Any) -> Tensor:
-        """How far each input is from the nearest class [m], 0 or more, as the learner measures it: see its `distance`.
+        """The distance [m] of each input to the nearest class, 0 or more, as the learner's own `distance` measures it.
 
-        It tells what an input has in common with all that was shown, where probabilities only compare the classes:
-        they sum to 1 for an input of no class, too. Raises ConfigError for learners that measure no distance.
+        It shows whether an input resembles anything in the support set. Probabilities only compare the classes: they
+        sum to 1 even for an input of no class. Raises ConfigError for learners that measure no distance, DataError for
+        inputs that it cannot read.
         """
         distance = distance_of(self.learner)
         x = self._inputs(x)
@@ -268,10 +276,11 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def predict_interval(self, x: Any, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Lower and upper ends [m, d], in the units of y, of intervals that hold each value with probability `level`.
+        """Lower and upper ends [m, d], in the unit of y, of intervals that hold each value with probability `level`.
 
-        They are central in the learner's Gaussian, mean -+ z std with z the quantile of (1 + level) / 2. Whether they
-        hold what they promise, `interval_coverage` measures. Raises ConfigError for learners without a distribution.
+        They are the central intervals of the learner's Gaussian: mean -+ z std, where z is the standard normal quantile
+        at (1 + level) / 2. `interval_coverage` measures their actual coverage. Raises ConfigError for learners without
+        a distribution and for a level outside (0, 1), DataError for inputs that it cannot read.
         """
         if not 0 < level < 1:
             raise ConfigError(f"level is a probability between 0 and 1, got {level}. For 90 % give 0.9.")
@@ -283,16 +292,22 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def predict_proba(self, x: Any) -> Tensor:
-        """Class probabilities [m, classes], columns in the order of `classes`. Classification only."""
+        """Class probabilities [m, classes], columns in the order of `classes`.
+
+        Raises ConfigError for regression, DataError for inputs that it cannot read.
+        """
         if self.classes is None:
             raise ConfigError("predict_proba is for classification; this predictor gives real values: use predict.")
         return self._answer(x).softmax(1)
 
     def update(self, x: Any, y: Any) -> Predictor:
-        """Learn from more examples of the task, of known or new classes; in place, and returned.
+        """Learn from more examples of the task, of known or new classes. Changes this predictor and returns it.
 
-        x and y as `Trained.adapt` takes them. The task is learned again from all examples, so the answers are exactly
-        those of `adapt` with all of them at once, whatever the learner.
+        x and y are as for `Trained.adapt`. The task is learned again from all examples, so for every learner the
+        answers are exactly those of `adapt` with all examples at once.
+
+        Raises ConfigError where the predictor was saved without its support set, DataError for examples unlike the
+        earlier ones, and the errors of `adapt`.
         """
         shown = self._kept()
         more = self._inputs(x)
@@ -309,9 +324,11 @@ class Predictor(nn.Module):
         return self._again(torch.cat([shown.x, more]), np.concatenate([shown.y, y]))
 
     def forget(self, examples: Sequence[int] = (), *, classes: Sequence[Any] = ()) -> Predictor:
-        """Learn the task again without some examples (their numbers in the order shown) or whole classes; in place.
+        """Learn the task again without some examples or whole classes. Changes this predictor and returns it.
 
-        The answers are exactly those of a predictor that never saw them. Raises DataError where too few would be left.
+        `examples` are numbers from 0, in the order in which the examples were given. The answers are exactly those of
+        a predictor that never saw them. Raises ConfigError where the predictor was saved without its support set,
+        DataError for unknown examples or classes and where too few examples would be left.
         """
         shown = self._kept()
         if unknown := [i for i in examples if not 0 <= i < len(shown.y)]:
@@ -352,10 +369,11 @@ class Predictor(nn.Module):
             ) from error
 
     def save(self, path: str | os.PathLike, *, support: bool = True) -> None:
-        """Write a `.qs` file, see `quickstudy.load`.
+        """Write a `.qs` file for `quickstudy.load`. Raises RunError where it cannot be written.
 
-        It holds the support set, so that it can go on learning. Without (`support=False`) it only answers: for examples
-        that must not be passed on, though what was learned from them may still tell of them.
+        The file holds the support set, so that the loaded predictor can go on learning. With `support=False` it can
+        only answer. Use that for examples that must not be passed on, but note that what was learned from them may
+        still reveal something about them.
         """
         theta, phi = self._values()
         tensors = {f"theta.{name}": value for name, value in theta.items()}
@@ -377,18 +395,20 @@ class Predictor(nn.Module):
 def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) -> Trained | Predictor:
     """Read a `.qs` file (of `Trained.save` or `Predictor.save`), or the learner of a run folder.
 
-    `fields` are the learner's fields that a file cannot hold, such as a model of your own: load(path, model=MyNet());
-    and `extractor`, where it was trained on features (`qs.tasks.features`). Weights come from the file.
-    `text_encoder` is what made vectors of texts (`qs.tasks.from_text`), where that was a function of your own; without
-    it only vectors can be asked.
-    Raises FileFormatError for a file that is not what it claims to be; nothing is ever unpickled.
+    `fields` are the learner's fields that a file cannot hold, such as a model of your own: load(path, model=MyNet()).
+    If it was trained on features (`qs.tasks.features`) of a module of your own, pass that as `extractor`. Weights come
+    from the file. `text_encoder` is the function that turned texts into vectors (`qs.tasks.from_text`), if it was your
+    own; without it the loaded object takes only vectors.
+
+    Raises FileFormatError for a file that is not what it claims to be and for a missing field. Nothing is ever
+    unpickled.
     """
     if os.path.isdir(path):
         path = os.path.join(path, "learner.qs")
     kind = files.kind_of(path)
     tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
     learner = build_learner(path, header, tensors, fields)
-    # safetensors sorts names; an optimizer's state belongs to theta's values by their order.
+    # safetensors sorts the names. Restore theta's order, because optimizer state is matched to theta by position.
     theta = part(tensors, "theta.")
     theta = {name: theta[name] for name in header.get("names", theta)}
     check_theta(path, learner, theta)
@@ -405,7 +425,10 @@ def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) ->
 
 
 def distribution_of(learner: Learner) -> Callable[[Theta, Any, Tensor], tuple[Tensor, Tensor]]:
-    """The learner's `distribution`. Raises ConfigError where it has none."""
+    """The learner's `distribution`: (theta, phi, x [m, ...]) -> mean and standard deviation, [m, d] each.
+
+    Raises ConfigError where it has none.
+    """
     found = getattr(learner, "distribution", None)
     if found is None:
         raise ConfigError(
@@ -416,7 +439,10 @@ def distribution_of(learner: Learner) -> Callable[[Theta, Any, Tensor], tuple[Te
 
 
 def as_inputs(x: Any, theta: Theta, least: int = 1) -> Tensor:
-    """Tensors, arrays or lists as the model's input: images scaled, floats in theta's precision, on its device."""
+    """Tensors, arrays or lists as the model's input [n, ...]: images scaled, floats as precise as theta, on its device.
+
+    Raises DataError for anything but numbers, for fewer than `least` examples, and for NaN or infinity.
+    """
     try:
         x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
     except (TypeError, ValueError) as error:
@@ -433,7 +459,10 @@ def as_inputs(x: Any, theta: Theta, least: int = 1) -> Tensor:
 
 
 def as_features(x: Tensor, extractor: nn.Module | None) -> Tensor:
-    """What the learner reads of inputs x: the extractor's features, if there is one, where and as precise as x is."""
+    """The learner's inputs for raw inputs x [n, ...]: the extractor's features, or x itself where there is none.
+
+    Features are on x's device, and in its precision if x holds floats.
+    """
     if extractor is None:
         return x
     z = extract(extractor, x)

@@ -1,4 +1,4 @@
-"""The one outer loop: a generator that meta-trains any learner, and `train()` on top of it."""
+"""The outer loop: `meta_steps`, a generator that meta-trains any learner, and `train` on top of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from quickstudy.trained import Trained
 
 LOG_EVERY = 20  # iterations per line of metrics.jsonl
 SHOWN_TASKS = 4  # tasks whose training accuracy is computed for that line
-CHECKPOINT_SECONDS = 15.0  # at most this much work is lost by a kill
+CHECKPOINT_SECONDS = 15.0  # between checkpoints: about this much work is lost if the process is killed
 
 
 class Step(NamedTuple):
@@ -47,9 +47,9 @@ class Step(NamedTuple):
 
     iteration: int  # iterations done, from 1
     loss: float  # mean meta-loss before the update, over the tasks of all ranks
-    episodes: Episodes  # this rank's share of them
-    sampling: float  # seconds waited for the episodes, which are drawn in the background
-    computing: float  # seconds spent on the meta-gradient, its mean over the ranks and the update
+    episodes: Episodes  # this rank's share of the tasks
+    sampling: float  # seconds spent waiting for the episodes, which are drawn in the background
+    computing: float  # seconds spent on the meta-gradient, its mean over the ranks, and the update
     interrupted: bool = False  # whether any rank was asked to stop before the update
 
 
@@ -70,14 +70,15 @@ def meta_steps(
     clip: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
-    """Run iterations start+1..iterations, updating theta in place and yielding after each.
+    """Run iterations start+1..iterations, updating theta in place and yielding a Step after each.
 
-    Iteration i draws its episodes and its random numbers from (seed, i) alone, so a run that is cut and continued is
-    the same as one that is not. `optimizer` must have been built on `list(theta.values())`. In a process group the
-    tasks are shared out to the ranks, which all yield at the same iterations; `interrupted` tells whether this rank was
-    asked to stop.
+    Iteration i draws its episodes and random numbers from (seed, i) only, so an interrupted and resumed run gives the
+    same result as an uninterrupted one. `optimizer` must have been built on `list(theta.values())`. The other settings
+    are those of `train`, except that `engine` must not be "auto". In a process group the tasks are divided among the
+    ranks, which all yield at the same iterations; `interrupted()` says whether this rank was asked to stop.
 
-    Raises NonFiniteError, before any update, when the loss or a gradient is not finite, and OutOfMemoryError.
+    Raises NonFiniteError, before the update, where the loss or a gradient is not finite, OutOfMemoryError where memory
+    runs out, and RankError where the other ranks cannot be reached.
     """
     device = next(iter(theta.values())).device
     with ThreadPoolExecutor(1, "episodes", initializer=torch.set_num_threads, initargs=(1,)) as background:
@@ -88,10 +89,10 @@ def meta_steps(
         ahead = draw(start) if start < iterations else None
         for iteration in range(start, iterations):
             began = time.perf_counter()
-            assert ahead is not None  # there is one for every iteration
+            assert ahead is not None  # every iteration has its draw
             episodes = ahead.result()
             drawn = time.perf_counter()
-            # The next tasks are drawn while this iteration computes, and while the ranks talk to each other.
+            # Draw the next tasks while this iteration computes and the ranks communicate.
             ahead = draw(iteration + 1) if iteration + 1 < iterations else None
             with seeds.seeded(seed, ranks.stream("iteration"), iteration):
                 now = learner.at(iteration / iterations)
@@ -105,7 +106,7 @@ def meta_steps(
 def _draw(
     tasks: Any, meta_batch: int, seed: int, device: torch.device, channels_last: bool, iteration: int
 ) -> Episodes:
-    """This rank's tasks of an iteration."""
+    """This rank's share of the tasks of an iteration."""
     drawn = moved(ranks.draw(tasks, meta_batch, seeds.generator(seed, "train", iteration)), device)
     return numerics.images_channels_last(drawn) if channels_last else drawn
 
@@ -176,31 +177,39 @@ def train(
 
     learner, tasks   the learner, and any object with `sample(n, generator) -> Episode`
     iterations       outer updates; meta_batch tasks each
-    seed             from which every draw of the run follows (not the initial weights, which the model brought along)
+    seed             determines every random draw of the run (but not the initial weights, which come with the model)
     out              run folder: config, protocol, metrics, checkpoint, learner.qs; None keeps everything in memory
-    val              validation tasks: every `val_every` iterations (default a tenth of all) `val_episodes` episodes;
-                     the best theta is kept, and after `patience` validations without a better one training stops
+    val              validation tasks: every `val_every` iterations (default: a tenth of all) theta is scored on
+                     `val_episodes` episodes. The best theta is kept, and after `patience` validations without a
+                     better one training stops
     keep             how many of the best thetas are kept in `Trained.best`, for an ensemble at evaluation
-    engine           "auto" measures vmap, threads and loop on the first iteration; in longer trainings the recorded
-                     programs "replay" and "replay-threads", too, and in a long one of a small model "compile". What
-                     choosing took is told, and counted in the run's timing
-    chunk            how many tasks are taken together at the most: less memory, more time; None: all that fit
-    compile          the same as engine="compile": the meta-gradient as one compiled program, where that can be done
+    engine           "auto" times vmap, threads and loop on the first iteration. In longer trainings it also times the
+                     recorded programs "replay" and "replay-threads", and in a long training of a small model
+                     "compile". The time for choosing is reported and included in the run's timing
+    chunk            the most tasks that run together: fewer need less memory and more time; None: as many as fit
+    compile          the same as engine="compile": the meta-gradient as one compiled program, where possible
     precision        "bf16" computes meta-losses under torch's autocast to bfloat16; theta and its updates stay float32
-    channels_last    lay out images and kernels of convolutions with their channels last. How far the two move the
-                     meta-gradient is measured on the first meta-batch, told, and kept in timing.json
+    channels_last    store images and convolution kernels in channels-last layout. The effect of this and of
+                     `precision` on the meta-gradient is measured on the first meta-batch, reported, and kept in
+                     timing.json
     optimizer        maps parameters to a torch optimizer; `scheduler` maps that to a learning-rate schedule, stepped
-                     once per iteration; None: as the learner's `outer()` says, for most Adam with learning rate 1e-3.
-                     `clip` bounds the gradient norm
-    resume           go on from the run folder's checkpoint; the result is bit-identical to never having stopped
-    tensorboard      also write the learning curve into the run folder as TensorBoard's event files (needs its package)
+                     once per iteration. None: the learner's `outer()` decides, which for most is Adam with learning
+                     rate 1e-3. `clip` bounds the gradient norm
+    resume           continue from the run folder's checkpoint; the result is bit-identical to an uninterrupted run
+    device           where theta and the episodes are, such as "cpu" or "cuda"
+    progress         show a progress bar
+    tensorboard      also write the learning curve to the run folder as TensorBoard event files (needs the package)
     about            plain values to keep in config.json
 
-    Inside a process group (`qs.ranks.joined`, or one of your own) every rank calls this alike and computes its share of
-    each meta-batch; the first one writes the folder, which all must see. See docs/scaling.md.
+    Inside a process group (`qs.ranks.joined`, or one of your own) every rank makes the same call and computes its share
+    of each meta-batch; the first rank writes the folder, which all ranks must see. See docs/scaling.md.
 
-    Raises ConfigError, DataError, RunError, NonFiniteError, OutOfMemoryError or RankError. Ctrl-C saves a checkpoint
-    before it passes on.
+    Returns the trained learner, with the best theta on validation if there are validation tasks, else the last one.
+
+    Raises ConfigError where a setting is wrong, DataError where the learner cannot use the tasks, RunError where the
+    run folder cannot be used, NonFiniteError where the loss or a gradient is not finite, OutOfMemoryError where memory
+    runs out, and RankError where other ranks cannot be reached. Ctrl-C saves a checkpoint, then raises
+    KeyboardInterrupt.
     """
     _check_settings(iterations, meta_batch, val_episodes, val_every, patience, keep, chunk)
     if compile and engine not in ("auto", *engines.TOGETHER):
@@ -233,7 +242,7 @@ def train(
         **({"precision": precision} if precision != "float32" else {}),
         **({"channels_last": True} if channels_last else {}),
     }
-    if theta:  # before anything is written: a folder is made for a run that can begin
+    if theta:  # check before anything is written, so that a failing run leaves no folder
         first = moved(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), next(iter(theta.values())).device)
         _check_first(learner, theta, first)
     state.keep = keep
@@ -243,15 +252,15 @@ def train(
         given = {"patience": patience, "clip": clip, "val": val is not None, "out": out is not None}
         _check_ranks(trained, state, config | rest | given)
         rest["ranks"] = ranks.size()
-        folder = folder if ranks.first() else None  # all have looked into it, one writes
+        folder = folder if ranks.first() else None  # all ranks have read the folder, but only one writes to it
     begin_run(folder, config | {"iterations": iterations, **(about or {})}, state)
     _write_protocol(folder, config | rest)
     state.chunk = chunk or state.chunk
-    if not theta:  # nothing to learn: the learner is ready as it is
+    if not theta:  # no meta-parameters: there is nothing to train
         return _finish(trained, state, folder)
     if not resumed:
         began = time.monotonic()
-        few = first_tasks(first, -(-meta_batch // ranks.size()))  # as many as the first rank has in an iteration
+        few = first_tasks(first, -(-meta_batch // ranks.size()))  # as many as the first rank's share of an iteration
         few = numerics.images_channels_last(few) if channels_last else few
         choice = choose_engine(learner, theta, few, engine, seed, iterations, chunk, precision)
         state.engine, state.reason, state.chunk = ranks.same_engine(choice)
@@ -299,7 +308,7 @@ def _run(
     iterations: int,
     progress: bool,
 ) -> None:
-    if _out_of_patience(state, settings):  # a run that had stopped early, resumed
+    if _out_of_patience(state, settings):  # this resumes a run that had stopped early
         return
     saved = began = time.monotonic()
     busy = time.process_time()
@@ -332,14 +341,14 @@ def _out_of_patience(state: TrainingState, settings: _Settings) -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C finishes the iteration first, so that what is saved is whole; a second one stops at once."""
+    """Let Ctrl-C finish the iteration first, so that the checkpoint is consistent; a second Ctrl-C stops at once."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield lambda: False
         return
 
     def handle(number: int, frame: Any) -> None:
-        if asked and ranks.size() == 1:  # of several ranks torchrun ends those that take too long
+        if asked and ranks.size() == 1:  # with several ranks, torchrun ends those that take too long
             raise KeyboardInterrupt
         asked.append(number)
 
@@ -360,7 +369,7 @@ def _account(state: TrainingState, step: Step) -> None:
 
 
 def _line(trained: Trained, state: TrainingState, step: Step, settings: _Settings, last: bool) -> dict[str, Any]:
-    """What metrics.jsonl says about this iteration; empty for most."""
+    """The line of metrics.jsonl for this iteration; empty for most iterations."""
     line: dict[str, Any] = {}
     validate = settings.val is not None and (step.iteration % settings.val_every == 0 or last)
     if step.iteration % LOG_EVERY == 0 or validate or last:
@@ -377,7 +386,7 @@ def _training_score(trained: Trained, episodes: Episodes) -> dict[str, float]:
     few = first_tasks(episodes, SHOWN_TASKS)
     with seeds.seeded(0, "shown"):
         values = engines.map_learner(lambda one, e: episode_score(one, trained.theta, e), trained.learner, few)
-    if not is_classification(episodes):  # in the answers' own unit, squared, as validation tells it
+    if not is_classification(episodes):  # in the squared unit of the answers, like the validation score
         return {"error": float(values.mean()) * trained.preprocess.get("std", 1.0) ** 2}
     return {"accuracy": float(values.mean())}
 
@@ -385,7 +394,7 @@ def _training_score(trained: Trained, episodes: Episodes) -> dict[str, float]:
 def _validate(trained: Trained, state: TrainingState, settings: _Settings) -> dict[str, float]:
     engine, seed = engines.without_program(state.engine), settings.seed + 1_000_003
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EngineWarning)  # what is recorded for training may not be able to do vmap
+        warnings.simplefilter("ignore", EngineWarning)  # a learner that trains with replay may not support vmap
         score = evaluate(trained, settings.val, episodes=settings.val_episodes, seed=seed, engine=engine)
     value = score.mean if score.protocol.metric == "accuracy" else -score.mean
     state.remember(value)
@@ -397,19 +406,22 @@ def _prepare(
     optimizer: Callable[[list[Tensor]], Optimizer] | None,
     scheduler: Callable[[Optimizer], LRScheduler] | None,
 ) -> TrainingState:
-    values = list(trained.theta.values()) or [torch.zeros(())]  # torch refuses an optimizer of nothing
+    values = list(trained.theta.values()) or [torch.zeros(())]  # torch refuses an optimizer without parameters
     built = (optimizer or optimizer_of(trained.learner.outer()))(values)
     return TrainingState(trained.theta, built, scheduler(built) if scheduler else None)
 
 
 def optimizer_of(outer: Outer) -> Callable[[list[Tensor]], Optimizer]:
-    """Parameters -> the torch optimizer that an `Outer` names."""
+    """A function from parameters to the torch optimizer that an `Outer` names."""
     optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
     return lambda values: optimizers[outer.optimizer](values, lr=outer.lr)
 
 
 def schedule_of(name: str, iterations: int) -> Callable[[Optimizer], LRScheduler] | None:
-    """Optimizer -> the torch schedule of that name: constant, or cosine or linear down to 0 over all iterations."""
+    """A function from an optimizer to its learning-rate schedule; None for a constant learning rate.
+
+    `name`: "cosine" or "linear", which go down to 0 over all iterations; any other name is constant.
+    """
     if name == "cosine":
         return lambda optimizer: CosineAnnealingLR(optimizer, iterations)
     if name == "linear":
@@ -418,7 +430,7 @@ def schedule_of(name: str, iterations: int) -> Callable[[Optimizer], LRScheduler
 
 
 def _described(part: Any, settings: dict[str, Any] | None) -> dict[str, Any] | None:
-    """An optimizer or scheduler as plain values, by which a resumed run knows whether it is the same."""
+    """An optimizer or scheduler as plain values, so that a resumed run can check that it is the same."""
     if part is None:
         return None
     plain = {
@@ -455,14 +467,14 @@ def _check_first(learner: Learner, theta: Theta, episodes: Episodes) -> None:
 
 
 def _check_ranks(trained: Trained, state: TrainingState, settings: dict[str, Any]) -> None:
-    """Refuse ranks that would go on from different weights, iterations or settings: their means would mean nothing."""
+    """Refuse ranks that start with different weights, iterations or settings: their mean would be meaningless."""
     fixed = {f"{n}.{k}": v for n, model in networks(trained.learner).items() for k, v in constants(model).items()}
     theta, constant = files.fingerprint(trained.theta), files.fingerprint(fixed)
     ranks.check_same(settings=settings, iteration=state.iteration, theta=theta, network=constant)
 
 
 def _write_protocol(folder: Path | None, training: dict[str, Any]) -> None:
-    """protocol.json: what the run was trained under; evaluation adds what its scores were measured under."""
+    """Write the training settings to protocol.json; evaluation adds the protocol of its scores."""
     if folder is not None:
         kept = {name: value for name, value in training.items() if name != "learner"}
         files.write_json(folder / "protocol.json", {"training": kept, "machine": machine()})

@@ -1,4 +1,4 @@
-"""Which engine to use: each is held against the loop, timed, and the fastest that gives the loop's result is taken."""
+"""Chooses the engine: each is compared with the loop and timed; the fastest with the loop's result is used."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from quickstudy.learner import Learner, Theta
 from quickstudy.model import without_chance
 from quickstudy.seeds import drawn_since, random_states
 
-CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # how torch's transforms say no
-LONG = 5.0  # seconds after which a trial is not repeated for the sake of a better measurement
-ROUNDS = (3, 12)  # of trials, otherwise: fewest and most
-ROUNDING = 0.02  # how far engines are apart by rounding: in float32 it grows through kinks (ReLU) to some thousandths
-RECORDING = 25.0  # loops over all tasks that recording, checking and measuring programs takes, at the most
-COMPILING = (8.0, 130.0)  # seconds that a compiler takes, and its time over that of recording the same program
-STARTS = 0.2  # of the time of recording, in which a replay is bound by the start of operations, not by arithmetic
+CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # what torch's transforms raise if they cannot
+LONG = 5.0  # seconds; a trial that takes longer is not repeated to measure it better
+ROUNDS = (3, 12)  # fewest and most rounds of shorter trials
+ROUNDING = 0.02  # tolerance between engines: in float32 kinks (ReLU) amplify rounding to some thousandths
+RECORDING = 25.0  # what recording, checking and timing programs costs at most, in loops over all tasks
+COMPILING = (8.0, 130.0)  # seconds that compiling always takes, plus this many times the time of recording
+STARTS = 0.2  # a replay that takes less than this share of the recording is bound by overhead, not by arithmetic
 T = TypeVar("T")
 
 
 class Choice(NamedTuple):
-    """The engine that runs, and why."""
+    """The chosen engine and the reason."""
 
     engine: str
     reason: str
-    chunk: int | None = None  # how many tasks are taken together at the most; None: all
+    chunk: int | None = None  # the most tasks that run together; None: all
 
 
 def choose(
@@ -49,13 +49,17 @@ def choose(
 ) -> Choice:
     """The engine to use for `attempt(engine) -> tensors`, which is run a few times to find out.
 
+    engine       one of ENGINES
+    tasks        how many tasks an attempt computes
     check        raises RuntimeError where an engine must not be trusted, see `check_engine`
-    iterations   how often it will run: "auto" tries programs where it pays to make them
-    tolerance    how far results may be apart, relative to their norm
+    iterations   how many times it will run: "auto" tries programs only where recording them pays off
+    tolerance    the largest difference allowed between results, relative to their norm
 
-    What fails with an engine but runs in a loop falls back to the fastest that can, and says so once; what fails in the
-    loop too is the caller's own error and is raised. Random learners (dropout) do not run on threads, whose order of
-    drawing cannot be repeated.
+    If the engine fails but the loop works, the fastest working engine is used instead, with a warning. If the loop
+    fails too, the error is the caller's own and is raised. Random learners (dropout) do not run on threads, because
+    the order of their draws is not reproducible.
+
+    Raises ConfigError where the engine is unknown.
     """
     if engine not in ENGINES:
         raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.{suggest(engine, ENGINES)}")
@@ -88,17 +92,17 @@ def _threads(device: torch.device) -> list[str]:
 def check_engine(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> None:
     """Raise RuntimeError unless an engine and the loop agree on the meta-gradient of two tasks in float64.
 
-    Some of torch's rules for vmap are wrong in second derivatives, without an error (fused normalisation with scale
-    and shift is one): by less than float32 rounding shows, by far more than float64 rounding. And a program that was
-    recorded on one task must hold for another. Dropout is off here.
+    Some of torch's vmap rules give wrong second derivatives without an error (fused normalisation with scale and shift
+    is one). The error is too small to see among float32 rounding, but far larger than float64 rounding. The check also
+    confirms that a program recorded on one task holds for another. Dropout is off here.
     """
-    if engine in ("threads", "loop"):  # they run the same operations
+    if engine in ("threads", "loop"):  # both run the same operations
         return
     exact, theta, few = in_double(learner), to_double(theta), to_double(first_tasks(episodes, 2))
     one, drew = watching_generator(lambda: meta_gradient(exact, theta, few, "loop"))
-    if drew:  # a learner that draws numbers of its own draws others under vmap: there is nothing to compare
+    if drew:  # a learner with its own random draws gets other numbers under vmap, so results are not comparable
         return
-    engine = "replay" if engine == "compile" else engine  # a compiler is given the same program
+    engine = "replay" if engine == "compile" else engine  # the compiler gets the same program
     if engine in PROGRAMS:
         meta_gradient(exact, elsewhere(theta), few, engine)
     apart = relative_difference(meta_gradient(exact, theta, few, engine), one)
@@ -107,11 +111,12 @@ def check_engine(learner: Learner, theta: Theta, episodes: Episodes, engine: str
 
 
 def elsewhere(theta: Theta) -> Theta:
-    """Another theta. A program recorded there and right at theta has taken no number of theta for a constant."""
+    """A different theta. If a program recorded there is right at theta, it has no value of theta as a constant."""
     return {name: 1.01 * value + 0.001 if value.is_floating_point() else value for name, value in theta.items()}
 
 
 def in_double(learner: Learner) -> Learner:
+    """The learner with float64 copies of its networks, without dropout."""
     fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
     models = {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
     exact = {name: without_chance(copy.deepcopy(value).double()) for name, value in models.items()}
@@ -119,10 +124,12 @@ def in_double(learner: Learner) -> Learner:
 
 
 def to_double(tree: T) -> T:
+    """The same nested value with its floating-point tensors in float64."""
     return pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, tree)
 
 
 def relative_difference(a: Any, b: Any) -> float:
+    """|a - b| / |b| in the Euclidean norm over all tensors of two nested values."""
     flat = [torch.cat([t.detach().reshape(-1).double() for t in pytree.tree_leaves(tree)]) for tree in (a, b)]
     difference, size = torch.linalg.vector_norm(flat[0] - flat[1]), torch.linalg.vector_norm(flat[1])
     return float(difference / size.clamp(min=1e-12))
@@ -136,9 +143,9 @@ def _fastest(
     iterations: int,
     tolerance: float,
 ) -> Choice:
-    """The fastest of the loop and those candidates that can do it and give its result; programs only where they pay."""
+    """The fastest among the loop and the candidates that give its result; programs are tried only if they pay off."""
     (reference, drew), first = timed(lambda: watching_generator(lambda: attempt("loop")))
-    warm, notes = {"loop": first}, []  # seconds of the first attempt: a program is recorded or compiled in it
+    warm, notes = {"loop": first}, []  # seconds of each first attempt, which includes recording or compiling
 
     def warm_up(names: Iterable[str]) -> None:
         for name in names:
@@ -172,9 +179,9 @@ def _best(seconds: dict[str, float]) -> str:
 
 
 def _raced(attempt: Callable[[str], Any], warm: dict[str, float], iterations: int) -> dict[str, float]:
-    """The best of a few rounds in turns, so that what else the machine does for a while hits all alike.
+    """The fastest time of each engine over a few rounds, taken in turns so that other load hits all engines alike.
 
-    In a long training there are more of them, for as much as a quarter of a percent of its time.
+    A long training gets more rounds, for up to a quarter of a percent of its time.
     """
     quick, began = [name for name, first in warm.items() if first <= LONG], time.perf_counter()
     found: dict[str, list[float]] = {name: [] for name in quick}
@@ -187,14 +194,14 @@ def _raced(attempt: Callable[[str], Any], warm: dict[str, float], iterations: in
 
 
 def _worth_recording(seconds: dict[str, float], iterations: int) -> bool:
-    """Whether making and measuring programs takes at most a tenth of what the training takes without."""
+    """Whether recording and timing programs takes less than a tenth of the training time without them."""
     return RECORDING * seconds["loop"] < 0.1 * iterations * min(seconds.values())
 
 
 def _worth_compiling(warm: dict[str, float], seconds: dict[str, float], iterations: int) -> bool:
-    """Whether a program that is bound by the start of operations runs long enough to be compiled.
+    """Whether a program bound by overhead runs long enough to be worth compiling.
 
-    Compiled it takes 0.6 of the time: what compiling costs is won back in 2.5 times as long.
+    A compiled program takes 0.6 of the time, so it must run for 2.5 times as long as compiling takes to win that back.
     """
     if _best(seconds) != "replay" or seconds["replay"] > STARTS * warm["replay"]:
         return False
@@ -208,13 +215,14 @@ def _check_same(result: Any, reference: Any, tolerance: float) -> None:
 
 
 def watching_generator(attempt: Callable[[], T]) -> tuple[T, bool]:
+    """The result of attempt(), and whether it drew from torch's global generators."""
     before = random_states()
     result = attempt()
     return result, drawn_since(before)
 
 
 def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """The function's result, and the seconds until the device had finished it."""
+    """The function's result, and the seconds until the device had finished computing it."""
     start = time.perf_counter()
     result = function()
     if torch.cuda.is_available():

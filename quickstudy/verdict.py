@@ -1,4 +1,4 @@
-"""What a check of a meta-gradient answers, in values and in words."""
+"""The result of a meta-gradient check, as values and as text."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class EntryCheck(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    norm: float  # of its meta-gradient g
-    difference: float  # |f - g| / max(|f|, |g|), f the derivative of the meta-loss; NaN where it was not compared
+    norm: float  # the norm of its meta-gradient g
+    difference: float  # |f - g| / max(|f|, |g|), f the derivative of the meta-loss; NaN if it was not compared
     verdict: str
 
 
 class EngineCheck(NamedTuple):
-    """Whether an engine can map the learner over tasks, and what there is to say about it."""
+    """Whether an engine can map the learner over tasks, and a remark or the reason why not."""
 
     name: str
     works: bool
@@ -43,26 +43,27 @@ class EngineCheck(NamedTuple):
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What `check_meta_gradient` found; printing it gives the verdict in words.
+    """What `check_meta_gradient` found; print it for the verdict as text.
 
-    `ok`: nothing is wrong. A meta-gradient that is approximate by design is no fault.
+    `ok`: nothing is wrong. A meta-gradient that is approximate by design also counts as ok.
     """
 
     learner: str
-    loss: float  # meta-loss at theta in float64
+    loss: float  # the meta-loss at theta, in float64
     entries: tuple[EntryCheck, ...]
     engines: tuple[EngineCheck, ...]
-    approximate: bool  # by design not the derivative of the meta-loss
+    approximate: bool  # whether the meta-gradient is, by design, not the derivative of the meta-loss
     difference: float  # |f - g| / |f| over all of theta
-    cosine: float  # between f and g
-    problems: tuple[str, ...]  # what else is wrong, in words
+    cosine: float  # the cosine between f and g
+    problems: tuple[str, ...]  # other problems, as text
 
     @property
     def ok(self) -> bool:
+        """Whether nothing is wrong."""
         return not self.problems and not any(entry.verdict in BAD for entry in self.entries)
 
     def named(self, *verdicts: str) -> list[str]:
-        """The entries of theta with one of these verdicts."""
+        """The names of the entries of theta with one of these verdicts."""
         return [entry.name for entry in self.entries if entry.verdict in verdicts]
 
     def __str__(self) -> str:

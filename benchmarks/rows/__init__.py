@@ -1,4 +1,4 @@
-"""What `reproduce.py` trains and tests: one row per training, with its protocol and the published number beside it."""
+"""The rows of `reproduce.py`: one per training, with its test protocol and the published number."""
 
 from benchmarks.rows.cifar import cifar_rows
 from benchmarks.rows.foundation import BASELINES, OMNIGLOT, SINUSOID

@@ -1,4 +1,4 @@
-"""Few-shot photographs: CIFAR-FS."""
+"""The rows for few-shot classification of photographs on CIFAR-FS."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.rows.row import Row, Test
 
-# At 1 and 5 shots, as printed by Bertinetto 2019 and, MetaOptNet, Lee 2019.
+# Accuracies at 1 and 5 shots, from Bertinetto 2019; those of MetaOptNet from Lee 2019.
 CIFAR_PUBLISHED = {
     "maml": ("58.9 ± 1.9", "71.5 ± 1.0"),
     "protonet": ("55.5 ± 0.7", "72.0 ± 0.6"),
@@ -19,7 +19,7 @@ CIFAR_PUBLISHED = {
 
 @dataclass(frozen=True)
 class Photographs:
-    """A learner on CIFAR-FS: its training, and how many iterations at 1 and 5 shots."""
+    """A learner on CIFAR-FS: its training, with the numbers of iterations at 1 and 5 shots."""
 
     learner: str
     ways: int  # in training
@@ -33,7 +33,7 @@ class Photographs:
     test_steps: int | None = None
 
 
-# 600 seconds of processor time over what an iteration takes.
+# Iterations are 600 seconds of processor time divided by the time of one iteration.
 CIFAR_SHORT = [
     Photographs("protonet", 20, 5, 2, (1400, 700), "20-way training; queries normalised by their own batch"),
     Photographs("r2d2", 20, 5, 2, (1400, 700), "Conv4-64; 20-way training"),
@@ -49,7 +49,7 @@ CIFAR_SHORT = [
         test_steps=3,
     ),
 ]
-# The papers' sizes; Adam 1e-3 with a cosine in place of each paper's own steps, and no augmentation.
+# Sizes are the papers'. All use Adam 1e-3 with a cosine instead of each paper's own schedule, and no augmentation.
 CIFAR_LONG = [
     Photographs("protonet", 20, 15, 1, (60_000, 60_000), "cosine; queries normalised by their own batch"),
     Photographs("relationnet", 5, 15, 1, (100_000, 100_000), "cosine"),
@@ -88,10 +88,10 @@ CIFAR_LONG = [
 
 
 def cifar_rows(long: bool) -> tuple[list[Row], list[Row]]:
-    """Short: 10 minutes of one core each. Long: the papers' settings and three seeds.
+    """The rows, and the rows that they are compared with.
 
-    The second list is what the others are held against: ProtoNet's rows of the first seed, and class means of the raw
-    images, which learn nothing.
+    Short: 10 minutes of one core each. Long: the papers' settings and three seeds. The second list holds ProtoNet's
+    rows of the first seed, and class means of the raw images, which learn nothing.
     """
     seeds, told = (range(3), CIFAR_LONG) if long else ([None], CIFAR_SHORT)
     made = [_cifar(entry, shots, seed) for shots in (1, 5) for entry in told for seed in seeds]

@@ -1,4 +1,6 @@
-"""The first tables: MAML and ProtoNet on Omniglot beside what needs no meta-learning, MAML on sinusoids."""
+"""The rows of the first tables: MAML and ProtoNet on Omniglot against baselines without meta-learning, and MAML on
+sinusoids.
+"""
 
 from __future__ import annotations
 

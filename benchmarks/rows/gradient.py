@@ -1,4 +1,4 @@
-"""The gradient family on Omniglot."""
+"""The rows of the gradient family on Omniglot."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from benchmarks.rows.row import Row, Test
 class Entry:
     """A learner of the family: its settings, and how many iterations fit the short budget at 1 and at 5 shots.
 
-    Settings are the papers', except that inner rates (and iMAML's lam) were compared on validation characters in
-    trainings of a twelfth of the budget. The iterations are 600 seconds of processor time (5 minutes on 2 cores) over
-    what one costs (benchmarks/cost.py).
+    Settings are the papers', except for the inner rates and iMAML's lam: these were compared on validation characters,
+    in trainings of a twelfth of the budget. The iterations are 600 seconds of processor time (5 minutes on 2 cores)
+    divided by the time of one iteration (benchmarks/cost.py).
     """
 
     learner: str
@@ -66,8 +66,9 @@ FAMILY = [
 ]
 
 
-# Why a learner stays behind MAML at the short budget, as it was measured: accuracies at 5-way, 600 test episodes,
-# transductive unless said, trained as the row is but with other iterations. No command repeats these: each was one run.
+# Why a learner scores below MAML at the short budget, according to measurements: 5-way accuracies over 600 test
+# episodes, transductive unless noted, with the row's training but other numbers of iterations. Each was a single run
+# by hand; no command repeats it.
 BEHIND = {
     "reptile": "it follows the support loss alone and needs many iterations; the budget has 2.6 % of the paper's "
     "100,000. Still rising: at 1-shot 74.8 % after half of the iterations, 76.9 % after all.",
@@ -87,7 +88,7 @@ BEHIND = {
 
 
 def short_rows() -> list[Row]:
-    """Every learner under one budget: 5 minutes of training on 2 cores, or 10 minutes of one."""
+    """Every learner under the same budget: 5 minutes of training on 2 cores, or 10 minutes on one."""
     return [_short(entry, shots, i) for i, shots in enumerate((1, 5)) for entry in FAMILY]
 
 
@@ -111,7 +112,7 @@ def _short(entry: Entry, shots: int, i: int) -> Row:
     )
 
 
-# The papers' own settings where they print them, and MAML's (60,000 iterations of 32 tasks, Adam 1e-3) where not.
+# The papers' own settings where they are published, else MAML's (60,000 iterations of 32 tasks, Adam 1e-3).
 LONG: dict[str, dict[str, Any]] = {
     "maml": {"fields": {"lr": 0.4, "steps": 1}, "queries": (1, 5)},
     "reptile": {
@@ -137,7 +138,7 @@ LONG: dict[str, dict[str, Any]] = {
 
 
 def long_rows() -> list[Row]:
-    """Each paper's own training, three seeds: for a GPU or a patient machine."""
+    """Each paper's own training with three seeds. These take long, so use a GPU or allow days."""
     return [_long(entry, shots, i, seed) for i, shots in enumerate((1, 5)) for entry in FAMILY for seed in range(3)]
 
 

@@ -1,4 +1,4 @@
-"""The learners that read examples in order, on Omniglot."""
+"""The rows of the learners that read examples in order, on Omniglot."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from benchmarks.rows.row import Row, Test
 
-STREAM = Test(5, 1, 9, episodes=600)  # ten examples of each class; queries are the next ones of a stream
-SEEN = (1, 2, 5, 10)  # instances of a class
+STREAM = Test(5, 1, 9, episodes=600)  # ten examples of each class; queries continue the stream
+SEEN = (1, 2, 5, 10)  # accuracy is measured at these instances of a class
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A learner that reads examples in order. What reads one-hot labels is trained for each number of ways."""
+    """A learner that reads examples in order. Learners that read one-hot labels are trained for each number of ways."""
 
     learner: str
     sizes: tuple[int, int, int]  # ways, shots, queries in training
@@ -24,13 +24,13 @@ class Reader:
     fields: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     clip: float | None = 1.0
-    features: str = ""  # the row that makes the features
-    name: str = ""  # of the row, where it is not said by learner and sizes
-    about: str = ""  # what was done differently, beside the sizes
+    features: str = ""  # the row whose encoder makes the features
+    name: str = ""  # name of the row, where learner and sizes do not determine it
+    about: str = ""  # differences from the paper besides the sizes
 
 
 FEATURES = "protonet-features"
-# Longer streams than those of 5-way 1-shot: from pixels 720 iterations of 5-way 5-shot, 12 minutes, were at chance.
+# Streams longer than 5-way 1-shot use features: from pixels, 720 iterations of 5-way 5-shot (12 minutes) gave chance.
 SNAIL_ON_FEATURES = [
     ((5, 5, 5), 5000, 8, "99.78"),
     ((20, 1, 2), 8000, 4, "97.64"),
@@ -100,7 +100,7 @@ def _reading(one: Reader) -> Row:
     ways, shots, queries = one.sizes
     stream = one.learner in ("mann", "metarnn")
     sizes = "streams of ten of each class" if stream else f"{queries} queries"
-    tested = 5 if one.name == FEATURES else ways  # it takes any number of classes
+    tested = 5 if one.name == FEATURES else ways  # ProtoNet can be tested on any number of classes
     settings = f"{one.iterations:,} iterations of {one.meta_batch} tasks, {sizes}"
     return Row(
         one.name or (one.learner if stream else f"{one.learner}-{ways}way-{shots}shot"),
@@ -121,7 +121,7 @@ def _reading(one: Reader) -> Row:
     )
 
 
-# What the papers print: iterations, tasks in each, fields; RMSProp at 1e-4 is MANN's own outer loop.
+# The papers' published settings: iterations, tasks per iteration, fields. MANN's own outer loop is RMSProp at 1e-4.
 MEMORY_LONG: dict[str, dict[str, Any]] = {
     "protonet": {"iterations": 40_000},
     "mann": {"iterations": 100_000, "meta_batch": 16, "fields": {}, "schedule": None, "clip": None},
@@ -132,7 +132,7 @@ MEMORY_LONG: dict[str, dict[str, Any]] = {
 
 
 def memory_long_rows() -> list[Row]:
-    """Longer trainings with the papers' sizes, three seeds: for a GPU or a patient machine."""
+    """Longer trainings with the papers' sizes and three seeds. These take long, so use a GPU or allow days."""
     return [
         dataclasses.replace(
             row,

@@ -1,4 +1,4 @@
-"""The learners that compare, solve, condition or pretrain, on Omniglot."""
+"""The rows of metric, closed-form, conditioning and pretraining learners on Omniglot."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from benchmarks.rows.row import Row, Test
 
 @dataclass(frozen=True)
 class Compared:
-    """A learner that takes as many classes at test as it is given: trained on many ways, tested on 5 and on 20.
+    """A learner that can be tested on any number of classes: trained on many ways, tested on 5 and on 20.
 
-    It has one training for each number of shots; or one at 5 shots for all tests, where `short` has one number (and
-    always where it pretrains on all classes). Iterations are at most 10 minutes of two cores over what one costs, and
-    about half of that from RelationNet on.
+    It has one training for each number of shots. Where `short` has a single number, as for learners that pretrain on
+    all classes, one training at 5 shots serves all tests. The iterations are at most 10 minutes on two cores divided by
+    the time of one iteration, and about half of that from RelationNet on.
     """
 
     learner: str
     short: tuple[int, ...]  # iterations at 1 and 5 shots, or at 5 shots alone
-    published: dict[int, str] = field(default_factory=dict)  # by shots: 5-way / 20-way
-    ways: int = 20  # in training, as the next three
+    published: dict[int, str] = field(default_factory=dict)  # shots: accuracy at 5-way / 20-way
+    ways: int = 20  # in training, as are the next three
     queries: int = 5
     meta_batch: int = 2
     lr: float | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-# By hand, one run each: on validation characters after 140 to 180 seconds of one core ProtoNet answered 20-way 1-shot
-# right in 82 % (20 ways in training, 5 queries, two tasks, rate 1e-3), 86 % (60 ways, 2 queries, one task) and 89 %
-# (the same at rate 3e-3). R2D2 at 5 shots, after 230 to 280 seconds, 20-way: 92.4 % at either rate with 60 ways, 90.8 %
-# with 20.
+# Why these settings (single runs by hand, on validation characters): after 140 to 180 seconds of one core, ProtoNet's
+# 20-way 1-shot accuracy was 82 % (20 ways in training, 5 queries, two tasks, rate 1e-3), 86 % (60 ways, 2 queries, one
+# task) and 89 % (the same at rate 3e-3). R2D2's 20-way accuracy at 5 shots, after 230 to 280 seconds, was 92.4 % at
+# either rate with 60 ways, and 90.8 % with 20.
 MANY: dict[str, Any] = {"ways": 60, "queries": 2, "meta_batch": 1, "lr": 3e-3}
 METRIC = [
     Compared("protonet", (3000, 1400), {1: "98.8 / 96.0", 5: "99.7 / 98.9"}, **MANY),
@@ -48,7 +48,7 @@ METRIC = [
 ]
 
 
-# Why a learner stays behind ProtoNet at the short budget. Losses are those on its training tasks, along its run.
+# Why a learner scores below ProtoNet at the short budget. Losses are those on training tasks during its run.
 METRIC_BEHIND = {
     "matchingnet": "the examples vote one by one, where ProtoNet compares with their mean. At 1 shot, where both "
     "compare with one, they are on a par with transductive batch norm.",
@@ -75,8 +75,8 @@ def metric_rows() -> list[Row]:
     return [_metric(one, shots) for one in METRIC for shots in ((1, 5) if len(one.short) > 1 else (None,))]
 
 
-# ProtoNet's own training, also for learners whose papers have none on these characters: 60 ways, 5 queries, one task
-# per iteration. RelationNet's (Sung 2018): 20 ways, 10 or 5 queries.
+# ProtoNet's own training is 60 ways, 5 queries and one task per iteration. It also serves learners whose papers do not
+# train on these characters. RelationNet's (Sung 2018) is 20 ways with 10 or 5 queries.
 METRIC_LONG: dict[str, dict[str, Any]] = {
     "relationnet": {"sizes": {1: (20, 1, 10), 5: (20, 5, 5)}, "iterations": 1_000_000},
     "baselinepp": {"meta_batch": 2},
@@ -85,7 +85,7 @@ METRIC_LONG: dict[str, dict[str, Any]] = {
 
 
 def metric_long_rows() -> list[Row]:
-    """The papers' trainings, three seeds: for a GPU or a patient machine."""
+    """The papers' trainings with three seeds. These take long, so use a GPU or allow days."""
     return [_metric_long(row, seed) for row in metric_rows() for seed in range(3)]
 
 
@@ -107,7 +107,7 @@ def _metric_long(row: Row, seed: int) -> Row:
 
 
 def _metric(one: Compared, shots: int | None) -> Row:
-    """`shots` None: one training at 5 shots for the tests at 1 and at 5."""
+    """The row at this many shots; None: one training at 5 shots for the tests at 1 and at 5."""
     tested = (1, 5) if shots is None else (shots,)
     iterations = one.short[0 if shots == 1 else -1]
     told = [f"{one.published[k]}" + (f" ({k}-shot)" if shots is None else "") for k in tested if k in one.published]

@@ -1,4 +1,4 @@
-"""One training and its tests, as plain values."""
+"""A row of a reproduction table, as plain values: one training and its tests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Test:
-    """A protocol under which a row is tested."""
+    """The protocol of one test of a row."""
 
     ways: int | None
     shots: int
     queries: int
     steps: int | None = None  # inner steps, for learners that take them; None: as in training
     episodes: int = 1000
-    ensemble: int = 1  # best checkpoints averaged
+    ensemble: int = 1  # average the answers of so many of the best checkpoints
     controls: tuple[str, ...] = ()
 
 
@@ -33,20 +33,20 @@ class Row:
     tests: Sequence[Test]
     fields: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
-    lr: float | None = None  # of the outer loop; None: the learner's own, for most 1e-3
-    schedule: str | None = "cosine"  # of the outer rate; None: the learner's own outer loop
+    lr: float | None = None  # outer learning rate; None: the learner's own, which mostly is 1e-3
+    schedule: str | None = "cosine"  # schedule of the outer rate; None: the learner's own outer loop
     seed: int = 0
-    keep: int = 1  # best checkpoints kept; more than one trains with validation
+    keep: int = 1  # keep so many of the best checkpoints; more than one trains with validation
     movement: bool = False  # measure how far each layer moves
     instances: tuple[int, ...] = ()  # accuracy at these instances of a class in a stream
-    clip: float | None = None  # norm that a gradient is cut to
-    features: str = ""  # the row before it whose encoder, frozen, makes the features that it learns from
+    clip: float | None = None  # largest norm of the meta-gradient
+    features: str = ""  # an earlier row whose frozen encoder makes the input features
     published: str = ""  # the paper's number, under the paper's protocol
-    differs: str = ""  # what we did otherwise
+    differs: str = ""  # differences from the paper
 
     def settings(self) -> dict[str, Any]:
-        """All that its numbers depend on, as plain values: a result stands as long as these are the same."""
+        """All settings that its numbers depend on, as plain values. A result is valid as long as these are the same."""
         unset = {
             name for name in ("instances", "clip", "features", "lr") if not getattr(self, name)
-        }  # older results do not know them
+        }  # older results lack these
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in unset | {"published", "differs"}}

@@ -1,4 +1,4 @@
-"""The gradient family on sinusoids."""
+"""The rows of the gradient family on sinusoids."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ STEPS = (0, 1, 2, 3, 5, 10)
 
 
 def sinusoid_rows() -> list[Row]:
-    """Every learner of the family that can answer with numbers, at 5, 10 and 20 shots, tested at 0 to 10 steps."""
+    """Every learner of the family that supports regression, at 5, 10 and 20 shots, tested at 0 to 10 inner steps."""
     return [_sinusoid(name, shots) for shots in (5, 10, 20) for name in SINUSOID_FIELDS]
 
 
-# Iterations: as many as 30 seconds of processor time allow at 10 shots (25 tasks, vmap, one thread).
+# Iterations are as many as fit into 30 seconds of processor time at 10 shots (25 tasks, vmap, one thread).
 SINUSOID_FIELDS: dict[str, tuple[int, dict[str, Any]]] = {
     "maml": (5000, {"lr": 0.01, "steps": 1}),
     "reptile": (2000, {"lr": 0.01, "steps": 10, "batch": 0, "rule": "sgd"}),

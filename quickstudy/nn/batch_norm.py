@@ -5,20 +5,20 @@ Its gradient, for an incoming g (means are over the N values of a channel):
 
     dx = w r (g - mean(g) - xhat mean(g xhat)),   dw = sum(g xhat),   db = sum(g)
 
-A meta-gradient differentiates that once more. torch does so by some thirty passes over the activations, a third of
-the time of a second-order step on a convolutional network; collected per channel it is a handful. With u, uw, ub the
-directions in which (dx, dw, db) are pulled back, and
+A meta-gradient differentiates that once more. torch needs some thirty passes over the activations for it, which is a
+third of the time of a second-order step on a convolutional network. With the terms collected per channel, a handful of
+passes is enough. Let u, uw, ub be the vectors that are pulled back through (dx, dw, db), and
 
     m1 = mean(g), m2 = mean(g xhat), a = mean(u), c = mean(u xhat), d = mean(u g), e = d - a m1 - c m2
 
-the pulled-back scalar is N w r e + N uw m2 + N ub m1, and its derivatives are
+The pulled-back scalar is N w r e + N uw m2 + N ub m1, and its derivatives are
 
     in g:   w r (u - a - c xhat) + uw xhat + ub
     in w:   N r e
     in x:   r (h - mean(h) - xhat mean(h xhat)) - w r^2 e xhat,   h = (uw - w r c) g - w r m2 u
 
-so each is a combination of u, g and x with coefficients per channel. The derivatives are written in plain operations
-and can be differentiated further.
+Each is a combination of u, g and x with coefficients per channel. The derivatives are written in plain operations and
+can be differentiated further.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Backward(Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor, uw: Tensor, ub: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         g, x, w, mean, r = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a third derivative: the statistics depend on x, which saved copies do not show
+        if torch.is_grad_enabled():  # a third derivative: compute the statistics from x again, saved ones are constants
             mean, r = _statistics(x, ctx.eps)
         over = [0, *range(2, x.dim())]
         n = x.numel() // x.shape[1]

@@ -1,15 +1,15 @@
 """Convolution whose second derivative uses the fast kernels.
 
-y = x * W, with gradients for an incoming g
+The gradients of y = x * W for an incoming g,
 
     dx = g *^T W (transposed convolution),   dW = x ⋆ g (correlation),   db = sum(g)
 
-are bilinear, so pulling (u, uw) back through (dx, dW) needs the same three operations again:
+are bilinear. So pulling (u, uw) back through (dx, dW) needs the same three operations again:
 
     in g:  u * W + x * uw        in W:  u ⋆ g        in x:  g *^T uw
 
 torch composes the correlation from a convolution with batch and channels swapped and a kernel as large as the image,
-for which there is no fast kernel; here it is the weight gradient of an ordinary convolution.
+for which there is no fast kernel. Here it is computed as the weight gradient of an ordinary convolution.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Geometry = tuple[Any, Any, Any, int]  # stride, padding, dilation, groups
 
 
 class Conv2d(nn.Conv2d):
-    """torch's layer with its parameters, where a second derivative will be taken."""
+    """torch's Conv2d with a faster second derivative."""
 
     @classmethod
     def like(cls, layer: nn.Conv2d) -> Conv2d:
-        """Ours with torch's parameters, under the same names; the layer's other attributes are shared."""
+        """A layer of this class with the parameters of torch's layer, under the same names; attributes are shared."""
         made = cls.__new__(cls)
         made.__dict__ = dict(layer.__dict__)
         return made

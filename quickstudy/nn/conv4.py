@@ -26,13 +26,16 @@ def conv4(
 ) -> nn.Module:
     """Four blocks of 3x3 convolution, normalisation and ReLU, each halving the image; then a linear head.
 
-    x [n, channels, size, size] -> logits [n, classes], or the embedding [n, d] when `classes` is None. With `maps` only
-    the first two blocks halve the image, and feature maps [n, filters, size / 4, size / 4] come out (as RelationNet,
-    Sung 2018).
-    `filters`: of all four blocks, or one number for each, such as R2D2's (96, 192, 384, 512).
+    x [n, channels, size, size] -> logits [n, classes], or the embedding [n, d] when `classes` is None. With `maps`,
+    only the first two blocks halve the image, and the output is feature maps [n, filters, size / 4, size / 4] (as in
+    RelationNet, Sung 2018).
+    `filters`: one number for all four blocks, or one for each, such as R2D2's (96, 192, 384, 512).
     `downsample`: "stride" (stride-2 convolutions, as MAML on Omniglot, Finn 2017) or "pool" (2x2 max pooling, as
-    ProtoNet, Snell 2017). `norm`: "batch", "support", "layer" or "none", see DESIGN "Evaluation". Weights are drawn
-    from torch's global generator: call `torch.manual_seed` before to repeat them.
+    ProtoNet, Snell 2017). `norm`: "batch", "support", "layer" or "none", see docs/evaluation.md. Weights are drawn
+    from torch's global generator: call `torch.manual_seed` first to make them reproducible.
+
+    Raises ConfigError where an option is unknown, `maps` is combined with `classes`, images are too small to pool, or
+    `filters` is not one number or four.
 
     >>> import torch
     >>> conv4(channels=1, classes=5)(torch.zeros(2, 1, 28, 28)).shape
@@ -61,7 +64,7 @@ def conv4(
     if classes is not None:
         layers["head"] = nn.Linear(widths[-1] * _final_side(size, downsample) ** 2, classes)
     model = nn.Sequential(layers)
-    model.architecture = {  # type: ignore[assignment]  # a plain value beside the weights: how to build it again
+    model.architecture = {  # type: ignore[assignment]  # plain values: how to build the model again
         "name": "conv4",
         "channels": channels,
         "classes": classes,

@@ -12,10 +12,12 @@ from quickstudy.errors import ConfigError
 
 
 class DropBlock(nn.Module):
-    """Sets block x block squares of each channel to zero, so that about a share `rate` is gone, and scales up the rest.
+    """Sets block x block squares of each channel to zero, about a fraction `rate` of it, and scales up the rest.
 
-    x [n, channels, height, width]. Neighbours on a feature map say the same: single zeros would hide nothing. Where
-    the map is smaller than a block, the block is as large as the map. Draws from torch's generator, in training only.
+    x [n, channels, height, width]. Neighbours on a feature map hold similar values, so single zeros would hide nothing.
+    If the map is smaller than a block, the block is as large as the map. Draws from torch's generator in training only.
+
+    Raises ConfigError where `rate` is not from 0 to below 1, or `block` is below 1.
     """
 
     draws: ClassVar[bool] = True
@@ -33,7 +35,7 @@ class DropBlock(nn.Module):
             return x
         height, width = x.shape[-2:]
         side = min(self.block, height, width)
-        places = (height - side + 1, width - side + 1)  # where the corner of a block may lie
+        places = (height - side + 1, width - side + 1)  # possible positions of a block's corner
         chance = self.rate / side**2 * (height * width) / (places[0] * places[1])
         corners = (torch.rand(*x.shape[:-2], *places, dtype=x.dtype, device=x.device) < chance).to(x.dtype)
         kept = 1 - F.max_pool2d(F.pad(corners, [side - 1] * 4), side, stride=1)

@@ -1,4 +1,4 @@
-"""Feature-wise linear modulation: scale and shift what a layer puts out (Perez 2018, https://arxiv.org/abs/1709.07871)."""
+"""Feature-wise linear modulation: scale and shift a layer's output (Perez 2018, https://arxiv.org/abs/1709.07871)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def film(h: Tensor, scale: Tensor | None, shift: Tensor) -> Tensor:
 
 
 def conditioned_layer(model: nn.Module) -> str:
-    """Where a model is conditioned if nobody says: after its third norm or convolution, or first linear layer."""
+    """The layer that is conditioned by default: the third norm layer or, without any, the third convolution.
+
+    Where there are fewer than three, it is the last of them; where there are none, the first linear layer. Raises
+    ConfigError where there is no such layer either.
+    """
     layers = dict(model.named_modules())
     if found := _normalised(layers) or _convolutions(layers):
         return found[:3][-1]
@@ -30,10 +34,11 @@ def conditioned_layer(model: nn.Module) -> str:
 
 
 def conditioned_layers(model: nn.Module, patterns: str = "") -> list[str]:
-    """The layers whose names match one of the comma-separated patterns; if nobody says, every norm layer.
+    """The layers whose names match one of the comma-separated patterns; by default every norm layer.
 
-    Without norm layers every convolution, else every linear layer. `*` stands for any characters (fnmatch), and a
-    pattern means layers that have channels. Raises ConfigError for a pattern that matches nothing.
+    In a model without norm layers, the default is every convolution, else every linear layer. `*` stands for any
+    characters (fnmatch); patterns match only layers with channels. Raises ConfigError for a pattern that matches
+    nothing, and where there is no default.
     """
     layers = dict(model.named_modules())
     if not patterns:
@@ -61,7 +66,10 @@ def _linears(layers: Mapping[str, nn.Module]) -> list[str]:
 
 
 def width_of(model: nn.Module, name: str) -> int:
-    """Channels that the named layer puts out, one per row of its weight."""
+    """The number of output channels of the named layer, which is the number of rows of its weight.
+
+    Raises ConfigError for an unknown layer and for one without a weight.
+    """
     layers = dict(model.named_modules())
     if name not in layers:
         raise ConfigError(

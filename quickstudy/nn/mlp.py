@@ -15,10 +15,11 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 def mlp(
     inputs: int, outputs: int | None = None, *, hidden: tuple[int, ...] = (40, 40), activation: str = "relu"
 ) -> nn.Module:
-    """Fully connected layers with an activation between; inputs are flattened.
+    """Fully connected layers with an activation between them; inputs are flattened.
 
-    x [n, ...] with `inputs` numbers each -> [n, outputs], or the last hidden layer when `outputs` is None. The
-    default is the sinusoid network of MAML (Finn 2017), 1-40-40-1. Weights are drawn from torch's global generator.
+    x [n, ...] with `inputs` numbers each -> [n, outputs], or the last hidden layer when `outputs` is None. The hidden
+    layers are by default those of MAML's sinusoid network (Finn 2017), 1-40-40-1. Weights are drawn from torch's global
+    generator. Raises ConfigError for an unknown activation.
 
     >>> import torch
     >>> mlp(1, 1)(torch.zeros(3, 1)).shape
@@ -33,7 +34,7 @@ def mlp(
     if outputs is not None:
         layers["head"] = nn.Linear(hidden[-1] if hidden else inputs, outputs)
     model = nn.Sequential(layers)
-    model.architecture = {  # type: ignore[assignment]  # a plain value beside the weights: how to build it again
+    model.architecture = {  # type: ignore[assignment]  # plain values: how to build the model again
         "name": "mlp",
         "inputs": inputs,
         "outputs": outputs,

@@ -1,4 +1,4 @@
-"""Normalisation whose statistics are a declared choice."""
+"""Normalisation layers with an explicit choice of statistics."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ POLICIES = ("batch", "support", "layer", "none")
 
 
 class BatchNorm(nn.Module):
-    """y = (x - mean) / sqrt(variance + eps) * weight + bias, per channel (dimension 1), with nothing written.
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias, per channel (dimension 1), without writing to buffers.
 
-    policy "batch": mean and variance of whatever batch is passed, so queries see each other (transductive).
+    policy "batch": mean and variance of the batch that is passed, so queries affect each other (transductive).
     policy "support": queries are normalised with the support set's statistics, which arrive as the buffers `mean`
     and `variance` (see `quickstudy.model.statistics`); the support set itself with its own.
     """
@@ -31,7 +31,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("variance", None)
 
     def reset_parameters(self) -> None:
-        """Scale one and shift zero, as at the start."""
+        """Set the scale to one and the shift to zero, the initial values."""
         if self.weight is not None and self.bias is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
@@ -41,7 +41,7 @@ class BatchNorm(nn.Module):
 
     @classmethod
     def like(cls, layer: _BatchNorm) -> BatchNorm:
-        """Ours with torch's parameters, under the same names."""
+        """A layer of this class with the parameters of torch's layer, under the same names."""
         made = cls(layer.num_features, eps=layer.eps, affine=False)
         made.weight, made.bias = layer.weight, layer.bias
         return made
@@ -62,7 +62,7 @@ class BatchNorm(nn.Module):
             )
         if on_plain_tape(x):
             return batch_norm(x, self.weight, self.bias, self.eps)  # the same values, a cheaper second derivative
-        # Scale and shift apart: under vmap torch's fused form loses a term of the second derivative, in silence.
+        # Scale and shift separately: under vmap, torch's fused form silently loses a term of the second derivative.
         y = F.batch_norm(x, None, None, None, None, training=True, eps=self.eps)
         return y if self.weight is None else y * _per_channel(self.weight, x) + _per_channel(self.bias, x)
 
@@ -80,7 +80,7 @@ class LayerNorm(nn.LayerNorm):
 
     @classmethod
     def like(cls, layer: nn.LayerNorm) -> LayerNorm:
-        """Ours with torch's parameters, under the same names."""
+        """A layer of this class with the parameters of torch's layer, under the same names."""
         made = cls(list(layer.normalized_shape), eps=layer.eps, elementwise_affine=False)
         made.weight, made.bias = layer.weight, layer.bias
         return made.train(layer.training)
@@ -93,11 +93,11 @@ class LayerNorm(nn.LayerNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's group norm with a rule for forward differentiation: layer norm of the groups, which has one."""
+    """torch's group norm with forward-mode differentiation: it uses layer norm over the groups, which supports it."""
 
     @classmethod
     def like(cls, layer: nn.GroupNorm) -> GroupNorm:
-        """Ours with torch's parameters, under the same names."""
+        """A layer of this class with the parameters of torch's layer, under the same names."""
         made = cls(layer.num_groups, layer.num_channels, eps=layer.eps, affine=False)
         made.weight, made.bias = layer.weight, layer.bias
         return made.train(layer.training)
@@ -111,12 +111,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 def _per_channel(values: Tensor | None, x: Tensor) -> Tensor:
-    assert values is not None  # weight and bias are there together or not at all
+    assert values is not None  # weight and bias are either both there or both missing
     return values.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def norm(policy: str, channels: int) -> nn.Module:
-    """The normalisation layer of a declared policy: 'batch', 'support', 'layer' or 'none'."""
+    """The normalisation layer of a policy: 'batch', 'support', 'layer' or 'none'. Raises ConfigError for any other."""
     if policy not in POLICIES:
         raise ConfigError(f"norm must be one of {', '.join(POLICIES)}; got {policy!r}.{suggest(policy, POLICIES)}")
     if policy == "none":

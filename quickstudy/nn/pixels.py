@@ -10,10 +10,10 @@ from quickstudy.errors import ConfigError
 
 
 def pixels(channels: int = 1, classes: int | None = None, *, side: int = 20) -> nn.Module:
-    """The image scaled to side x side by averaging, as a row of numbers; then a linear head. No encoder to learn.
+    """The image scaled to side x side by averaging and flattened; then a linear head. There is no encoder to learn.
 
-    x [n, channels, height, width] -> logits [n, classes], or [n, channels * side * side] when `classes` is None. What
-    MANN reads (20x20, Santoro 2016).
+    x [n, channels, height, width] -> logits [n, classes], or [n, channels * side * side] when `classes` is None. The
+    default is MANN's input (20x20, Santoro 2016). Raises ConfigError where `side` is below 1.
 
     >>> import torch
     >>> pixels()(torch.zeros(2, 1, 28, 28)).shape

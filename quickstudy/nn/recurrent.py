@@ -1,13 +1,13 @@
-"""Recurrent cells in plain operations: safe under `vmap` and differentiable as often as wanted, which torch's are not.
+"""Recurrent cells in plain operations: unlike torch's, safe under `vmap` and differentiable any number of times.
 
-With u = W_i x + b_i, what the input contributes, and v = W_h h + b_h, what the state contributes:
+With u = W_i x + b_i, the contribution of the input, and v = W_h h + b_h, the contribution of the state:
 
     elman   h' = tanh(u + v)
     gru     r = sigmoid(u_r + v_r),  z = sigmoid(u_z + v_z),  n = tanh(u_n + r * v_n),  h' = (1 - z) * n + z * h
     lstm    i, f, o = sigmoid(u + v),  g = tanh(u_g + v_g),  c' = f * c + i * g,  h' = o * tanh(c')
 
-Weights and their order of rows are those of `torch.nn.RNNCell`, `GRUCell` and `LSTMCell`. The input's part comes in
-ready made, so that it is one matrix product for a whole sequence.
+Weights and the order of their rows are those of `torch.nn.RNNCell`, `GRUCell` and `LSTMCell`. The caller computes u, so
+that one matrix product serves a whole sequence.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ BLOCKS = {"elman": 1, "gru": 3, "lstm": 4}  # how many gates or proposals a cell
 
 
 def check_cell(cell: str) -> None:
-    """Raise ConfigError for a name that is no cell's."""
+    """Raise ConfigError for a name that is not in BLOCKS."""
     if cell not in BLOCKS:
         raise ConfigError(f"cell must be one of {', '.join(BLOCKS)}; got {cell!r}.{suggest(str(cell), BLOCKS)}")
 
 
 def start(cell: str, units: int, like: Tensor) -> State:
-    """The state before anything is read: zeros."""
+    """The initial state: zeros [units]."""
     return tuple(like.new_zeros(units) for _ in range(2 if cell == "lstm" else 1))
 
 
@@ -51,9 +51,9 @@ def step(cell: str, u: Tensor, state: State, weight: Tensor, bias: Tensor) -> St
 
 
 def draw(cell: str, inputs: int, units: int, generator: Generator) -> dict[str, Tensor]:
-    """Fresh weights "input.weight" [blocks * units, inputs], "state.weight" and a bias for each.
+    """Initial "input.weight" [blocks * units, inputs], "state.weight" [blocks * units, units], and a bias for each.
 
-    Uniform within 1 / sqrt(units), as torch draws them; an lstm's forget gate starts open, with a bias of one.
+    Uniform within 1 / sqrt(units), as torch draws them. An lstm's forget gate starts open: one is added to its bias.
     """
     rows, bound = BLOCKS[cell] * units, 1 / math.sqrt(units)
 

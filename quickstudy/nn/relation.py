@@ -13,8 +13,9 @@ from quickstudy.nn.norm import norm as norm_layer
 class Relation(nn.Module):
     """Scores [m, ways] of pairs, from features of classes [ways, ...] and of examples [m, ...], given as a tuple.
 
-    The first layer reads the two joined. Linear as it is, it is the sum of a layer on each: it is computed once for
-    each class and each example, not for each pair, and the joined features of all pairs are never in memory.
+    The first layer reads the two joined. Because it is linear, it equals the sum of one layer on each. So it is
+    computed once for each class and each example instead of for each pair, and the joined features of all pairs are
+    never in memory.
     """
 
     def __init__(self, of_class: nn.Module, of_example: nn.Module, rest: nn.Module) -> None:
@@ -27,12 +28,12 @@ class Relation(nn.Module):
 
 
 def relation(shape: tuple[int, ...], *, filters: int = 64, hidden: int = 8, norm: str = "batch") -> nn.Module:
-    """The module for features of this shape: two convolutions for maps, and two linear layers, to one score.
+    """The relation module for features of this shape: two convolutions (for maps), then two linear layers to a score.
 
     shape (channels, height, width): 3x3 convolutions of `filters` with normalisation, ReLU and 2x2 max pooling, twice,
-    then a linear layer to `hidden`, ReLU, and one to the score. shape (d,): linear layers to `filters` and `hidden` in
-    their place, without normalisation. Sung et al. 2018, https://arxiv.org/abs/1711.06025; here poolings round sizes
-    up, so that maps of any size will do.
+    then a linear layer to `hidden`, ReLU, and one to the score. shape (d,): linear layers to `filters` and `hidden`
+    instead, without normalisation. Sung et al. 2018, https://arxiv.org/abs/1711.06025; here poolings round sizes up, so
+    that maps may have any size. Raises ConfigError for any other kind of shape.
 
     >>> import torch
     >>> relation((64, 7, 7))(torch.zeros(5, 64, 7, 7), torch.zeros(3, 64, 7, 7)).shape
@@ -41,7 +42,7 @@ def relation(shape: tuple[int, ...], *, filters: int = 64, hidden: int = 8, norm
     if len(shape) not in (1, 3):
         raise ConfigError(f"features are maps (channels, height, width) or vectors (d,); got the shape {tuple(shape)}.")
     made = _of_maps(*shape, filters, hidden, norm) if len(shape) == 3 else _of_vectors(shape[0], filters, hidden)
-    made.architecture = {  # type: ignore[assignment]  # a plain value beside the weights: how to build it again
+    made.architecture = {  # type: ignore[assignment]  # plain values: how to build the model again
         "name": "relation",
         "shape": tuple(shape),
         "filters": filters,

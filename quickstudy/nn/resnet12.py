@@ -11,7 +11,7 @@ from quickstudy.nn.drop_block import DropBlock
 from quickstudy.nn.norm import norm as norm_layer
 
 SLOPE = 0.1  # of the leaky ReLU below zero
-BLOCK = 5  # side of the squares that DropBlock takes out
+BLOCK = 5  # side of the squares that DropBlock sets to zero
 
 
 def resnet12(
@@ -23,15 +23,17 @@ def resnet12(
     dropblock: float = 0.0,
     maps: bool = False,
 ) -> nn.Module:
-    """Four residual blocks of three 3x3 convolutions, each halving the image; then a mean over places, and a head.
+    """Four residual blocks of three 3x3 convolutions, each halving the image; then a mean over positions, and a head.
 
     x [n, channels, height, width], 16 x 16 or more -> logits [n, classes], or the embedding [n, 10 * filters] when
     `classes` is None, or feature maps [n, 10 * filters, h, w] with `maps`. The blocks have 1, 2.5, 5 and 10 times
     `filters` channels: 64, 160, 320, 640 (Lee, Maji, Ravichandran, Soatto 2019, https://arxiv.org/abs/1904.03758,
-    after Oreshkin, Rodriguez, Lacoste 2018, https://arxiv.org/abs/1805.10123). `dropblock` is the share that dropout
-    takes in training: single values after the first two blocks, squares of 5 x 5 after the last two, at a constant
-    rate (the paper raises it slowly). `norm`: "batch", "support", "layer" or "none". Weights are drawn from torch's
-    global generator: call `torch.manual_seed` before to repeat them.
+    after Oreshkin, Rodriguez, Lacoste 2018, https://arxiv.org/abs/1805.10123). `dropblock` is the fraction that dropout
+    sets to zero in training: single values after the first two blocks, squares of 5 x 5 after the last two, at a
+    constant rate (the paper raises it slowly). `norm`: "batch", "support", "layer" or "none". Weights are drawn from
+    torch's global generator: call `torch.manual_seed` first to make them reproducible.
+
+    Raises ConfigError where `filters` is odd or below 2, `norm` is unknown, or `maps` is combined with `classes`.
 
     >>> import torch
     >>> resnet12(channels=1, classes=5, filters=8)(torch.zeros(2, 1, 28, 28)).shape
@@ -52,7 +54,7 @@ def resnet12(
     if classes is not None:
         layers["head"] = nn.Linear(widths[-1], classes)
     model = nn.Sequential(layers)
-    model.architecture = {  # type: ignore[assignment]  # a plain value beside the weights: how to build it again
+    model.architecture = {  # type: ignore[assignment]  # plain values: how to build the model again
         "name": "resnet12",
         "channels": channels,
         "classes": classes,
@@ -65,7 +67,7 @@ def resnet12(
 
 
 class _Block(nn.Module):
-    """Three convolutions beside a shortcut; their sum through a leaky ReLU, halved, with values dropped."""
+    """Three convolutions plus a shortcut; their sum goes through leaky ReLU, 2x2 max pooling and dropout."""
 
     def __init__(self, inputs: int, outputs: int, norm: str, drop: nn.Module) -> None:
         super().__init__()

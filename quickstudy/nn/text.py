@@ -1,4 +1,4 @@
-"""An encoder of short texts that needs no download: hashed subwords, compared as they are and as learned."""
+"""An encoder of short texts that needs no download: hashed subwords, compared exactly and by learned embeddings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
 
-SCALE = 5.0  # of an embedding at the start: the squared distance of unrelated texts is 2 * 25
-ANGLE = 0.3  # between the two parts at the start: a twelfth of an inner product is learned words'
+SCALE = 5.0  # initial length of an embedding: the squared distance of unrelated texts is 2 * 25
+ANGLE = 0.3  # initial angle between the two parts: the learned part is a twelfth of an inner product
 
 
 def text(
@@ -27,18 +27,19 @@ def text(
 ) -> nn.Module:
     """Texts as numbers of hashed subwords, x [n, words, subwords] -> an embedding [n, d], or logits [n, classes].
 
-        t   = sum over all subwords p of exp(g_p) sign_p onehot(p mod sketch)    the same subwords: TF-IDF, hashed
-        e_w = sum over the subwords p of word w of exp(g_p) E_p                   like subwords: what training learns
-        h   = e + attention(e) + ..., `layers` times                            words look at each other
+        t   = sum over all subwords p of exp(g_p) sign_p onehot(p mod sketch)    same subwords: hashed TF-IDF
+        e_w = sum over the subwords p of word w of exp(g_p) E_p                   similar subwords: learned in training
+        h   = e + attention(e) + ..., `layers` times                            words attend to each other
         z   = s (cos a t / |t|, sin a h' / |h'|),   h' = sum_w h_w              d = sketch + width numbers
 
-    An inner product of two texts is s^2 (cos^2 a of TF-IDF's cosine + sin^2 a of a learned one); g, E, s and a are
-    learned. x comes from `qs.tasks.from_text`; 0 stands for no subword. g starts as 0, or by `set_idf` as log idf. In
-    training each word is left out with probability `dropout`. Attention is off unless `layers` asks for it: from the
-    intents of one service to those of another, it learned more of the first and less for the second.
+    The inner product of two texts is s^2 (cos^2 a * TF-IDF cosine + sin^2 a * learned cosine); g, E, s and a are
+    learned. x comes from `qs.tasks.from_text`; 0 stands for no subword. g starts as 0, or as log idf after `set_idf`.
+    In training each word is left out with probability `dropout`. Attention is off by default (`layers` 0): when
+    trained on the intents of one service and tested on those of another, it did better on the first and worse on the
+    second.
 
     Weinberger et al.: Feature Hashing for Large Scale Multitask Learning, ICML 2009, https://arxiv.org/abs/0902.2206
-    (t keeps cosines). Bojanowski et al.: Enriching Word Vectors with Subword Information, TACL 2017,
+    (hashing keeps cosines in t). Bojanowski et al.: Enriching Word Vectors with Subword Information, TACL 2017,
     https://arxiv.org/abs/1607.04606 (subwords). Vaswani et al.: Attention Is All You Need, NeurIPS 2017,
     https://arxiv.org/abs/1706.03762 (attention).
 
@@ -46,7 +47,7 @@ def text(
     >>> text(buckets=50, words=4, width=8)(torch.ones(2, 4, 3, dtype=torch.int32)).shape
     torch.Size([2, 4104])
 
-    Raises ConfigError where `heads` does not divide `width`.
+    Raises ConfigError where `heads` does not divide `width`, or a size is below its minimum.
     """
     if width % heads:
         raise ConfigError(f"heads={heads} must divide width={width}.")
@@ -79,7 +80,7 @@ class TextEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Subwords at random, all of the same weight."""
+        """Draw random embeddings of subwords, and set all other parameters to their initial values."""
         nn.init.normal_(self.subwords.weight, std=self.subwords.embedding_dim**-0.5)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.places)
@@ -88,7 +89,10 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def set_idf(self, x: Tensor) -> None:
-        """Set the weights to log idf, idf_p = 1 + log((n + 1) / (n_p + 1)), with n_p of the n texts x holding p."""
+        """Set the weights to log idf, idf_p = 1 + log((n + 1) / (n_p + 1)).
+
+        x [n, words, subwords] are n texts, of which n_p contain the subword p.
+        """
         counts = torch.zeros(self.weights.num_embeddings)
         for one in x.flatten(1).long():
             counts[one.unique()] += 1
@@ -96,7 +100,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         known = (x > 0).to(self.subwords.weight.dtype)  # [n, words, subwords]
-        known = known * self.dropout(torch.ones_like(known[..., :1]))  # its factor 1 / (1 - p) is lost in |t|, |h'|
+        known = known * self.dropout(torch.ones_like(known[..., :1]))  # its factor 1 / (1 - p) cancels in |t|, |h'|
         told = self.weights(x)[..., 0].exp() * known
         h = (told[..., None, :] @ self.subwords(x))[..., 0, :]  # [n, words, width]
         there = (known.amax(2) > 0).to(known.dtype)
@@ -107,14 +111,14 @@ class TextEncoder(nn.Module):
         return self.scale * torch.cat([self.angle.cos() * same, self.angle.sin() * learned], 1)
 
     def _sketched(self, x: Tensor, told: Tensor) -> Tensor:
-        """[n, sketch]: each subword adds its weight, with a sign of its own, in its place."""
+        """[n, sketch]: each subword adds its weight, with its own sign, at its hashed position."""
         subword = x.flatten(1).long()
         signed = told.flatten(1) * (1 - 2 * (subword // self.sketch % 2))
         return torch.zeros_like(told[:, 0, :1]).expand(-1, self.sketch).scatter_add(1, subword % self.sketch, signed)
 
 
 class Block(nn.Module):
-    """A Transformer layer whose two branches start at zero, in plain operations: safe under vmap and twice derived."""
+    """A Transformer layer whose two branches start at zero. It is safe under vmap and double backward."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -125,13 +129,13 @@ class Block(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Both branches add nothing at first."""
+        """Set the last layer of both branches to zero, so that they add nothing at first."""
         for layer in (self.tell, self.narrow):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, h: Tensor, places: Tensor, there: Tensor) -> Tensor:
-        """h [n, words, width]; places [words, width] tell the order; there [n, words] is 1 where a word is."""
+        """h [n, words, width]; places [words, width] encode the order; there [n, words] is 1 where there is a word."""
         h = h + self.tell(self._looked_up(self.before(h) + places, there))
         return h + self.narrow(F.gelu(self.wide(self.between(h))))
 

@@ -1,4 +1,4 @@
-"""Run folders to one HTML page each, and to one that compares them: self-contained files that need no network."""
+"""Writes run folders as HTML reports, one page for each run and one that compares them. Pages need no network."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ __all__ = ["folder_of", "write_comparison", "write_report"]
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None, *, png: bool = False, csv: bool = False) -> Path:
-    """Write the report of a run, or of several and their comparison; the path of the page.
+    """Write the report of one run, or the reports of several runs and their comparison; returns the path of the page.
 
-    One run is reported in RUN/report.html, several are compared in report.html beside the first of them, each with a
-    report of its own; `out` is another place for the page that is returned. `png` also writes the plots of each page as
-    pictures and `csv` its numbers as tables, into a folder beside it (`folder_of`).
+    The report of a run is RUN/report.html. For several runs the comparison is the page that is returned, and it is
+    written to report.html beside the first run folder. `out` is another path for the returned page. `png` also writes
+    the plots of each page as pictures, and `csv` its numbers as tables, into a folder beside the page (`folder_of`).
 
-    Raises RunError for what is not a run folder, FileFormatError for a broken file in one.
+    Raises RunError where a folder is not a run folder, where none is given, or where the comparison would replace the
+    report of a run. Raises FileFormatError where a file of a run is broken.
     """
     read, extras = [read_run(folder) for folder in _distinct(runs)], (png, csv)
     if len(read) == 1:
@@ -43,15 +44,15 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, png: bool = F
 
 
 def write_comparison(found: LearnerComparison, folder: Path, *, png: bool = False, csv: bool = False) -> Path:
-    """Write comparison.html, the page of a comparison of learners, into its folder; the path of the page.
+    """Write comparison.html, the page of a comparison of learners, into `folder`; returns the path of the page.
 
-    `png` and `csv` as in `write_report`.
+    `png` and `csv` work as in `write_report`.
     """
     return _write(folder / "comparison.html", "learners", learners_values(found), [], png, csv)
 
 
 def _distinct(runs: Sequence[Path]) -> list[Path]:
-    """The folders, each once. `runs/*` also gives the comparison that was written there before: it is passed over."""
+    """The folders without duplicates. `runs/*` also matches an earlier comparison and its files: these are skipped."""
     before = ("report.html", folder_of(Path("report.html")).name)
     found = {Path(run).resolve(): Path(run) for run in runs if Path(run).name not in before}
     if not found:

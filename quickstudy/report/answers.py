@@ -1,4 +1,4 @@
-"""Test episodes with the answers given: as pictures, as fitted curves, or as a small table."""
+"""Shows a few test episodes with the learner's answers: as pictures, as fitted curves, or as a small table."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 from quickstudy.report.facts import Example
 from quickstudy.report.plots import SHARP, drawn, fit, fit_series, is_drawing, is_image, thumbnail
 
-CLASSES = 10  # rows of one episode at most
-SHOWN = 5  # examples of one class at most, in support and in query
-ROWS = 8  # of a table of answers
+CLASSES = 10  # at most so many rows for one episode
+SHOWN = 5  # at most so many support examples, and as many queries, of one class
+ROWS = 8  # rows in a table of answers
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def episodes(examples: list[Example], steps: int | None) -> list[dict[str, Any]]:
-    """What the template shows of each episode, by its kind: 'pictures', 'fit' or 'table'.
+    """What the template shows of each episode; its 'kind' is 'pictures', 'fit' or 'table'.
 
-    `steps`: the inner steps that the answers were given after, None for learners without.
+    `steps` is the number of inner steps before the answers, None for learners without inner steps.
     """
     limits, tested = _limits(examples), "adapted" if steps is None else str(steps)
     common: dict[str, Any] = {"worded": any(example.told.get("query") for example in examples), "shown": []}
@@ -29,12 +29,12 @@ def episodes(examples: list[Example], steps: int | None) -> list[dict[str, Any]]
 
 
 def letter(label: int, ways: int) -> str:
-    """The name of a class inside an episode: A, B, ... or, when there are too many, 1, 2, ..."""
+    """The name of a class within an episode: A, B, ..., or 1, 2, ... where there are more classes than letters."""
     return LETTERS[label] if ways <= len(LETTERS) else str(label + 1)
 
 
 def _episode(example: Example) -> dict[str, Any]:
-    """How it went, and the numbers behind."""
+    """The episode's score in words, its number of queries, and its task's name."""
     named = {"task": str(example.told.get("task", ""))}
     if example.query_y.is_floating_point():
         error = float(((example.output - example.query_y) ** 2).mean())
@@ -44,7 +44,7 @@ def _episode(example: Example) -> dict[str, Any]:
 
 
 def _name(example: Example, label: int) -> str:
-    """The class as people call it; a letter where that is not known."""
+    """The real name of the class; a letter where it is not known."""
     classes = example.told.get("classes", ())
     return str(classes[label]) if label < len(classes) else letter(label, example.output.shape[1])
 
@@ -62,7 +62,7 @@ def _drawn(example: Example, limits: tuple[float, float], tested: str) -> dict[s
 
 
 def _limits(examples: list[Example]) -> tuple[float, float]:
-    """One y axis for all fits, so that they compare."""
+    """One range of the y axis for all fits, so that they can be compared."""
     fits = [e for e in examples if e.grid is not None]
     values = [v.reshape(len(v), -1)[:, 0] for e in fits for v in (e.support_y, e.query_y, *e.curves.values())]
     low = min((float(v.min()) for v in values), default=0.0)
@@ -83,7 +83,7 @@ def _fit_legend(example: Example, tested: str) -> list[tuple[str, str, int]]:
 
 
 def _picture_rows(example: Example) -> list[dict[str, Any]]:
-    """One row per class: its support pictures, and its queries with the answers given."""
+    """One row per class: its support pictures, and its queries with the learner's answers."""
     ways = example.output.shape[1]
     draw = _painter(example)
     answers = example.output.argmax(1)
@@ -109,7 +109,7 @@ def _picture_rows(example: Example) -> list[dict[str, Any]]:
 
 
 def _painter(example: Example) -> Any:
-    """Thumbnails of an episode on one scale: [0, 1] as images are, or the range that is there."""
+    """Draws thumbnails of an episode on one scale: [0, 1], widened to the range of the episode's values."""
     low = min(0.0, float(example.support_x.min()), float(example.query_x.min()))
     high = max(1.0, float(example.support_x.max()), float(example.query_x.max()))
     drawing = is_drawing(example.support_x)
@@ -120,7 +120,7 @@ def _painter(example: Example) -> Any:
 
 
 def _label_rows(example: Example) -> list[dict[str, Any]]:
-    """Queries spread over the classes, with truth, answer and its probability."""
+    """A few queries spread over the classes: the true class, the answer, and the answer's probability."""
     probabilities, answers = example.output.double().softmax(1).max(1)
     rows, texts = [], example.told.get("query")
     for i in _spread(len(answers)):
@@ -132,7 +132,7 @@ def _label_rows(example: Example) -> list[dict[str, Any]]:
 
 
 def _shown_texts(example: Example) -> list[tuple[str, list[str]]]:
-    """Each class and the first of its support texts; nothing where examples are no texts."""
+    """Each class and the first of its support texts; empty where examples are not texts."""
     texts = example.told.get("support")
     if not texts:
         return []
@@ -154,7 +154,7 @@ def _value_rows(example: Example) -> list[dict[str, Any]]:
 
 
 def _spread(n: int) -> list[int]:
-    """At most ROWS numbers below n, evenly apart: queries come class after class."""
+    """At most ROWS numbers below n, evenly spaced, because queries are ordered by class."""
     return sorted({round(i * (n - 1) / max(min(n, ROWS) - 1, 1)) for i in range(min(n, ROWS))})
 
 

@@ -1,4 +1,4 @@
-"""The page of several runs: who is best under the same protocol, and what cannot be compared."""
+"""The page that compares several runs: the best run under each protocol, and which runs cannot be compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_PAIR = "No two of these runs were measured under the same protocol, so none i
 
 
 class Entry(NamedTuple):
-    """One score of one run, and where its report lies."""
+    """One score of one run, and the link to its report."""
 
     name: str
     run: Run
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 def comparison_values(runs: Sequence[Run], reports: Sequence[Path], out: Path) -> dict[str, Any]:
-    """What the comparison of several runs shows, in the file `out`; `reports` are their own pages."""
+    """The values that the template needs to compare runs. Links to their pages `reports` are relative to `out`."""
     names = distinct_names(runs)
     links = [quote(Path(os.path.relpath(report, out.parent)).as_posix()) for report in reports]
     known = list(zip(names, runs, links, strict=True))
@@ -48,14 +48,14 @@ def comparison_values(runs: Sequence[Run], reports: Sequence[Path], out: Path) -
 
 
 def distinct_names(runs: Sequence[Run]) -> list[str]:
-    """Folder names, with as many parents before them as it takes to tell them apart."""
+    """Folder names, with as many parent folders before them as are needed to make them distinct."""
     parts = [run.folder.resolve().parts for run in runs]
     depth = next(d for d in range(1, max(map(len, parts)) + 1) if len({p[-d:] for p in parts}) == len(parts))
     return ["/".join(p[-depth:]) for p in parts]
 
 
 def grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Scores under one protocol together, best first; larger groups first."""
+    """Scores grouped by protocol: larger groups first, and the best score first within a group."""
     groups: list[list[Entry]] = []
     for entry in entries:
         fits = (g for g in groups if not differences(g[0].score.protocol, entry.score.protocol))
@@ -86,7 +86,7 @@ def _tasks(score: Score) -> str:
 
 
 def _group(group: list[Entry], first: list[Entry]) -> dict[str, Any]:
-    """One table: its protocol, its rows, and why it stands apart from the first."""
+    """One table: its protocol, its rows, and why it cannot be compared with the first table."""
     scale = Scale([entry.score for entry in group])
     return {
         "title": _tasks(group[0].score),
@@ -124,12 +124,12 @@ def _against(entry: Entry, group: list[Entry]) -> str:
 
 
 def _how(entry: Entry) -> str:
-    """What belongs to the learner, not to the tasks: normalisation and inner steps."""
+    """The part of the protocol that belongs to the learner, not to the tasks: normalisation and inner steps."""
     return ", ".join(entry.score.protocol.describe().split(", ")[1:])
 
 
 def _spreads(group: list[Entry]) -> list[str]:
-    """Spread between seeds, of runs that differ in nothing else."""
+    """Standard deviation between seeds, for runs that differ in their seed alone."""
     alike: dict[str, list[Entry]] = {}
     for entry in group:
         alike.setdefault(repr(entry.run.config._replace(seed=0)), []).append(entry)
@@ -154,7 +154,7 @@ def _spread(entries: list[Entry]) -> str:
 
 
 def overlaid(names: Sequence[str], runs: Sequence[Run]) -> list[Picture]:
-    """Learning curves of runs with the same metric in one plot: validation, or training where there was none."""
+    """One plot per metric with the learning curves of all runs: of validation, or of training where there was none."""
     found = []
     for accurate in (True, False):
         chosen = [
@@ -177,7 +177,7 @@ def _curve(i: int, name: str, run: Run, accurate: bool) -> Series | None:
     half = run.column("val_interval")[1] if kind == "val" else []
     bands = [unit * h for h in half] if len(half) == len(y) else None
     label = f"{name} ({'validation' if kind == 'val' else 'training'})"
-    turn = i // len(SERIES)  # more runs than colours: the dashes tell them apart
+    turn = i // len(SERIES)  # with more runs than colours, dashes distinguish runs of one colour
     return Series(x, [unit * v for v in y], label, SERIES[i % len(SERIES)], (i + turn) % len(DASHES), half=bands)
 
 

@@ -1,4 +1,4 @@
-"""Are the probabilities honest: accuracy against confidence, and the sentences that say what it shows."""
+"""Are the predicted probabilities calibrated? The reliability diagram of accuracy over confidence, and a summary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quickstudy.report.plots import save
 
 
 class Section(NamedTuple):
-    """The section of the page."""
+    """The values that the template needs for this section."""
 
     conclusion: str
     picture: Picture
@@ -25,7 +25,7 @@ class Section(NamedTuple):
 
 
 def section(found: Answers) -> Section:
-    """What the page says and shows of it."""
+    """The section of the page: summary, reliability diagram and table."""
     tasks = words.plural(found.protocol.episodes, "test task")
     caption = (
         f"Above: accuracy of the answers of each of {BINS} bins of confidence, over {tasks}; larger points hold more. "
@@ -40,7 +40,7 @@ def section(found: Answers) -> Section:
 
 
 def write_figure(found: Answers, path: str | os.PathLike) -> None:
-    """The figure as a file of its own: .png, .svg or .pdf."""
+    """Write the reliability diagram to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
     save(path, lambda colours: _figure(found, colours))
 
 
@@ -89,7 +89,7 @@ def _figure(found: Answers, colours: Mapping[str, str]) -> Figure:
 
 
 def conclusion(found: Answers) -> str:
-    """Whether the learner is too sure or not sure enough, by how much, and whether that is the whole story."""
+    """Whether the learner is over- or under-confident, by how much, and its expected calibration error."""
     sure, right = found.accuracy.mean + found.excess.mean, found.accuracy.mean
     text = f"On average it gives its answer a probability of {100 * sure:.1f} % and is right in {100 * right:.1f} %"
     text += f": {_judged(found.excess)}."
@@ -100,6 +100,6 @@ def _judged(excess: Amount) -> str:
     by = f"{_points(abs(excess.mean))} {words.half(excess.interval, 'accuracy')}"
     if math.isinf(excess.interval):
         return f"{by} apart, too few tasks to tell"
-    if abs(excess.mean) <= max(excess.interval, 1e-9):  # rounding
+    if abs(excess.mean) <= max(excess.interval, 1e-9):  # 1e-9 allows for rounding
         return f"neither over- nor under-confident, {by} apart"
     return f"{'over' if excess.mean > 0 else 'under'}-confident by {by}"

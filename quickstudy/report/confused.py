@@ -1,4 +1,4 @@
-"""What is taken for what: the pairs of classes that are confused most, and the matrix where it can be read."""
+"""Which classes are confused: the pairs that are confused most, and the confusion matrix where it is small enough."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from quickstudy.report import words
 from quickstudy.report.plots import save
 
 SHOWN = 10  # pairs in the table
-FEW = 5  # test tasks below which little follows for a pair
+FEW = 5  # a pair that met in fewer test tasks gives weak evidence
 
 
 class Cell(NamedTuple):
-    """A place of the matrix: how often, in words and as a shade from 0 to 1; empty where the two never met."""
+    """A cell of the confusion matrix: its rate as text and as a shade from 0 to 1; empty where the two never met."""
 
     text: str
     shade: float
     right: bool
-    told: str  # for a reader who points at it
+    told: str  # shown when the pointer is over the cell
 
 
 class Section(NamedTuple):
-    """The section of the page."""
+    """The values that the template needs for this section."""
 
     conclusion: str
     rows: list[Pair]
-    names: tuple[str, ...]  # of the matrix; none where there are too many
+    names: tuple[str, ...]  # classes of the matrix; empty where there are too many to read
     matrix: list[tuple[str, list[Cell]]]
 
 
 def section(confusion: Confusion) -> Section:
-    """What the page says and shows of it."""
+    """The section of the page: summary, most confused pairs and confusion matrix."""
     names = confusion.names if len(confusion.names) <= READABLE else ()
     matrix = [(truth, [_cell(confusion, truth, answer) for answer in names]) for truth in names]
     return Section(conclusion(confusion), confusion.confused[:SHOWN], names, matrix)
@@ -52,7 +52,7 @@ def _cell(confusion: Confusion, truth: str, answer: str) -> Cell:
 
 
 def conclusion(confusion: Confusion) -> str:
-    """The clearest confusion, in a sentence."""
+    """One sentence about the pair of classes that is confused most clearly."""
     classes = words.plural(len(confusion.names), "class", "classes")
     if not confusion.confused:
         return f"Of {classes} none was taken for another."
@@ -66,7 +66,7 @@ def conclusion(confusion: Confusion) -> str:
 
 
 def write_figure(confusion: Confusion, path: str | os.PathLike) -> None:
-    """The matrix as a file of its own: .png, .svg or .pdf."""
+    """Write the confusion matrix to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
     save(path, lambda colours: _figure(confusion, colours))
 
 
@@ -80,7 +80,7 @@ def _figure(confusion: Confusion, colours: Mapping[str, str]) -> Figure:
     for row, rank in enumerate(table):
         for column, rate in enumerate(rank):
             ink = colours["page" if rate > 0.5 else "ink"]
-            if rate == rate:  # the two have met
+            if rate == rate:  # not NaN: the two classes have met in a task
                 axes.text(column, row, f"{100 * rate:.0f}", ha="center", va="center", color=ink, fontsize=8)
     places = range(len(names))
     axes.set_xticks(places, names, rotation=90, parse_math=False)

@@ -1,4 +1,4 @@
-"""Curves of one run with captions that say what they show: loss and score over iterations, score over inner steps."""
+"""The curves of one run with their captions: loss and score over iterations, and score over inner steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quickstudy.training import SHOWN_TASKS
 
 
 class Picture(NamedTuple):
-    """A plot with all that its reader needs."""
+    """A plot with its heading, alternative text, legend and caption."""
 
     heading: str
     draw: Draw
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
 
 
 def learning_curves(run: Run) -> list[Picture]:
-    """Training loss, and training and validation score, over iterations."""
+    """Plots over iterations: the training loss, and the training and validation score."""
     found = [_loss(run)] if run.column("loss")[0] else []
     return found + ([_score_curve(run)] if any(run.column(name)[0] for name in ("accuracy", "error", "val")) else [])
 
@@ -85,14 +85,14 @@ def _score_caption(run: Run, accurate: bool, training: bool) -> str:
 
 
 def is_accuracy(run: Run) -> bool:
-    """Whether the run's learning curve is of accuracies."""
+    """Whether the run's metric is accuracy; else it is an error."""
     if run.score is not None:
         return run.score.protocol.metric == "accuracy"
     return bool(run.column("accuracy")[0]) or (not run.column("error")[0] and bool(run.config.tasks.get("ways")))
 
 
 def steps_curve(run: Run) -> Picture | None:
-    """Score against inner steps at test."""
+    """The score over the number of inner steps at test; None where it was not measured."""
     if run.evaluation is None or not run.evaluation.steps:
         return None
     points, p = run.evaluation.steps, run.evaluation.scores[0].protocol

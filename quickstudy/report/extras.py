@@ -1,8 +1,8 @@
-"""What a page shows, as files to paste elsewhere: its plots as pictures, its numbers as CSV tables.
+"""Writes the contents of a page as files to use elsewhere: its plots as pictures, its numbers as CSV tables.
 
-They lie in a folder beside the page, report-files beside report.html. Tables have a line for each number and the run in
-the first column, so one run and a comparison of several give the same tables. Accuracies and other shares are from 0
-to 1, intervals are half widths at 95 %, and what does not exist (the interval of one episode) is empty.
+The files are in a folder beside the page: report-files beside report.html. Tables have one line per number and the run
+in the first column, so one run and a comparison of several give the same tables. Accuracies and other shares are from 0
+to 1. Intervals are half widths at 95 %. A value that does not exist, such as the interval of one episode, is empty.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Rows = Iterator[dict[str, Any]]
 
 
 def folder_of(page: Path) -> Path:
-    """Where the files of a page lie."""
+    """The folder for the files of a page: report-files for report.html."""
     return page.with_name(f"{page.stem}-files")
 
 
@@ -38,12 +38,12 @@ def folder_of(page: Path) -> Path:
 
 
 def write_pictures(values: Mapping[str, Any], runs: Sequence[Run], folder: Path) -> None:
-    """The plots among the values of a page as .png files, named after their headings."""
+    """Write the plots of a page into `folder` as .png files, named after their headings; `values` are the page's."""
     folder.mkdir(parents=True, exist_ok=True)
     for one in _pictures(values):
         save(folder / f"{_file_name(one.heading)}.png", with_legend(one.draw, one.legend))
     confusion = runs[0].answers.confusion if len(runs) == 1 and runs[0].answers else None
-    if confusion and len(confusion.names) <= READABLE:  # a table on the page
+    if confusion and len(confusion.names) <= READABLE:  # on the page this matrix is a table, not a plot
         confused.write_figure(confusion, folder / "what-is-taken-for-what.png")
 
 
@@ -65,7 +65,7 @@ def _file_name(heading: str) -> str:
 
 
 def write_tables(values: Mapping[str, Any], runs: Mapping[str, Run], folder: Path) -> None:
-    """The numbers of a page's runs, by name, as .csv files; tables without a line are left out."""
+    """Write the numbers of a page into `folder` as .csv files; empty tables are left out. `runs` is by run name."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
         name: [{"run": run_name} | row for run_name, run in runs.items() for row in rows_of(run)]
@@ -97,7 +97,7 @@ def _scores(run: Run) -> Rows:
 
 
 def _ranking(values: Mapping[str, Any]) -> Rows:
-    """Runs of one protocol against the best of them; only a comparison has such groups."""
+    """Each run against the best run under the same protocol; only a comparison has such groups."""
     for number, group in enumerate(values.get("groups", ()), 1):
         best = group["rows"][0]["score"]
         for row in group["rows"]:
@@ -107,7 +107,7 @@ def _ranking(values: Mapping[str, Any]) -> Rows:
 
 
 def _learners(values: Mapping[str, Any]) -> Rows:
-    """A line for each training of each learner; only a comparison of learners has them."""
+    """One line for each training of each learner; only a comparison of learners has them."""
     costs = ("adapt_seconds", "predict_seconds", "bytes", "dishonest")
     for entry in values.get("entries", ()):
         for trial in entry.trials:
@@ -121,7 +121,7 @@ def _measured(score: Score) -> dict[str, Any]:
 
 
 def _difference(score: Score, other: Score) -> dict[str, Any]:
-    """The score minus another, in pairs; nothing where the two do not compare."""
+    """The paired difference between two scores; empty where their protocols cannot be compared."""
     try:
         found = compare(score, other, allow=("transductive",))
     except ProtocolError:

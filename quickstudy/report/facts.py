@@ -1,4 +1,4 @@
-"""A run folder as checked values: everything that a report says comes from here, and from the folder alone."""
+"""Reads a run folder into checked values. A report uses only these values, so it needs nothing but the folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from quickstudy.model import part
 from quickstudy.movement import Movement
 
 Value = TypeVar("Value")
-COLUMNS = ("loss", "accuracy", "error", "val", "val_interval")  # of metrics.jsonl, beside the iteration
+COLUMNS = ("loss", "accuracy", "error", "val", "val_interval")  # columns of metrics.jsonl besides the iteration
 EVALUATED = (  # the files that `evaluate` writes
     "scores.json",
     "examples.safetensors",
@@ -34,11 +34,11 @@ EVALUATED = (  # the files that `evaluate` writes
     "instances.json",
     "answers.json",
 )
-PARTS = ("support.x", "support.y", "query.x", "query.y", "output")  # of an episode in examples.safetensors
+PARTS = ("support.x", "support.y", "query.x", "query.y", "output")  # tensors of an episode in examples.safetensors
 
 
 class Config(NamedTuple):
-    """config.json: what was asked for."""
+    """config.json: the settings of the training."""
 
     learner: str
     fields: dict[str, Any]  # the learner's hyper-parameters
@@ -57,14 +57,14 @@ class StepsPoint(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """scores.json: what was measured. The first score is the main one."""
+    """scores.json: the result of the evaluation. The first score is the main one."""
 
     scores: list[Score]
     steps: list[StepsPoint]
     adapt_seconds: float
     predict_seconds: float
     machine: dict[str, Any]
-    theta: str | None = None  # fingerprint of what was scored; None in files from before it was kept
+    theta: str | None = None  # fingerprint of the theta that was scored; None in older files, which lack it
 
 
 class Timing(NamedTuple):
@@ -75,11 +75,11 @@ class Timing(NamedTuple):
     total: float
     engine: str
     reason: str
-    choosing: float = 0.0  # trying engines, compiling
+    choosing: float = 0.0  # for trying engines and compiling
 
 
 class Example(NamedTuple):
-    """One test episode with the answers given: x [n, ...], y [n] or [n, d], output [m, ways] or [m, d]."""
+    """One test episode with the learner's answers: x [n, ...], y [n] or [n, d], output [m, ways] or [m, d]."""
 
     support_x: Tensor
     support_y: Tensor
@@ -87,13 +87,13 @@ class Example(NamedTuple):
     query_y: Tensor
     output: Tensor
     grid: Tensor | None  # [g, 1] for regression of one number
-    curves: dict[str, Tensor]  # the adapted function over the grid, by inner steps
-    told: Mapping[str, Any] = {}  # what is known of it: task, classes (names), support and query (texts)
+    curves: dict[str, Tensor]  # the adapted function on the grid, by number of inner steps
+    told: Mapping[str, Any] = {}  # descriptions: task, classes (their names), support and query (texts)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """All that a report needs to know of a run; what the folder lacks is None or empty."""
+    """All that a report needs from a run folder. Values whose file is missing are None or empty."""
 
     folder: Path
     config: Config
@@ -106,7 +106,7 @@ class Run:
     instances: InstanceAccuracy | None = None  # None for learners that read no streams
     embeddings: TaskEmbeddings | None = None  # None for learners that make no vector of a task
     calibration: Calibration | None = None  # None for learners without a distribution of values
-    answers: Answers | None = None  # None for values
+    answers: Answers | None = None  # None for regression
     theta: str | None = None  # fingerprint of learner.qs
 
     @property
@@ -115,28 +115,31 @@ class Run:
 
     @property
     def argument(self) -> str:
-        """The run on a command line. Absolute paths stay out of a page that may travel."""
+        """The run as a command-line argument. A page may be shared, so it shows no absolute path."""
         return shlex.quote(self.name if self.folder.is_absolute() else str(self.folder))
 
     @property
     def score(self) -> Score | None:
-        """The main score, None before evaluation."""
+        """The main score; None before the run is evaluated."""
         return self.evaluation.scores[0] if self.evaluation else None
 
     @property
     def outdated(self) -> bool:
-        """Whether training went on after the evaluation, so that the scores are of an older theta."""
+        """Whether training continued after the evaluation, so that the scores belong to an older theta."""
         scored = self.evaluation.theta if self.evaluation else None
         return None not in (scored, self.theta) and scored != self.theta
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
-        """Iterations and values of one column of metrics.jsonl, where it has any."""
+        """The iterations at which a column of metrics.jsonl has a value, and these values."""
         lines = [line for line in self.metrics if name in line]
         return [line["iteration"] for line in lines], [line[name] for line in lines]
 
 
 def read_run(folder: Path) -> Run:
-    """Read and check a run folder. Raises RunError when it is none, FileFormatError when a file in it is broken."""
+    """Read and check a run folder.
+
+    Raises RunError where `folder` is not a run folder, FileFormatError where a file in it is broken.
+    """
     if not folder.is_dir():
         raise RunError(f"there is no run folder {str(folder)!r}. Check the path; `quickstudy train --out` makes one.")
     if not (folder / "config.json").exists():
@@ -167,7 +170,7 @@ def _theta(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _checked(path: Path, read: Callable[[Path], Any], parse: Callable[[Any], Value]) -> Value | None:
-    """The parsed content of a file of the run, None when there is no such file."""
+    """The parsed content of a file of the run; None where the file does not exist."""
     if not path.exists():
         return None
     try:
@@ -220,7 +223,7 @@ def _evaluation(plain: Mapping[str, Any]) -> Evaluation:
 
 def _timing(plain: Mapping[str, Any]) -> Timing:
     sampling, computing, total = (float(plain[key]) for key in ("sampling", "computing", "total"))
-    choosing = float(plain.get("choosing", 0.0))  # absent from runs of before it was kept
+    choosing = float(plain.get("choosing", 0.0))  # older runs lack it
     return Timing(sampling, computing, total, str(plain["engine"]), str(plain["reason"]), choosing)
 
 

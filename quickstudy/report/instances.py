@@ -1,4 +1,4 @@
-"""What further examples are worth: the figure of accuracy at the n-th instance of a class, and what it shows."""
+"""How much further examples help: the figure of accuracy at the n-th instance of a class, and a summary."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from quickstudy.report.plots import Bars, bars, save
 
 
 def picture(found: InstanceAccuracy) -> Picture:
-    """The plot of the page with its caption."""
+    """The plot for the page, with its caption."""
     said = conclusion(found)
     return Picture("Accuracy at the n-th instance", bars(*_figure(found)), f"Bar plot. {said}", [], said)
 
 
 def write_figure(found: InstanceAccuracy, path: str | os.PathLike) -> None:
-    """The figure as a file of its own: .png, .svg or .pdf."""
+    """Write the figure to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
     save(path, bars(*_figure(found)))
 
 
@@ -28,7 +28,7 @@ def _figure(found: InstanceAccuracy) -> tuple[list[str], list[Bars]]:
 
 
 def conclusion(found: InstanceAccuracy) -> str:
-    """What it shows, in two or three sentences."""
+    """What the figure shows, in two or three sentences."""
     first, last = found.instances[0], found.instances[-1]
     text = f"{in_words(found[first])} at instance {first} of a class"
     text += f", {in_words(found[last])} at instance {last}" if last != first else ""

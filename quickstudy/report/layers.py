@@ -1,4 +1,4 @@
-"""What adaptation moves: the figure of each layer's movement, and the sentences that say what it shows."""
+"""Which layers adaptation changes: the figure of each layer's movement, and a summary."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from quickstudy.report.curves import Picture
 from quickstudy.report.plots import Bars, bars, save
 
 CHANGE = "1\xa0−\xa0CKA"
-STILL = 0.01  # change of representation below which a layer counts as unmoved
-REUSED = 0.1  # and below which the features count as reused
+STILL = 0.01  # a layer whose representation changes by less counts as unmoved
+REUSED = 0.1  # features whose representation changes by less count as reused
 
 
 class Section(NamedTuple):
-    """The section of the page."""
+    """The values that the template needs for this section."""
 
     conclusion: str
     picture: Picture
@@ -25,7 +25,7 @@ class Section(NamedTuple):
 
 
 def section(movement: Movement) -> Section:
-    """What the page says and shows of it."""
+    """The section of the page: summary, figure and table."""
     said = conclusion(movement)
     tasks = words.plural(movement.protocol.episodes, "test task")
     caption = (
@@ -39,7 +39,7 @@ def section(movement: Movement) -> Section:
 
 
 def write_figure(movement: Movement, path: str | os.PathLike) -> None:
-    """The figure as a file of its own: .png, .svg or .pdf."""
+    """Write the figure to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
     save(path, bars(*_figure(movement)))
 
 
@@ -60,7 +60,7 @@ def _columns(amounts: list[Amount | None]) -> tuple[list[float | None], list[flo
 
 
 def conclusion(movement: Movement) -> str:
-    """What moves, in two or three sentences."""
+    """Which layers move, in two or three sentences."""
     return f"{_of_representations(movement)} {_of_weights(movement)}"
 
 
@@ -118,7 +118,7 @@ def _amount(one: LayerMovement) -> Amount:
 
 
 def _clearly_above(a: LayerMovement, b: LayerMovement) -> bool:
-    """Whether the 95 % intervals leave no doubt."""
+    """Whether a moves more than b, with 95 % intervals that do not overlap."""
     return _amount(a).mean - _amount(a).interval > _amount(b).mean + _amount(b).interval
 
 

@@ -1,4 +1,4 @@
-"""The page of `quickstudy compare`: which learner to choose, and what it was concluded from."""
+"""The page of `quickstudy compare`: which learner to choose, and the measurements behind this advice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quickstudy.report.scale import FAR, Scale
 
 
 def learners_values(found: LearnerComparison) -> dict[str, Any]:
-    """What the template needs to show a comparison of learners."""
+    """The values that the template needs to show a comparison of learners."""
     best = found.entries[0]
     p = best.score.protocol
     asked = advise(found)
@@ -37,7 +37,7 @@ def learners_values(found: LearnerComparison) -> dict[str, Any]:
 
 
 def machine_in_words(machine: Mapping[str, Any]) -> str:
-    """'AMD EPYC, 2 cores, torch 2.13.0 on 2 threads'."""
+    """The machine in words: 'AMD EPYC, 2 cores, torch 2.13.0 on 2 threads'."""
     if not machine:
         return "an unknown machine"
     threads = words.plural(machine.get("threads", 1), "thread")
@@ -85,13 +85,13 @@ def _against(found: LearnerComparison, entry: Entry) -> tuple[str, str]:
 
 
 def _unit(found: LearnerComparison) -> tuple[float, str, bool]:
-    """Factor, label and whether it is a share, of the scores in plots."""
+    """How plots show scores: the factor, the axis label, and whether the axis is in percent."""
     metric = found.entries[0].score.protocol.metric
     return (100.0, "accuracy (%)", True) if metric == "accuracy" else (1.0, metric, False)
 
 
 def _curves(found: LearnerComparison) -> Picture | None:
-    """Score on validation tasks over the seconds of training."""
+    """The score on validation tasks over the seconds of training."""
     unit, label, percent = _unit(found)
     shown = [entry for entry in found.entries if entry.trials[0].curve]
     if not shown:
@@ -110,7 +110,7 @@ def _curves(found: LearnerComparison) -> Picture | None:
 
 
 def _costs(found: LearnerComparison) -> list[Picture]:
-    """Score against what a learner costs when it is used."""
+    """The score over the cost of using a learner: its time to learn a task, and its size."""
     milliseconds = {entry.name: 1e3 * entry.adapt_seconds for entry in found.entries}
     kilobytes = {entry.name: entry.bytes / 1e3 for entry in found.entries if entry.bytes}
     made = [

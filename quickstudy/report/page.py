@@ -1,4 +1,4 @@
-"""The page of one run: its sections as plain values, and the template that shows them."""
+"""The page of one run: its sections as plain values, and the template that renders them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from quickstudy.report.scale import Scale
 
 
 def render(kind: str, **values: Any) -> str:
-    """The HTML of a page: kind 'run' or 'comparison'."""
+    """The HTML of a page. `kind` is 'run', 'comparison' or 'learners'; `values` are what the template needs."""
     source = (resources.files("quickstudy.report") / "page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(source).render(kind=kind, version=__version__, words=words, **values)
 
 
 def run_values(run: Run) -> dict[str, Any]:
-    """What the page of one run shows."""
+    """The values that the template needs for the page of one run."""
     return dict(
         title=f"{run.config.learner} on {run.config.tasks.get('name', 'tasks')}",
         run=run,
@@ -50,7 +50,7 @@ def run_values(run: Run) -> dict[str, Any]:
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """The few things beside the headline that a reader should not miss."""
+    """The most important numbers besides the headline, each with its explanation."""
     if run.evaluation is None:
         return []
     found = [
@@ -72,7 +72,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def controls(score: Score) -> list[dict[str, Any]]:
-    """One row per control: bar, paired difference and reading."""
+    """One row per control: its bar, its paired difference from the score, and the conclusion."""
     scale = Scale([score, *score.controls.values()])
     rows = []
     for name, control in score.controls.items():
@@ -93,14 +93,14 @@ def _against(name: str, score: Score, control: Score) -> dict[str, Any]:
 
 
 def verdict(score: Score) -> str:
-    """What the controls say together."""
+    """The conclusion from all controls together."""
     missed = [row for row in controls(score) if not row["beaten"]]
     if not missed:
         why = ": its score is owed to what it learned across tasks and to adapting"
         enough = {"shuffled_labels", "from_scratch"} <= set(score.controls)
         return f"{score.protocol.learner} beats every control{why if enough else ''}."
     if [row["name"] for row in missed] == ["nil"]:
-        # It has the learner's own features: losing against it is no sign that nothing was learned.
+        # NIL uses the learner's own features, so a learner that does not beat it has still learned something.
         why = "the features carry the score, and the inner loop adds nothing to them"
         return f"{score.protocol.learner} beats every control but NIL, which reads its features as they are: {why}."
     text = f"Not beaten: {', '.join(row['label'] for row in missed)}."
@@ -116,7 +116,7 @@ def _chance_mark(score: Score | None) -> float | None:
 
 
 def speed(run: Run) -> list[tuple[str, str]]:
-    """Rows of the timing table."""
+    """Rows of the timing table: a label and a value."""
     trained = _training_speed(run) if run.timing and run.parameters != 0 else []
     return trained + (_evaluation_speed(run) if run.evaluation else [])
 

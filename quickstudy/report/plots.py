@@ -1,7 +1,7 @@
 """Plots as inline SVG in the page's own colours, and pictures as data URIs.
 
-matplotlib draws with stand-in colours, which become CSS variables: one drawing serves light and dark. Legends and
-captions are HTML; of the user's text only the names of layers are drawn, as text and never as mathematics.
+matplotlib draws with stand-in colours, which then become CSS variables, so that one drawing serves light and dark mode.
+Legends and captions are HTML. User text in a drawing, such as a layer's name, is never parsed as mathematics.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")  # CSS variables of the lines, in 
 NAMES = ("ink", "muted", "line", "page", *SERIES)
 STAND_INS = {name: f"#0101{i + 1:02x}" for i, name in enumerate(NAMES)}
 FIGURES = ("png", "svg", "pdf")
-Draw = Callable[[Mapping[str, str]], Figure]  # a plot: drawn in the colours that it is given
+Draw = Callable[[Mapping[str, str]], Figure]  # a plot: takes the colours by name and draws the figure
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # for readers who cannot tell the colours apart
 
-# The colours of the page in light mode, for figures that stand alone.
+# The page's colours in light mode, for figures outside a page.
 PRINTED = {"page": "#ffffff", "ink": "#1b1d21", "muted": "#686d76", "line": "#e2e2de", "s1": "#2b59c3", "s2": "#b4500f"}
 PRINTED |= {"s3": "#17785a", "s4": "#8a3fa6", "s5": "#8a6d00", "s6": "#b3305d"}
 
 
 def style(colours: Mapping[str, str]) -> dict[Any, Any]:
-    """matplotlib's settings, in these colours."""
+    """matplotlib's settings with these colours, which are given by the names in NAMES."""
     return {
-        "svg.fonttype": "none",  # text stays text: it scales, can be found, and takes the page's font
-        "svg.hashsalt": "quickstudy",  # the same run gives the same bytes
+        "svg.fonttype": "none",  # keep text as text: it scales, can be searched, and takes the page's font
+        "svg.hashsalt": "quickstudy",  # so that the same run gives the same bytes
         "font.size": 10.5,
         "text.color": colours["ink"],
         "axes.spines.top": False,
@@ -69,7 +69,7 @@ STYLE = style(STAND_INS)
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its points, what it is, and how it is drawn."""
+    """One line of a plot: its points, its name, and how it is drawn."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -79,11 +79,11 @@ class Series:
     width: float = 1.8
     half: Sequence[float] | None = None  # half widths of the 95 % interval
     marks: bool = False
-    ring: float | None = None  # x of the point to be pointed out
+    ring: float | None = None  # x of the point to highlight with a ring
 
 
 def lines(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool, level: float | None = None) -> Draw:
-    """Lines with interval bands; `percent` fixes the axis to 0-100, `level` is a dotted line across."""
+    """A plot of lines with interval bands. `percent`: the y axis is 0 to 100; `level`: y of a dotted line across."""
 
     def draw(colours: Mapping[str, str]) -> Figure:
         figure, axes = _panel(5.0, 3.0, x_label, y_label)
@@ -99,7 +99,7 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool
 
 
 def _limit(axes: Axes, series: Sequence[Series], percent: bool) -> None:
-    """Axes that start at zero and are as wide as a number, even for one point."""
+    """Start the y axis at zero, and give the x axis a width even where all points have the same x."""
     x, y = ([v for one in series for v in getattr(one, name)] for name in ("x", "y"))
     if min(x) == max(x):
         axes.set_xlim(min(x) - 1, max(x) + 1)
@@ -111,7 +111,7 @@ def _limit(axes: Axes, series: Sequence[Series], percent: bool) -> None:
 
 def _line(axes: Axes, one: Series, colours: Mapping[str, str]) -> None:
     colour = colours[one.colour]
-    marker = "o" if one.marks or len(one.x) < 3 else ""  # a line of one point would not be seen
+    marker = "o" if one.marks or len(one.x) < 3 else ""  # a line of one point would be invisible
     axes.plot(one.x, one.y, color=colour, linestyle=DASHES[one.dash], linewidth=one.width, marker=marker, markersize=4)
     if one.half is not None:
         finite = [h if math.isfinite(h) else 0.0 for h in one.half]
@@ -123,7 +123,10 @@ def _line(axes: Axes, one: Series, colours: Mapping[str, str]) -> None:
 
 
 def fit(example: Example, limits: tuple[float, float], tested: str) -> Draw:
-    """Regression of one number: the adapted function by inner steps, support points and query points."""
+    """A plot of a regression task of one number: the adapted functions, the support points and the query points.
+
+    `limits` are those of the y axis; `tested` is the curve that gave the answers (see `fit_series`).
+    """
 
     def draw(colours: Mapping[str, str]) -> Figure:
         figure, axes = _panel(3.6, 2.7, "x", "y")
@@ -141,7 +144,9 @@ def fit(example: Example, limits: tuple[float, float], tested: str) -> Draw:
 
 
 def fit_series(example: Example, tested: str) -> list[Series]:
-    """The adapted functions of one episode by inner steps; that which gave the answers, of `tested`, stands out."""
+    """The adapted functions of one episode, by number of inner steps. The one named `tested` gave the answers: it is
+    drawn thicker.
+    """
     grid = [] if example.grid is None else _column(example.grid)
     looks = {"0": ("muted", 1, 1.4), tested: ("s1", 0, 2.2)}
     names = sorted(example.curves, key=lambda name: int(name) if name.isdigit() else 0)
@@ -160,7 +165,7 @@ def _panel(width: float, height: float, x_label: str, y_label: str) -> tuple[Fig
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label, parse_math=False)  # a metric's name is text, whatever signs are in it
+    axes.set_ylabel(y_label, parse_math=False)  # a metric's name is plain text, whatever characters it contains
     axes.tick_params(length=0)
     axes.margins(x=0.02)
     return figure, axes
@@ -168,23 +173,23 @@ def _panel(width: float, height: float, x_label: str, y_label: str) -> tuple[Fig
 
 @dataclass(frozen=True)
 class Bars:
-    """One panel of horizontal bars: their lengths (None: there is none), and what they are."""
+    """One panel of horizontal bars: its title, its axis label, and the lengths of the bars (None: no value)."""
 
     title: str
     label: str
     values: Sequence[float | None]
     half: Sequence[float]  # half widths of the 95 % intervals
     colour: str = "s1"
-    whole: float | None = None  # the end of the scale, where it has one
+    whole: float | None = None  # the end of the scale; None: the end of the longest bar
 
 
 def bars(names: Sequence[str], panels: Sequence[Bars]) -> Draw:
-    """Bars for the same names in panels side by side, from the top."""
+    """A plot of panels side by side, each with a bar for every name; the first name is at the top."""
     return lambda colours: _bars(names, panels, colours)
 
 
 def with_legend(draw: Draw, legend: Sequence[tuple[str, str, int]]) -> Draw:
-    """The plot with its legend (name, colour, dash) drawn below, for where there is no page to hold it."""
+    """The plot with its legend (name, colour, dash) drawn below it, for figures outside a page."""
 
     def both(colours: Mapping[str, str]) -> Figure:
         figure = draw(colours)
@@ -202,7 +207,7 @@ def with_legend(draw: Draw, legend: Sequence[tuple[str, str, int]]) -> Draw:
 
 @dataclass(frozen=True)
 class Point:
-    """A place in a scatter plot, with a short name in it."""
+    """A point of a scatter plot, with a short name."""
 
     x: float
     y: float
@@ -212,7 +217,7 @@ class Point:
 
 
 def points(shown: Sequence[Point], x_label: str, y_label: str) -> Draw:
-    """Points over a logarithmic axis, with whiskers; names beside them, those of points on one spot together."""
+    """A scatter plot with a logarithmic x axis and whiskers. Points that lie close together share one label."""
 
     def draw(colours: Mapping[str, str]) -> Figure:
         figure, axes = _panel(5.0, 3.0, x_label, y_label)
@@ -233,7 +238,7 @@ def points(shown: Sequence[Point], x_label: str, y_label: str) -> Draw:
 
 
 def _on_one_spot(shown: Sequence[Point], axes: Axes) -> list[tuple[Point, str]]:
-    """Points whose names would cover each other, in groups: the rightmost one, and the names of all."""
+    """Groups of points whose names would overlap: the rightmost point of each, and the names of all its points."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     places = [(math.log(p.x / left) / math.log(right / left), (p.y - low) / (high - low)) for p in shown]
     groups: list[list[int]] = []
@@ -245,13 +250,13 @@ def _on_one_spot(shown: Sequence[Point], axes: Axes) -> list[tuple[Point, str]]:
 
 
 def drawn(draw: Draw) -> Markup:
-    """A plot for the page."""
+    """The plot as an <svg> element for the page."""
     with rc_context(STYLE):
         return _svg(draw(STAND_INS))
 
 
 def save(path: str | os.PathLike, draw: Draw) -> None:
-    """The same as a picture file of its own, by the ending of `path`: .png, .svg or .pdf."""
+    """Write the plot to `path`; its suffix chooses the format: .png, .svg or .pdf. Raises ConfigError for another."""
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in FIGURES:
         raise ConfigError(f"a figure is written as .{', .'.join(FIGURES)}, got {str(path)!r}.")
@@ -279,7 +284,7 @@ def _bar_panel(axes: Axes, panel: Bars, colours: Mapping[str, str]) -> None:
     axes.errorbar(lengths, places, xerr=half, fmt="none", ecolor=colours["ink"], elinewidth=1.5)
     for place, value, h in zip(places, panel.values, half, strict=True):
         axes.text((value or 0) + h + 0.03 * end, place, _at_bar(value), va="center", fontsize=9)
-    axes.set_xlim(0, 1.3 * end)  # room for the number of the longest bar
+    axes.set_xlim(0, 1.3 * end)  # leaves room for the number beside the longest bar
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.set_title(panel.title, fontsize=10.5, loc="left")
     axes.set_xlabel(panel.label)
@@ -296,7 +301,7 @@ def _shortened(name: str) -> str:
 
 
 def _svg(figure: Figure) -> Markup:
-    """The figure as an <svg> element for HTML: no fixed size, no metadata, page colours, ids of its own."""
+    """The figure as an <svg> element for HTML: no fixed size, no metadata, the page's colours, unique ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -311,15 +316,15 @@ def _svg(figure: Figure) -> Markup:
 
 
 def _own_ids(text: str) -> str:
-    """Drop ids that nothing refers to: they would repeat from plot to plot. The others are hashes of their content."""
+    """Drop ids that nothing refers to, as they repeat from plot to plot. The others are hashes of their content."""
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
     return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
 
-SIDE = 56  # pixels of a thumbnail at most, larger ones would make the page heavy
-SHARP = 32  # side up to which pictures are kept losslessly, larger ones as JPEG
+SIDE = 56  # largest side of a thumbnail in pixels: larger ones would make the page heavy
+SHARP = 32  # pictures up to this side are stored as PNG, which is lossless, larger ones as JPEG
 
 
 def is_image(x: Tensor) -> bool:
@@ -328,12 +333,18 @@ def is_image(x: Tensor) -> bool:
 
 
 def is_drawing(x: Tensor) -> bool:
-    """Whether the pictures are ink on an empty ground, which is shown as paper: grey, and mostly exactly zero."""
+    """Whether pictures [n, channels, height, width] are ink drawings: one channel, and mostly exactly zero.
+
+    They are shown inverted, as dark ink on white paper.
+    """
     return x.shape[1] == 1 and float((x == 0).double().mean()) > 0.5
 
 
 def thumbnail(image: Tensor, low: float, high: float, drawing: bool) -> str:
-    """One picture [channels, height, width] with values from `low` to `high` as a data URI."""
+    """One picture [channels, height, width] as a data URI. Values from `low` to `high` are scaled to [0, 1].
+
+    `drawing`: the picture is inverted, as ink on paper.
+    """
     scaled = ((image.double() - low) / max(high - low, 1e-12)).clamp(0, 1).permute(1, 2, 0)
     array = (255 * (1 - scaled if drawing else scaled)).round().byte().numpy()
     picture = Image.fromarray(array if array.shape[2] == 3 else np.ascontiguousarray(array[:, :, 0]))

@@ -1,4 +1,4 @@
-"""Are the intervals honest: the reliability curve, and the sentences that say what it shows."""
+"""Are the predicted intervals calibrated? The reliability curve of their coverage, and a summary."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from quickstudy.report import words
 from quickstudy.report.curves import Picture
 from quickstudy.report.plots import DASHES, SERIES, save
 
-SHOWN = (0.5, 0.8, 0.9, 0.95)  # levels in the table, of those measured
-CLOSE = 0.02  # distance from the promised share that counts as kept
+SHOWN = (0.5, 0.8, 0.9, 0.95)  # levels in the table, as far as they were measured
+CLOSE = 0.02  # a coverage this close to the nominal level counts as right
 
 
 class Section(NamedTuple):
-    """The section of the page."""
+    """The values that the template needs for this section."""
 
     conclusion: str
     picture: Picture
@@ -28,7 +28,7 @@ class Section(NamedTuple):
 
 
 def section(found: Calibration) -> Section:
-    """What the page says and shows of it."""
+    """The section of the page: summary, reliability curve and table."""
     said, levels = conclusion(found), [level for level in SHOWN if level in found.levels] or list(found.levels)
     tasks = words.plural(found.protocol.episodes, "test task")
     caption = (
@@ -41,7 +41,7 @@ def section(found: Calibration) -> Section:
 
 
 def write_figure(found: Calibration, path: str | os.PathLike) -> None:
-    """The figure as a file of its own: .png, .svg or .pdf."""
+    """Write the reliability curve to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
     save(path, lambda colours: _figure(found, colours))
 
 
@@ -61,7 +61,7 @@ def _figure(found: Calibration, colours: Mapping[str, str]) -> Figure:
         inside, half = ([100 * a[k] for a in one.coverage] for k in (0, 1))
         label = words.plural(one.points, "point")
         axes.plot(promised, inside, color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=3, label=label)
-        if one is found.sizes[-1]:  # bands of all would cover each other
+        if one is found.sizes[-1]:  # the bands of all lines would overlap
             low, high = ([y + sign * h for y, h in zip(inside, half, strict=True)] for sign in (-1, 1))
             axes.fill_between(promised, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="level of the interval (%)", ylabel="values inside (%)")
@@ -74,7 +74,10 @@ def _figure(found: Calibration, colours: Mapping[str, str]) -> Figure:
 
 
 def conclusion(found: Calibration) -> str:
-    """Whether the widest usual interval holds what it promises, at the shots of the tasks and at the others."""
+    """Whether 90 % intervals (or the largest level measured) have the right coverage.
+
+    First at the largest number of support points, then over all numbers of support points.
+    """
     level = 0.9 if 0.9 in found.levels else max(found.levels)
     shares, last = found.coverage(level), found.sizes[-1].points
     promise = f"{100 * level:g} % intervals hold {_percent(shares[last])} of the values"

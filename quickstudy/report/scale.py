@@ -1,4 +1,4 @@
-"""Scores as places on a horizontal axis."""
+"""The horizontal axis for bars of scores."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 from quickstudy.evaluation import Score
 
-FAR = 5.0  # times the smallest error, the axis ends: one absurd number would shrink all others to nothing
+FAR = 5.0  # the axis ends at so many times the smallest error: one huge error would shrink all other bars
 
 
 class Scale:
-    """Scores as places on a horizontal axis, in percent of its width."""
+    """Maps scores to positions on a horizontal axis, in percent of its width.
+
+    The axis is 0 to 1 for accuracies. For errors it starts at 0 (or below a negative interval end) and ends at most at
+    FAR times the smallest error.
+    """
 
     def __init__(self, scores: Sequence[Score]) -> None:
         ends = [(s.mean - _finite(s.interval), s.mean + _finite(s.interval)) for s in scores]
@@ -25,7 +29,7 @@ class Scale:
         return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 2)
 
     def bar(self, score: Score) -> dict[str, float]:
-        """Left end and width of bar and interval, and the mean's own place."""
+        """The bar (left, width), its interval (low, wide) and its mean, all in percent of the axis."""
         zero, mean = self.at(0), self.at(score.mean)
         low, high = (self.at(score.mean + sign * _finite(score.interval)) for sign in (-1, 1))
         return {"left": min(zero, mean), "width": abs(mean - zero), "low": low, "wide": high - low, "mean": mean}

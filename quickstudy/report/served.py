@@ -1,4 +1,4 @@
-"""Each task's own score, where a task is somebody: who is served well, and who badly."""
+"""The score of each named task, such as a person or a hospital: which tasks are served well, and which badly."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from quickstudy.evaluation import Score
 from quickstudy.report import words
 from quickstudy.report.scale import Scale
 
-WORST, BEST = 8, 4  # rows, where there are more tasks
-FEWEST = 3  # episodes of a task from which its own score says something
+WORST, BEST = 8, 4  # rows of each, where there are more tasks
+FEWEST = 3  # a task needs so many episodes for a score of its own
 
 
 class Section(NamedTuple):
-    """What the page says."""
+    """The values that the template needs for this section."""
 
     conclusion: str
     caption: str
@@ -23,7 +23,7 @@ class Section(NamedTuple):
 
 
 def section(score: Score) -> Section | None:
-    """The worst and the best of the tasks with enough episodes; None where there are no two of them."""
+    """The worst and the best of the tasks that have enough episodes; None where there are fewer than two of these."""
     counts = Counter(score.tasks)
     alone = {name: _of_task(score, name) for name in sorted(counts) if counts[name] >= FEWEST}
     if len(alone) < 2:

@@ -1,4 +1,4 @@
-"""What tasks look like to the learner: the figure of their embeddings, and the sentences that say what it shows."""
+"""How the learner represents tasks: the figure of their embeddings, and a summary."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from quickstudy.report import words
 from quickstudy.report.curves import Picture
 from quickstudy.report.plots import SERIES, save
 
-STEPS = 8  # colours of a scale: enough to see a gradient, few enough to draw its key
-MARKS = ("o", "^", "s")  # with the six colours, so many groups can be told apart
-CLEAR = 0.9  # R^2 from which a fact is as good as written in the embedding
-SEEN = 0.3  # and from which it is seen in it
+STEPS = 8  # colours of a colour scale: enough to show a trend, and few enough for its key
+MARKS = ("o", "^", "s")  # three marks times six colours distinguish 18 groups
+CLEAR = 0.9  # from this R^2 on a fact can be read off the embedding
+SEEN = 0.3  # from this R^2 on it can be read off in part
 
 
 class Section(NamedTuple):
-    """The section of the page."""
+    """The values that the template needs for this section."""
 
     conclusion: str
     picture: Picture
 
 
 def section(embeddings: TaskEmbeddings) -> Section:
-    """What the page says and shows of them."""
+    """The section of the page: summary and figure."""
     said, e = conclusion(embeddings), embeddings
     place = "Tasks that lie near each other look alike to the learner. The plane of PCA is that of the largest variance"
     place += f", {words.percent(e.share)} of it"
@@ -43,12 +43,12 @@ def section(embeddings: TaskEmbeddings) -> Section:
 
 
 def write_figure(embeddings: TaskEmbeddings, path: str | os.PathLike) -> None:
-    """The figure as a file of its own: .png, .svg or .pdf."""
+    """Write the figure to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
     save(path, lambda colours: _figure(embeddings, colours))
 
 
 def _figure(e: TaskEmbeddings, colours: Mapping[str, str]) -> Figure:
-    """A row for each plane and a column for each fact; of one fact the planes side by side, with one key."""
+    """A row for each plane and a column for each fact. With one fact or none, planes are side by side with one key."""
     names: list[str | None] = [*e.facts] or [None]
     panels = [(plane, name) for plane in e.planes for name in names]
     columns = len(names) if len(names) > 1 else len(e.planes)
@@ -87,7 +87,7 @@ def _panel(
 
 
 def _groups(axes: Axes, places: np.ndarray, fact: list[str], colours: Mapping[str, str], keyed: bool) -> None:
-    """The largest groups in colours and marks of their own, the others grey."""
+    """Draw the largest groups in their own colours and marks, and all others in grey."""
     looks = [(colours[colour], mark) for mark in MARKS for colour in SERIES]
     largest = [name for name, _ in Counter(fact).most_common(len(looks))]
     rest = np.array([name not in largest for name in fact])
@@ -111,7 +111,7 @@ def _short(name: str) -> str:
 
 
 def conclusion(e: TaskEmbeddings) -> str:
-    """What the embedding tells of the tasks, in a few sentences."""
+    """What the embedding reveals about the tasks, in a few sentences."""
     plane = f"Two directions of its {e.length} hold {words.percent(e.share)} of the variance."
     if not e.facts:
         return f"Nothing else is known of these tasks. {plane}"

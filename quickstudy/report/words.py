@@ -1,4 +1,4 @@
-"""Numbers and settings in words: what a score means, what a control shows, where the time went."""
+"""Puts numbers and settings into words: what a score means, what a control shows, how the time was spent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from quickstudy import protocol
 from quickstudy.evaluation import Difference, Score, in_words, over_what
 from quickstudy.report.facts import Config, Run, Timing
 
-# What one example and one class of a task source are called, where "example" and "class" would be stiff.
+# Names for one example and one class of a task source, where "example" and "class" would sound stiff.
 NOUNS = {"omniglot": ("drawing", "character", "characters"), "glyphs": ("drawing", "character", "characters")}
 NOUNS |= dict.fromkeys(("cifar_fs", "fc100"), ("photograph", "class", "classes"))
 
-# Control: what it is, and what follows when the learner beats it.
+# For each control: its label, what it is, and what follows when the learner beats it.
 CONTROLS = {
     "zero_steps": ("without inner steps", "theta alone, not adapted to the task", "Adaptation matters"),
     "shuffled_labels": (
@@ -62,17 +62,17 @@ FIELDS = {
 
 
 def plural(n: float, noun: str, many: str = "") -> str:
-    """'1 example', '5 examples', '4,112 classes'."""
+    """A count with its noun: '1 example', '5 examples', '4,112 classes'."""
     return f"{n:,} {noun if n == 1 else many or noun + 's'}"
 
 
 def short(value: float) -> str:
-    """Two digits, or the whole number: '0.24', '5.8', '8,001'."""
+    """A number with two digits, or rounded to a whole number: '0.24', '5.8', '8,001'."""
     return f"{value:.2g}" if abs(value) < 9.95 else f"{value:,.0f}"
 
 
 def duration(seconds: float) -> str:
-    """'0.24 ms', '5.8 s', '2 min 5 s', '1 h 7 min'."""
+    """A duration in words: '0.24 ms', '5.8 s', '2 min 5 s', '1 h 7 min'."""
     if seconds < 0.1:
         return f"{short(1000 * seconds)} ms"
     if seconds < 60:
@@ -114,30 +114,30 @@ def spread(score: Score) -> str:
 
 
 def both(score: Score) -> str:
-    """Mean and interval, where the metric is said beside."""
+    """Mean and interval without the metric's name, for where that stands beside them."""
     return f"{amount(score)} {spread(score)}"
 
 
 def signed(difference: Difference) -> str:
-    """'+40.5 points ± 3.9', '−1.37 ± 0.32'."""
+    """A difference with its sign: '+40.5 points ± 3.9', '−1.37 ± 0.32'."""
     sign, unit = "+" if difference.mean >= 0 else "−", difference.metric
     text = sign + in_words(abs(difference.mean), difference.interval, unit, points=True).removesuffix(f" {unit}")
     return text.replace("± inf", "(no interval)")
 
 
 def chance(score: Score) -> float | None:
-    """The accuracy of guessing, None for other metrics."""
+    """The accuracy of guessing; None for other metrics."""
     ways = score.protocol.ways
     return 1 / ways if ways and score.protocol.metric == "accuracy" else None
 
 
 def percent(share: float) -> str:
-    """'20 %', '0.7 %'."""
+    """A share in percent: '20 %', '0.7 %'."""
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
 
 
 def meaning(score: Score) -> str:
-    """The sentence behind the headline number."""
+    """The sentence that explains the headline number."""
     p = score.protocol
     unseen = "unseen " if p.split in ("test", "val") else ""
     if p.metric != "accuracy":
@@ -157,7 +157,7 @@ def _meaning_of_error(score: Score, unseen: str) -> str:
 
 
 def under(score: Score) -> str:
-    """What the headline number was measured under."""
+    """The protocol of the headline number: normalisation, inner steps, test tasks and interval."""
     p = score.protocol
     over = f"95 % interval over {p.episodes:,} test tasks" if p.episodes > 1 else "measured on a single test task"
     if score.tasks:
@@ -167,7 +167,7 @@ def under(score: Score) -> str:
 
 
 def warnings(score: Score) -> list[str]:
-    """What keeps the number from meaning what it seems to."""
+    """Reasons why the score may mislead: its split, one test task, or an interval that reaches down to chance."""
     found, p = [], score.protocol
     if p.split not in ("test", "val"):
         found.append(f"Measured on the split “{p.split}”: nothing shows that these tasks were not trained on.")
@@ -180,13 +180,13 @@ def warnings(score: Score) -> list[str]:
 
 
 def differing(a: protocol.Protocol, b: protocol.Protocol) -> str:
-    """Why two protocols refuse comparison: 'tasks (omniglot against sinusoid), seed (1 against 2)'."""
+    """Why two protocols cannot be compared: 'tasks (omniglot against sinusoid), seed (1 against 2)'."""
     pairs = protocol.differences(a, b).items()
     return ", ".join(f"{name} ({shown(one)} against {shown(other)})" for name, (one, other) in pairs)
 
 
 def shown(value: Any) -> str:
-    """A plain value for people."""
+    """A plain value as text: 'none', 'yes', 'no', or the value itself."""
     return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
@@ -194,7 +194,7 @@ def shown(value: Any) -> str:
 
 
 def reading(name: str, score: Score, control: Score, difference: Difference) -> tuple[bool, str]:
-    """Whether the control is beaten, and what to conclude."""
+    """Whether the score beats the control `name`, and the conclusion in words."""
     label, _, claim = CONTROLS.get(name, (name, "", "Beaten"))
     sign = 1 if higher_is_better(score.protocol.metric) else -1
     if difference.decided and sign * difference.mean > 0:
@@ -210,7 +210,7 @@ def reading(name: str, score: Score, control: Score, difference: Difference) -> 
 
 
 def trained_on(run: Run) -> str:
-    """What was trained on what, in one or two sentences."""
+    """Which learner was trained on which tasks, in one or two sentences."""
     c, tasks = run.config, run.config.tasks
     source = f"{tasks.get('name', 'tasks')}, split “{tasks.get('split', 'unknown')}”"
     if run.parameters == 0:
@@ -248,7 +248,7 @@ def _size(tasks: Mapping[str, Any]) -> str:
 
 
 def settings(run: Run) -> list[tuple[str, str, str]]:
-    """Rows of the settings table: in words, the name in code, the value."""
+    """Rows of the settings table: the setting in words, its name in code, and its value."""
     c = run.config
     rows = [("learner", "", c.learner)]
     rows += [(FIELDS.get(name, name), name, setting(value)) for name, value in c.fields.items()]
@@ -261,7 +261,7 @@ def settings(run: Run) -> list[tuple[str, str, str]]:
 
 
 def setting(value: Any) -> str:
-    """A hyper-parameter: networks as the call that builds them, functions by name."""
+    """A hyper-parameter as text: a network as the call that builds it, a function by its name."""
     if isinstance(value, Mapping) and isinstance(value.get("network"), Mapping):
         options = dict(value["network"])
         return f"{options.pop('name', 'network')}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
@@ -273,13 +273,13 @@ def setting(value: Any) -> str:
 
 
 def layers(config: Config) -> dict[str, str]:
-    """The networks among the fields, layer by layer."""
+    """The networks among the learner's fields, with their layers as text."""
     fields = config.fields.items()
     return {name: str(v["text"]) for name, v in fields if isinstance(v, Mapping) and "network" in v and "text" in v}
 
 
 def shares(timing: Timing) -> list[tuple[str, str, float]]:
-    """Parts of the training time: key, in words, share of the total."""
+    """The parts of the training time: key, description, and share of the total from 0 to 1."""
     total = max(timing.total, timing.sampling + timing.computing, 1e-9)
     rest = total - timing.sampling - timing.computing - timing.choosing
     parts = [("computing", "computing meta-gradients and updates", timing.computing)]
@@ -289,7 +289,7 @@ def shares(timing: Timing) -> list[tuple[str, str, float]]:
 
 
 def protocol_rows(scores: list[Score]) -> list[tuple[str, list[str]]]:
-    """Rows of the protocol table, one value per score."""
+    """Rows of the protocol table: a label, and one value per score."""
     per = "per class" if scores[0].protocol.ways else "per task"
     labels = {
         "tasks": "tasks",

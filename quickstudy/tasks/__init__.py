@@ -1,8 +1,9 @@
-"""Task sources: what can be sampled. Any object with `sample(n, generator) -> Episode` is one.
+"""Task sources, from which episodes are sampled. Any object with `sample(n, generator) -> Episode` is one.
 
-A source that knows more of its tasks than their examples may say so. `facts(n, generator) -> {name: n values}`: numbers
-or words, of the very tasks that `sample` draws from a generator in the same state. `told(generator)`: of one task, the
-names of its classes, and its examples as people read them.
+A source that knows more about its tasks than their examples may have two more methods.
+`facts(n, generator) -> {name: n values}` gives numbers or words about the same tasks that `sample` draws from a
+generator in the same state. `told(generator)` describes one such task for people: the names of its classes, and its
+examples in readable form.
 """
 
 from quickstudy.tasks.arrays import ArrayTasks, from_arrays

@@ -19,13 +19,13 @@ KEYS = ("support", "support_labels", "query", "query_labels")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ArrayTasks:
-    """Episodes made beforehand; `sample` draws among them, the same number of examples in each."""
+    """Ready-made episodes, all with the same number of examples; `sample` draws among them."""
 
     episodes: Episode  # with a leading task axis
     ways: int | None  # None for regression
     name: str = "arrays"
     split: str = "train"
-    extractor: nn.Module | None = None  # frozen: made features of the inputs, see `qs.tasks.features`
+    extractor: nn.Module | None = None  # frozen; turned the inputs into features, see `qs.tasks.features`
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n episodes drawn with replacement."""
@@ -46,7 +46,8 @@ def from_arrays(tasks: Sequence[Mapping[str, Any]], *, split: str = "train", nam
     """A task source from dicts with `support`, `support_labels`, `query`, `query_labels` (arrays or tensors).
 
     support [n, ...], support_labels [n] class numbers 0..ways-1 or [n, d] values; query and query_labels likewise.
-    uint8 images are scaled to [0, 1]. All tasks must have the same shapes. Raises DataError that names the task.
+    uint8 images are scaled to [0, 1]. All tasks must have the same shapes. Raises DataError, naming the task, where an
+    array is missing, does not hold finite numbers or does not fit the others.
     """
     if not tasks:
         raise DataError("from_arrays got no task. Give a list of dicts with " + ", ".join(KEYS) + ".")

@@ -1,11 +1,12 @@
-"""Augmentation that keeps the class of an image, drawn anew whenever a training episode shows it.
+"""Augmentation that keeps the class of an image. It is drawn anew each time a training episode shows the image.
 
     moved     x'[i, j] = x[i + a, j + b],  a and b uniform in -shift..shift: a crop of the image padded by its edges
     mirrored  left and right change places, with probability 1/2
-    lit       x' = mean + c (x - mean) + l,  c uniform in 1 -+ light, l in -+ light / 2, cut to [0, 1]
+    lit       x' = mean + c (x - mean) + l,  c uniform in 1 -+ light, l in -+ light / 2, clipped to [0, 1]
 
-A photograph of a dog that is mirrored or darker shows a dog. A drawn character that is mirrored is another one, b and
-d, or no letter at all. So grey images are only moved, unless one asks for more. Validation and test images stay.
+A photograph of a dog still shows a dog when it is mirrored or darkened. A mirrored character is a different one (b and
+d) or no letter at all. So grey images are only moved, unless the caller asks for more. Validation and test images are
+never changed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from quickstudy.errors import ConfigError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far images are changed at most.
+    """The largest changes made to an image. Raises ConfigError for a negative shift or a light outside [0, 1).
 
     >>> import torch
     >>> Augmentation(shift=2, flip=True, light=0.2)(torch.rand(5, 3, 16, 16)).shape
@@ -28,15 +29,15 @@ class Augmentation:
     """
 
     shift: int = 4  # pixels in each direction
-    flip: bool = False  # mirror half of them
-    light: float = 0.0  # of contrast, and half as much of brightness, where 1 is from black to white
+    flip: bool = False  # mirror half of the images
+    light: float = 0.0  # change of contrast, and half as much of brightness, where 1 is from black to white
 
     def __post_init__(self) -> None:
         if self.shift < 0 or not 0 <= self.light < 1:
             raise ConfigError(f"shift is 0 or more and light from 0 to below 1; got {self.shift} and {self.light}.")
 
     def __call__(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Images [n, channels, height, width] in [0, 1], each changed by draws of its own."""
+        """Images [n, channels, height, width] in [0, 1], each changed by its own random draws."""
         return self._lit(self._moved(x, generator), generator) if self.light else self._moved(x, generator)
 
     def _moved(self, x: Tensor, generator: Generator | None) -> Tensor:
@@ -57,9 +58,10 @@ class Augmentation:
 
 
 def for_images(augment: bool | Augmentation, split: str, size: int, channels: int) -> Augmentation | None:
-    """That of a split of images [channels, size, size]: moved by an eighth of the side; colour also mirrored and lit.
+    """The augmentation of a split of images [channels, size, size]; None where `augment` is False.
 
-    Raises ConfigError for validation and test images, which are what one is judged by.
+    True moves images by up to an eighth of the side, and also mirrors and lights colour images. Raises ConfigError for
+    validation and test images, because they measure the result.
     """
     if augment is False:
         return None

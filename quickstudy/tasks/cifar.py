@@ -33,7 +33,7 @@ MD5 = "03b5dce01913d631647c71ecec9e9cb8"
 ARCHIVE = "cifar-100-binary.tar.gz"
 ARRAYS = ("cifar100_train.npz", "cifar100_test.npz")
 UNPACKED = "cifar-100-binary"  # the folder in the archive
-RECORDS = ("train.bin", "test.bin")  # the files in that
+RECORDS = ("train.bin", "test.bin")  # the files in that folder
 LAYOUTS = (ARRAYS, (ARCHIVE,), tuple(f"{UNPACKED}/{name}" for name in RECORDS))  # in order of preference
 COUNTS = (500, 100)  # images of a class in the two parts
 EACH = sum(COUNTS)
@@ -41,7 +41,7 @@ SIDE = 32
 IMAGE = (3, SIDE, SIDE)
 RECORD = 2 + 3 * SIDE**2  # bytes: group, class, pixels
 PREPROCESS = {"kind": "image", "size": SIDE, "channels": 3, "invert": False}
-GROUPS = {  # group: its classes; the split of each in CIFAR-FS (t train, v val, e test); the group's split in FC100
+GROUPS = {  # group: classes; split of each class in CIFAR-FS (t train, v val, e test); split of the group in FC100
     "aquatic_mammals": ("beaver dolphin otter seal whale", "vtvte", "e"),
     "fish": ("aquarium_fish flatfish ray shark trout", "tvtvt", "t"),
     "flowers": ("orchid poppy rose sunflower tulip", "teett", "t"),
@@ -67,10 +67,10 @@ LETTERS = dict(zip("tve", SPLITS, strict=True))
 
 
 class Part(NamedTuple):
-    """Training or test images of CIFAR-100; both become episodes."""
+    """Training or test images of CIFAR-100; both are used for episodes."""
 
     images: np.ndarray  # uint8 [n, 3, 32, 32]
-    labels: np.ndarray  # [n], places in the alphabet of the 100 classes
+    labels: np.ndarray  # [n], indices into the 100 class names in alphabetical order
 
 
 def cifar_fs(
@@ -82,12 +82,14 @@ def cifar_fs(
     root: str | Path | None = None,
     augment: bool | Augmentation = False,
 ) -> ClassTasks:
-    """CIFAR-FS episodes; examples uint8 [N, 3, 32, 32], 600 of a class, classes 64 / 16 / 20 for train / val / test.
+    """CIFAR-FS episodes; examples uint8 [N, 3, 32, 32], 600 per class, 64 / 16 / 20 classes in train / val / test.
 
-    Classes are named "group/class", such as "people/baby", but a group has classes in several splits. `root` is the
-    folder with the data or its parent, by default QUICKSTUDY_DATA, else "data"; when it holds no CIFAR-100,
-    `download_cifar100` fetches it there (161 MB). `augment` as in `from_folder`. `DataError` for data that is absent or
-    broken.
+    Classes are named "group/class", such as "people/baby"; a group may have classes in several splits. `root` is the
+    folder with the data or its parent, by default QUICKSTUDY_DATA, else "data". If it holds no CIFAR-100,
+    `download_cifar100` fetches it there (161 MB). `augment` is as in `from_folder`.
+
+    Raises DataError where the data is missing or broken, ConfigError for an unknown split and for `augment` on
+    validation or test images.
     """
     return _tasks("cifar_fs", split, (ways, shots, queries), root, augment)
 
@@ -101,14 +103,15 @@ def fc100(
     root: str | Path | None = None,
     augment: bool | Augmentation = False,
 ) -> ClassTasks:
-    """FC100 episodes, as `cifar_fs`, with classes 60 / 20 / 20 that share no group: 12 / 4 / 4 groups of five."""
+    """FC100 episodes. As `cifar_fs`, but with 60 / 20 / 20 classes that share no group: 12 / 4 / 4 groups of five."""
     return _tasks("fc100", split, (ways, shots, queries), root, augment)
 
 
 def download_cifar100(root: str | Path) -> None:
-    """The official archive of binary records (161 MB) into the folder `root`; one that is already there is kept.
+    """Download the official archive of binary records (161 MB) into the folder `root`; an existing archive is kept.
 
-    It is checked by md5 and appears under its name only when it is whole. `DataError` says what to do by hand.
+    It is checked by md5 and appears under its name only when it is complete. Raises DataError where the download fails,
+    with instructions for doing it by hand.
     """
     folder = Path(root).expanduser()
     if not (folder / ARCHIVE).exists():
@@ -127,7 +130,7 @@ def _tasks(
     classes = division[split]
     before = sum(len(division[s]) for s in SPLITS[: SPLITS.index(split)])
     pool = _pool(_located(data_folder(root, "CIFAR-100")), name)
-    examples = pool[before * EACH : (before + len(classes)) * EACH]  # a view: the splits share one memory
+    examples = pool[before * EACH : (before + len(classes)) * EACH]  # a view, so the splits share memory
     starts = torch.arange(len(classes) + 1) * EACH
     return ClassTasks(examples, starts, classes, *sizes, name, split, dict(PREPROCESS), augment=changed)
 
@@ -161,7 +164,7 @@ def _find(root: Path) -> tuple[Path, ...]:
     return next((paths for paths in candidates if all(path.exists() for path in paths)), ())
 
 
-@functools.lru_cache(maxsize=1)  # train, val and test come from one reading, 184 MB
+@functools.lru_cache(maxsize=1)  # the files are read once for train, val and test, 184 MB
 def _pool(source: tuple[Path, ...], name: str) -> Tensor:
     """uint8 [60000, 3, 32, 32]: the classes of train, val and test one after another, 600 images each."""
     parts = _read(source)
@@ -170,13 +173,13 @@ def _pool(source: tuple[Path, ...], name: str) -> Tensor:
     for i, full in enumerate(itertools.chain.from_iterable(_division(name).values())):
         number = alphabet.index(full.partition("/")[2])
         images = [image for part in parts for image in part.images[part.labels == number]]
-        # The layouts differ in their order; the same seed should draw the same episodes from each.
+        # The layouts order images differently. Sort them, so that the same seed draws the same episodes from each.
         pool[i * EACH : (i + 1) * EACH] = sorted(images, key=lambda image: image.tobytes())
     return torch.from_numpy(pool)
 
 
 def _read(source: Sequence[Path]) -> list[Part]:
-    """Both parts, of which no image is missing."""
+    """Both parts. Raises DataError where an image is missing."""
     reading = _read_array if source[0].suffix == ".npz" else _read_records
     parts = _read_archive(source[0]) if len(source) == 1 else [reading(path) for path in source]
     for part, path, count in zip(parts, (source[0], source[-1]), COUNTS, strict=True):
@@ -190,7 +193,7 @@ def _read(source: Sequence[Path]) -> list[Part]:
 
 
 def _read_array(path: Path) -> Part:
-    """A part as arrays: images uint8 [n, 32, 32, 3], labels [n], and the names of the classes in their order."""
+    """A part from an array file: images uint8 [n, 32, 32, 3], labels [n], and the class names in label order."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, labels, classes = file["images"], file["labels"], file["classes"]
@@ -206,7 +209,7 @@ def _read_array(path: Path) -> Part:
 
 
 def _read_archive(path: Path) -> list[Part]:
-    """The two record files in the official archive, which is not unpacked."""
+    """The two record files, read from the official archive without unpacking it."""
     found: dict[str, Part] = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
@@ -229,7 +232,7 @@ def _read_records(path: Path) -> Part:
 
 
 def _records(data: bytes, name: str) -> Part:
-    """Records of a byte for the group, a byte for the class, and the pixels: all red ones, all green, all blue."""
+    """A part from binary records: a byte for the group, a byte for the class, then all red, green and blue pixels."""
     records = np.frombuffer(data, np.uint8)[: len(data) // RECORD * RECORD].reshape(-1, RECORD)
     groups, labels = records[:, 0], records[:, 1]
     if len(data) % RECORD or not np.array_equal(groups, _groups()[labels]):
@@ -241,7 +244,7 @@ def _records(data: bytes, name: str) -> Part:
 
 
 def _groups() -> np.ndarray:
-    """The number of the group of each label [256]; 255 for a label that there is not."""
+    """The group number of each label [256]; 255 for labels that do not exist."""
     alphabet, found = _alphabet(), np.full(256, 255, np.uint8)
     for number, (classes, _, _) in enumerate(GROUPS.values()):
         found[[alphabet.index(name) for name in classes.split()]] = number

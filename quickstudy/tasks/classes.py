@@ -19,11 +19,13 @@ from quickstudy.learner import Batch, Episode
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClassTasks:
-    """A task is `ways` classes of a pool; support and query are disjoint examples of each.
+    """A task is `ways` classes of a pool; support and query set are disjoint examples of each class.
 
     `examples` [N, ...] holds all examples sorted by class, class c at `starts[c]:starts[c + 1]`; uint8 images are
     scaled to [0, 1]. Labels inside an episode are 0..ways-1 in the order in which the classes were drawn. With
-    `grouped` the classes of a task come from one group, the part of their names before the first "/".
+    `grouped` all classes of a task come from one group; the group is the part of a class name before the first "/".
+
+    Raises DataError where the pool has too few classes or examples, or `starts` does not fit.
     """
 
     examples: Tensor
@@ -35,12 +37,12 @@ class ClassTasks:
     name: str = "classes"
     split: str = "train"
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # how raw input became `examples`
-    extractor: nn.Module | None = None  # frozen: made features of them after that, see `qs.tasks.features`
-    text_encoder: Callable[[list[str]], Any] | None = None  # made vectors of texts, see `qs.tasks.from_text`
+    extractor: nn.Module | None = None  # frozen; then turned them into features, see `qs.tasks.features`
+    text_encoder: Callable[[list[str]], Any] | None = None  # turned texts into vectors, see `qs.tasks.from_text`
     augment: Callable[[Tensor, torch.Generator | None], Tensor] | None = None  # changes images anew in every episode
     grouped: bool = False  # a task stays within one group of classes, such as an alphabet
-    raw: Sequence[str] = ()  # the examples as people read them, where they were texts
-    notes: tuple[str, ...] = ()  # what was left out on the way here, for people
+    raw: Sequence[str] = ()  # the original texts of the examples, if they were texts
+    notes: tuple[str, ...] = ()  # what was left out of the data, for people
 
     def __post_init__(self) -> None:
         self._check_starts()
@@ -78,26 +80,29 @@ class ClassTasks:
             raise DataError("starts must not fall: class c is examples[starts[c]:starts[c + 1]].")
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
-        """n episodes: x [n, ways * k, ...] float, y [n, ways * k] int64, class after class."""
+        """n episodes: x [n, ways * k, ...] float, y [n, ways * k] int64, sorted by class; k is shots or queries."""
         support, query = self.rows(n, generator)
         return Episode(self._batch(support, generator), self._batch(query, generator))
 
     def share(self, n: int, places: range, generator: torch.Generator | None = None) -> Episode:
-        """The tasks `places` of `sample(n, generator)`: of the others no example is read."""
-        if self.augment is not None:  # it draws numbers of its own for every image
+        """Only the tasks `places` of `sample(n, generator)`. Examples of other tasks are read only to augment them."""
+        if self.augment is not None:  # it draws random numbers for each image, so all tasks must be sampled
             return part_of(self.sample(n, generator), places)  # type: ignore[return-value]
         support, query = (rows[places.start : places.stop] for rows in self.rows(n, generator))
         return Episode(self._batch(support, generator), self._batch(query, generator))
 
     def rows(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Which examples `sample` draws from a generator in the same state: [n, ways, shots], [n, ways, queries]."""
+        """The rows of `examples` that `sample` draws for a generator in the same state.
+
+        Returns those of the support set [n, ways, shots] and of the query set [n, ways, queries].
+        """
         chosen = self._chosen(n, generator)
         indices = self._examples_of(chosen, self.shots + self.queries, generator)
         support, query = indices.split([self.shots, self.queries], dim=2)
         return support, query
 
     def told(self, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """For people, of the one task that `sample` draws: names of its classes, and texts as they were written."""
+        """Describes, for people, the one task that `sample(1, generator)` draws: its class names, and its raw texts."""
         support, query = self.rows(1, generator)
         of_class = torch.searchsorted(self.starts, support[0, :, 0].contiguous(), right=True) - 1
         classes = [self.classes[int(c)] for c in of_class]
@@ -108,12 +113,12 @@ class ClassTasks:
 
     @property
     def groups(self) -> list[str]:
-        """The groups that have enough classes for a task, in the order of their names."""
+        """The groups that have enough classes for a task, sorted by name."""
         sizes = Counter(filter(None, map(group_of, self.classes)))
         return sorted(name for name, size in sizes.items() if size >= self.ways)
 
     def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, list[str]]:
-        """The group of each of the tasks that `sample` draws from a generator in the same state; {} without groups."""
+        """The group of each task that `sample` draws from a generator in the same state; {} unless `grouped`."""
         if not self.grouped:
             return {}
         return {"group": [group_of(self.classes[int(i)]) for i in self._chosen(n, generator)[:, 0]]}
@@ -133,7 +138,7 @@ class ClassTasks:
         counts = self.starts.diff()[chosen]
         most = int(counts.max())
         scores = torch.rand(*chosen.shape, most, generator=generator)
-        # Classes differ in size: places past a class's last example sort to the end and are never drawn.
+        # Classes differ in size. Scores past a class's last example sort to the end and are never drawn.
         scores = scores.masked_fill(torch.arange(most) >= counts[..., None], 2.0)
         return self.starts[chosen][..., None] + scores.argsort(2)[..., :k]
 
@@ -143,12 +148,12 @@ class ClassTasks:
         return Batch(self.inputs(indices.reshape(n, ways * k), generator), labels)
 
     def inputs(self, rows: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The examples of these rows [n, m] as a learner reads them: [n, m, ...], augmented if they are to be."""
+        """The examples of these rows [n, m] as a learner reads them: [n, m, ...], augmented if `augment` is set."""
         x = scaled(self.examples[rows])
         return x if self.augment is None else self.augment(x.flatten(0, 1), generator).unflatten(0, rows.shape)
 
     def pooled(self) -> PooledTasks:
-        """The same examples as one task with all classes: what transfer learning pretrains on."""
+        """The same examples as one task with all classes, for pretraining in transfer learning."""
         return PooledTasks(self)
 
     def __repr__(self) -> str:
@@ -162,7 +167,7 @@ class ClassTasks:
             about["extractor"] = type(self.extractor).__name__
         if self.augment is not None:
             about["augment"] = repr(self.augment)
-        if self.grouped:  # other tasks of the same classes: scores of the two do not compare
+        if self.grouped:  # these are different tasks of the same classes, so scores are not comparable
             about["name"] = f"{self.name} within groups"
         return about
 
@@ -173,12 +178,12 @@ class ClassTasks:
 
 @dataclass(frozen=True, eq=False)
 class PooledTasks:
-    """Supervised minibatches over all classes of a pool: labels are class numbers of the whole pool."""
+    """Supervised minibatches over all classes of a pool; labels are class numbers in the whole pool."""
 
     source: ClassTasks
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
-        """n minibatches of ways * (shots + queries) examples, drawn with replacement."""
+        """n minibatches of ways * (shots + queries) examples, drawn with replacement, as episodes."""
         s = self.source
         rows = torch.randint(len(s.examples), (n, s.ways * (s.shots + s.queries)), generator=generator)
         labels = torch.searchsorted(s.starts, rows, right=True) - 1
@@ -201,6 +206,6 @@ def scaled(examples: Tensor) -> Tensor:
 
 
 def stack_classes(per_class: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`examples` and `starts` from one tensor of examples per class."""
+    """`examples` [N, ...] and `starts` [classes + 1] of `ClassTasks` from one tensor of examples per class."""
     counts = torch.tensor([0, *(len(examples) for examples in per_class)])
     return torch.cat(list(per_class)), counts.cumsum(0)

@@ -1,11 +1,11 @@
-"""How the columns of a table become numbers: learned on training tasks, kept with the learner as plain values.
+"""How the columns of a table become numbers: learned on training tasks, and kept with the learner as plain values.
 
-    number     (value - mean) / std of training tasks, cut at 10 deviations; missing: 0, and 1 in a column of its own
-    category   1 in the column of its level, of the 20 most frequent ones; missing: 1 in a column of its own
-    list       several levels in one cell, "Action|Drama": 1 in the column of each, of the 20 most frequent ones
+    number     (value - mean) / std of training tasks, clipped at 10 std; missing: 0, and 1 in a column of its own
+    category   1 in the column of its level, for the 20 most frequent levels; missing: 1 in a column of its own
+    list       several levels in one cell, "Action|Drama": 1 in the column of each, for the 20 most frequent levels
     date       a number, in days
 
-A level that training did not see is 0 in all columns, and stops no prediction.
+A level that training did not see is 0 in all columns; it does not prevent a prediction.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ import numpy as np
 
 from quickstudy.errors import DataError, suggest
 
-LEVELS = 20  # of a category that get a column of their own
-FARTHEST = 10.0  # deviations from the mean; what is farther is put there
-MARK = "|"  # between the levels of a list
-ABSURD = 1e6  # times its usual distance from the median, a number is taken for a mistake
+LEVELS = 20  # levels of a category that get columns of their own
+FARTHEST = 10.0  # standard deviations from the mean at which numbers are clipped
+MARK = "|"  # separates the levels of a list
+ABSURD = 1e6  # a number this many times farther from the median than usual is taken for a mistake
 
-Column = dict[str, Any]  # name, kind, and mean, std, missing or levels, missing
+Column = dict[str, Any]  # name, kind, missing; mean and std of a number, levels of a category or list
 
 
 def learn_columns(
     frame: Any, names: Sequence[str], categories: Sequence[str] = (), lists: Sequence[str] = ()
 ) -> list[Column]:
-    """What `encode` needs to know of the named columns of a DataFrame. Raises DataError for mixed or absurd values."""
+    """What `encode` needs to know about the named columns of a DataFrame.
+
+    `categories` are columns of numbers that are only names, `lists` those with several levels in a cell. Raises
+    DataError for columns that mix numbers and words, and for absurd numbers.
+    """
     return [_learn(frame[name], str(name), name in categories, name in lists) for name in names]
 
 
@@ -49,7 +53,10 @@ def _learn(values: Any, name: str, category: bool, several: bool) -> Column:
 
 
 def encode(columns: Sequence[Column], frame: Any) -> np.ndarray:
-    """The rows of a DataFrame as numbers [n, d], float32. Raises DataError for a column that is not there."""
+    """The rows of a DataFrame as numbers [n, d], float32.
+
+    Raises DataError where a column is missing, or holds words where training had numbers.
+    """
     for column in columns:
         if column["name"] not in frame.columns:
             hint = suggest(column["name"], map(str, frame.columns))
@@ -59,7 +66,7 @@ def encode(columns: Sequence[Column], frame: Any) -> np.ndarray:
 
 
 def _encoded(column: Column, values: Any) -> np.ndarray:
-    """[n, 1 or levels, and one more where training had missing values]."""
+    """[n, k]: 1 number or one per level, and one more where training had missing values."""
     absent = values.isna().to_numpy()
     if column["kind"] == "number":
         numbers = (as_numbers(values, column["name"]) - column["mean"]) / column["std"]
@@ -78,7 +85,10 @@ def _encoded(column: Column, values: Any) -> np.ndarray:
 
 
 def described(columns: Sequence[Column], x: np.ndarray, most: int = 4) -> list[str]:
-    """Rows [n, d], whose last numbers `encode` made, in words: of the columns in which they differ at most so many."""
+    """Rows x [n, d] in words, for people. The last numbers of each row are those that `encode` made of the columns.
+
+    Only columns in which the rows differ are described, at most `most` of them for each row.
+    """
     ends = np.cumsum([_width(column) for column in columns])
     cells = np.split(x[:, x.shape[1] - ends[-1] :], ends[:-1], axis=1)
     differing = [(c, cell) for c, cell in zip(columns, cells, strict=True) if (cell != cell[0]).any()]
@@ -87,12 +97,12 @@ def described(columns: Sequence[Column], x: np.ndarray, most: int = 4) -> list[s
 
 
 def _width(column: Column) -> int:
-    """How many numbers `encode` makes of a column."""
+    """How many numbers `encode` gives for a column."""
     return (1 if column["kind"] == "number" else len(column["levels"])) + column["missing"]
 
 
 def _told(column: Column, cell: np.ndarray) -> str:
-    """'age 63', 'sex female'; empty where it is missing or a level that training did not see."""
+    """'age 63', 'sex female'; empty where the value is missing or a level that training did not see."""
     if column["missing"] and cell[-1]:
         return ""
     if column["kind"] == "number":
@@ -102,14 +112,14 @@ def _told(column: Column, cell: np.ndarray) -> str:
 
 
 def as_words(values: Any) -> Any:
-    """Levels as text; 3.0, as a column of whole numbers with gaps is read, is '3'."""
+    """Levels as text. 3.0 becomes '3', because pandas reads whole numbers with gaps as floats."""
     if values.dtype.kind == "f":
         return values.map(lambda v: v if math.isnan(v) else f"{v:.15g}").astype(object)
     return values.astype(str).where(~values.isna(), None).astype(object)
 
 
 def is_numeric(values: Any, name: str) -> bool:
-    """Whether a column holds numbers, switches or dates. Raises DataError where it holds both numbers and words."""
+    """Whether a column holds numbers, booleans or dates. Raises DataError for numbers with some words in between."""
     if values.dtype.kind in "biufmM":
         return True
     known = values.dropna()
@@ -127,7 +137,10 @@ def is_numeric(values: Any, name: str) -> bool:
 
 
 def as_numbers(values: Any, name: str) -> np.ndarray:
-    """Numbers [n] float64 of a column that `is_numeric`; NaN where missing. Raises DataError for infinity and words."""
+    """A column that `is_numeric` as float64 [n], dates in days; NaN where missing.
+
+    Raises DataError for infinity and words.
+    """
     if values.dtype.kind in "mM":
         return _days(values)
     if values.dtype.kind not in "biuf":
@@ -145,7 +158,7 @@ def as_numbers(values: Any, name: str) -> np.ndarray:
 
 
 def check_sane(known: np.ndarray, name: str) -> None:
-    """Raise DataError for a number that is so far off that it would hide all others."""
+    """Raise DataError where one of the numbers [n] is so far off that scaling would hide all others."""
     if len(known) < 4:
         return
     middle = np.median(known)
@@ -159,7 +172,10 @@ def check_sane(known: np.ndarray, name: str) -> None:
 
 
 def tells(columns: Sequence[Column], frame: Any, target: np.ndarray) -> str | None:
-    """The first column that gives the target away: each of its values goes with one value of the target."""
+    """The name of the first column that gives the target [n] away, None if there is none.
+
+    Such a column determines the target: each of its values goes with one value of the target, or the two lie on a line.
+    """
     distinct = len(np.unique(target))
     for column in columns:
         values = frame[column["name"]]
@@ -184,7 +200,7 @@ def _determined(words: Any, target: np.ndarray) -> bool:
 
 
 def counts_rows(values: Any, name: str) -> bool:
-    """Whether a column just numbers the rows, or names each of them: nothing to learn from."""
+    """Whether a column only numbers or names the rows, so that nothing can be learned from it."""
     if values.dtype.kind in "iu":
         return len(values) > 2 and bool((np.diff(values.to_numpy()) == 1).all())
     return (
@@ -195,7 +211,7 @@ def counts_rows(values: Any, name: str) -> bool:
 
 
 def as_frame(rows: Any) -> Any:
-    """Rows as a DataFrame: one already, a dict of columns, or a list of dicts."""
+    """Rows as a DataFrame: from a DataFrame, a dict of columns, or a list of dicts. Raises DataError for others."""
     pandas = need_pandas()
     if isinstance(rows, pandas.DataFrame):
         return rows
@@ -220,7 +236,7 @@ def _parsed(values: Any) -> Any:
 
 
 def _dates(known: Any) -> Any:
-    """Text as dates, if all of it is written like 2024-05-31; None else."""
+    """Texts as dates if all of them are written like 2024-05-31, else None."""
     if not len(known) or known.dtype.kind in "biuf" or not known.astype(str).str.match(r"\d{4}-\d\d?-\d\d?").all():
         return None
     try:
@@ -239,5 +255,5 @@ def _days(values: Any) -> np.ndarray:
 
 
 def _row(index: Any) -> int:
-    """The row as an editor counts lines: the header is line 1."""
+    """The row number as an editor shows it: the header is line 1."""
     return int(index) + 2

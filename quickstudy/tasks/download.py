@@ -1,4 +1,4 @@
-"""Public data sets: the folder they are looked for in, and files from their official servers, checked by md5."""
+"""Public data sets: finds their folder, and downloads files from official servers with an md5 check."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ TIMEOUT = 30  # seconds without an answer from the server
 
 
 def data_folder(root: str | Path | None, what: str) -> Path:
-    """`root`, by default QUICKSTUDY_DATA, else "data", made absolute; `what` is what an error calls the data."""
+    """The data folder as an absolute path: `root`, by default QUICKSTUDY_DATA, else "data".
+
+    Raises DataError where it is a file; `what` names the data in that error.
+    """
     folder = Path(root if root is not None else os.environ.get("QUICKSTUDY_DATA") or "data").expanduser().absolute()
     if folder.is_file():
         raise DataError(f"root is the folder that holds {what}, but {folder} is a file. Give {folder.parent}.")
@@ -29,7 +32,7 @@ def data_folder(root: str | Path | None, what: str) -> Path:
 
 
 def fetch(url: str, md5: str, path: Path) -> None:
-    """What is at `url` as the file `path`, which appears only when it is whole. `DataError` says what went wrong."""
+    """Download `url` to the file `path`, which appears only when it is complete. Raises DataError where that fails."""
     try:
         _fetch(url, md5, path)
     except (OSError, http.client.HTTPException) as error:
@@ -52,7 +55,7 @@ def _fetch(url: str, md5: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the name `path` only when the block ends well."""
+    """Open a new file for writing. It gets the name `path` only if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -1,9 +1,9 @@
-"""Matrix factorisation of ratings by alternating least squares, with offsets of users and items.
+"""Matrix factorisation of ratings by alternating least squares, with offsets for users and items.
 
     rating_ui ~ b_u + c_i + p_u . v_i,   squared error + prior (b_u^2 + c_i^2) + lam (|p_u|^2 + |v_i|^2)
 
-Given the users, the vector (c_i, v_i) of each item is a ridge regression on (1, p_u), and the other way round. A new
-user is one more such regression, on the items rated so far.
+With the users fixed, the vector (c_i, v_i) of each item is a ridge regression on (1, p_u), and vice versa. A new user
+is one more such regression, on the items rated so far.
 
 Koren, Bell, Volinsky: Matrix Factorization Techniques for Recommender Systems, IEEE Computer 2009,
 https://doi.org/10.1109/MC.2009.263
@@ -15,30 +15,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-ROUNDS = 10  # of both steps; ten more move predictions of films by 0.05, where their error is 1.2
+ROUNDS = 10  # of both steps; ten more change predictions for films by 0.05, where the error is 1.2
 
 
 class Ratings(NamedTuple):
-    """Who rated what how, one entry for each rating."""
+    """User, item and value of each rating."""
 
     user: np.ndarray  # [n] numbers from 0
     item: np.ndarray  # [n] numbers from 0
-    rating: np.ndarray  # [n], less the mean of all
+    rating: np.ndarray  # [n], minus the mean of all ratings
 
 
 class Factorisation(NamedTuple):
-    """Offset and factors, (c_i, v_i) or (b_u, p_u)."""
+    """Offsets and factors: (c_i, v_i) of items, (b_u, p_u) of users."""
 
     of_items: np.ndarray  # [items, 1 + factors]
-    of_rows: np.ndarray  # [n, 1 + factors], of each rating's item without that rating
+    of_rows: np.ndarray  # [n, 1 + factors], the vector of each rating's item, computed without that rating
     of_users: np.ndarray  # [users, 1 + factors]
 
 
 def factorise(given: Ratings, factors: int, prior: float, lam: float) -> Factorisation:
-    """The factorisation of ratings into offsets and so many factors.
+    """The factorisation of ratings into offsets and this many factors; `prior` and `lam` weight the penalties above.
 
-    What a rating left in its item's vector is taken out in closed form, with the users as they are: in training a
-    vector that had seen the answer would promise more than it holds for a new user.
+    For `of_rows`, the influence of a rating on its item's vector is removed in closed form, with the users fixed.
+    Otherwise the vector would have seen the answer in training, and would seem more useful than it is for a new user.
     """
     penalty = np.array([prior] + [lam] * factors)
     user, item, rating = given
@@ -54,15 +54,15 @@ def factorise(given: Ratings, factors: int, prior: float, lam: float) -> Factori
 
 
 def _seen(vectors: np.ndarray) -> np.ndarray:
-    """The other side as what it is regressed on: (1, v) of (c, v)."""
+    """The regressors (1, v) from the vectors (c, v) of the other side."""
     return np.concatenate([np.ones((len(vectors), 1)), vectors[:, 1:]], axis=1)
 
 
 def _ridges(
     group: np.ndarray, other: np.ndarray, z: np.ndarray, target: np.ndarray, penalty: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A ridge regression of the targets [n] on z[other] for each group: weights [groups, d], (Z^T Z + D)^-1."""
-    from scipy.sparse import csr_matrix  # takes memory that is not needed without ratings
+    """Ridge regression of targets [n] on z[other] per group: weights [groups, d] and (Z^T Z + D)^-1 [groups, d, d]."""
+    from scipy.sparse import csr_matrix  # not at the top: it takes memory that only ratings need
 
     shape, d = (int(group.max()) + 1, len(z)), z.shape[1]
     outer = (z[:, :, None] * z[:, None, :]).reshape(len(z), d * d)

@@ -1,4 +1,4 @@
-"""Tasks on the features of a frozen network, which looks at each example once and not in every episode."""
+"""Tasks on the features of a frozen network, which processes each example once instead of in every episode."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ Source = TypeVar("Source", ClassTasks, ArrayTasks)
 
 
 def features(source: Source, extractor: nn.Module, *, batch: int = 256, progress: bool = False) -> Source:
-    """The same tasks, with the extractor's features in place of their inputs: a head meta-trains in seconds.
+    """The same tasks with the extractor's features as inputs, so that a head meta-trains in seconds.
 
     extractor   any module, x [n, ...] -> features [n, ...] for x of the source: a torchvision model, one of `qs.nn`,
                 or your own. A frozen copy in eval mode is used; yours is not touched
-    batch       examples that it sees at once
+    batch       examples that it processes at once
 
-    Every example goes through it once, now; episodes are drawn as before. What is trained on these tasks knows the
-    extractor: `trained.adapt` and the predictor take raw inputs, and a file holds its weights.
+    This call computes the features of every example once; episodes are drawn as before. A learner trained on these
+    tasks keeps the extractor: `trained.adapt` and the predictor take raw inputs, and a file holds its weights.
+    `progress` shows a bar.
 
     >>> import torch, quickstudy as qs
     >>> extractor = qs.nn.conv4(channels=1, filters=8, norm="layer")
     >>> tasks = qs.tasks.features(qs.tasks.glyphs("val", queries=5), extractor)
     >>> learner = qs.R2D2(torch.nn.Linear(32, 32))
 
-    Raises ConfigError for a source other than a pool of classes or arrays, and for an extractor that normalises by its
-    batch, whose features would depend on what else is in it.
+    Raises ConfigError for a source other than a pool of classes or arrays, for a source with `augment`, and for an
+    extractor that normalises by its batch, because its features would depend on the other examples in the batch.
     """
     if batch < 1:
         raise ConfigError(f"batch must be at least 1, got {batch}.")
@@ -67,7 +68,7 @@ def extract(extractor: nn.Module, x: Tensor) -> Tensor:
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """A copy in eval mode without gradients. Raises ConfigError for one whose answers depend on the batch."""
+    """A copy in eval mode without gradients. Raises ConfigError for a module whose outputs depend on the batch."""
     copied = copy.deepcopy(module).eval().requires_grad_(False)
     if normalisation(copied) in ("batch", "support"):
         raise ConfigError(
@@ -82,7 +83,10 @@ def _extracted(extractor: nn.Module, examples: Tensor, batch: int, progress: boo
 
 
 def in_batches(function: Callable[[Any], Any], parts: Sequence[Any], who: str, progress: bool) -> Tensor:
-    """What `function` makes of all examples [N, ...], on the CPU, as the learner's network wants its numbers."""
+    """The outputs of `function` for all parts in one tensor [N, ...], on the CPU, in torch's default precision.
+
+    Raises ConfigError, naming `who`, where an output is not a tensor with one row per example.
+    """
     found = []
     with torch.no_grad(), counting_bar("features", sum(map(len, parts)), progress) as count:
         for part in parts:

@@ -1,11 +1,11 @@
-"""Characters of alphabets that do not exist, as different people would write them: few-shot images with no download.
+"""Characters of invented alphabets, as different people would write them: few-shot images without a download.
 
-A *character* is one to four strokes. A stroke is what a pen does in eight equal steps: it sets out in some direction
-and turns between steps, and the turns (`STROKES`) make it a line, an arc, a hook, a loop or a zigzag. Each further
-stroke touches or crosses an earlier one, where it crowds the character least.
+A *character* has one to four strokes. A pen draws a stroke in eight equal steps. It starts in some direction and turns
+between steps; the turns (`STROKES`) make the stroke a line, an arc, a hook, a loop or a zigzag. Each further stroke
+touches or crosses an earlier one, in a place where it crowds the character little.
 
 A *drawer* has habits that hold for all their characters: slant, tilt, aspect, size, pen, roundness, shake (`HABITS`).
-A *drawing* is a character in a drawer's hand, with the accidents of this one time, somewhere on the paper.
+A *drawing* is a character in a drawer's hand, with random variations of its own, somewhere on the paper.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from quickstudy.tasks.splits import check_split
 
 
 class Stroke(NamedTuple):
-    """A way to move the pen, and how often a character begins with it and goes on with it."""
+    """A way to move the pen, and how often it is the first or a further stroke of a character."""
 
-    turns: Sequence[float]  # degrees before each step; the first is against the direction of the stroke
-    first: float  # people build characters from one telling stroke ...
+    turns: Sequence[float]  # degrees before each step; the first is relative to the direction of the stroke
+    first: float  # people build characters from one distinctive stroke ...
     further: float  # ... and simpler ones across it
 
 
@@ -49,12 +49,12 @@ STROKES = {
     "spiral": Stroke((0, 20, 30, 40, 50, 60, 70, 85), 1, 0),
     "dot": Stroke((0, 90, 90, 90, 90, 90, 90, 90), 0, 0.5),
 }
-STROKE_COUNTS = (2, 6, 6, 3)  # how often a character has one, two, three, four strokes
-PROPOSALS = 12  # places that are tried for a further stroke
+STROKE_COUNTS = (2, 6, 6, 3)  # relative frequencies of characters with one, two, three and four strokes
+PROPOSALS = 12  # candidates that are tried for each further stroke
 
 
 class Habit(NamedTuple):
-    """How a property of handwriting is spread."""
+    """How a property of handwriting is distributed."""
 
     usual: float
     people: float  # standard deviation between drawers
@@ -83,15 +83,15 @@ def draw_glyphs(classes: int, drawers: int, seed: int, size: int = 28) -> Tensor
     generator = torch.Generator().manual_seed(seed)
     characters = _characters(classes, generator)
     hand = {name: _in_hand(habit, classes, drawers, generator) for name, habit in HABITS.items()}
-    # A long stroke is three times as long as the paper is wide: 2 * size points leave no gaps in it.
+    # A long stroke has three times the width of the paper; 2 * size points still leave no gaps in it.
     lines = _written(characters, hand, 2 * size, generator)
-    # A hundred drawings at a time: the footprints of all pens at once would fill the memory.
+    # Ink a hundred drawings at a time, because the pen footprints of all of them would fill the memory.
     hundreds = zip(lines.flatten(0, 1).split(100), hand["pen"].flatten().split(100), strict=True)
     return torch.cat([_inked(line, pen, size) for line, pen in hundreds]).unflatten(0, (classes, drawers))
 
 
 def _characters(n: int, generator: Generator) -> Tensor:
-    """Control points [n, strokes, points, 2], longest side 1; a stroke that is not there is a single point."""
+    """Control points [n, strokes, points, 2], longest side 1; all points of an absent stroke are equal."""
     strokes = _strokes(n, generator, first=True)[:, None]
     for _ in STROKE_COUNTS[1:]:
         strokes = torch.cat([strokes, _further_stroke(strokes, generator)[:, None]], dim=1)
@@ -105,7 +105,7 @@ def _strokes(n: int, generator: Generator, first: bool) -> Tensor:
     kind = _pick([stroke.first if first else stroke.further for stroke in STROKES.values()], n, generator)
     turns = torch.tensor([stroke.turns for stroke in STROKES.values()])[kind]
     turns = turns * _uniform(0.8, 1.15, (n, 1), generator) * (_pick((1, 1), n, generator)[:, None] * 2 - 1)
-    # Scripts prefer the horizontal and the vertical to the diagonal.
+    # In real scripts horizontal and vertical strokes are more frequent than diagonal ones.
     direction = 45 * _pick((3, 1) * 4, n, generator)[:, None] + _normal((n, 1), generator) * 5
     heading = (direction + turns.cumsum(1)).deg2rad()
     steps = torch.stack([heading.cos(), heading.sin()], dim=-1)
@@ -116,7 +116,7 @@ def _strokes(n: int, generator: Generator, first: bool) -> Tensor:
 
 
 def _further_stroke(strokes: Tensor, generator: Generator) -> Tensor:
-    """One more stroke [n, points, 2], touching one of strokes [n, strokes, points, 2]: the best of some proposals."""
+    """One more stroke [n, points, 2] that touches the strokes [n, strokes, points, 2]: the best of some proposals."""
     n = len(strokes)
     earlier = strokes.flatten(1, 2).repeat_interleave(PROPOSALS, 0)
     proposals = _strokes(len(earlier), generator, first=False)
@@ -127,16 +127,16 @@ def _further_stroke(strokes: Tensor, generator: Generator) -> Tensor:
 
 
 def _ugliness(further: Tensor, earlier: Tensor) -> Tensor:
-    """How much strokes `further` [n, k, 2] would crowd and spread characters with points `earlier` [n, m, 2]: [n]."""
+    """How much strokes `further` [n, k, 2] would crowd and widen characters with points `earlier` [n, m, 2]: [n]."""
     gap = torch.cdist(further, earlier).amin(2)
     crowding = torch.exp(-((gap / 0.2) ** 2)).mean(1)  # strokes nearer than a fifth of the character run together
     together = torch.cat([further, earlier], dim=1)
     spread = (together.amax(1) - together.amin(1)).amax(1)
-    return 1.5 * crowding + spread  # more crowding to avoid gives sprawling snakes, less gives blots
+    return 1.5 * crowding + spread  # a larger weight gives sprawling snakes, a smaller one blots
 
 
 def _in_hand(habit: Habit, classes: int, drawers: int, generator: Generator) -> Tensor:
-    """What a habit comes to in each drawing: [classes, drawers]."""
+    """The value of a habit in each drawing: [classes, drawers]."""
     person, time = _normal((drawers,), generator), _normal((classes, drawers), generator)
     return habit.usual + habit.people * person + habit.times * time
 
@@ -152,10 +152,10 @@ def _written(characters: Tensor, hand: dict[str, Tensor], samples: int, generato
 
 
 def _with_accidents(points: Tensor, shake: Tensor, generator: Generator) -> Tensor:
-    """Control points of characters [classes, 1, strokes, points, 2] in each drawing, [classes, drawers, ...]."""
+    """Control points [classes, 1, strokes, points, 2] with the variations of each drawing: [classes, drawers, ...]."""
     shape = (*shake.shape, *points.shape[2:])
     shake = shake[..., None, None, None]
-    # The factors say how far a stroke's size, place and ends stray when its control points stray by 1.
+    # The factors scale the variation of a stroke's size, position and ends relative to that of its control points.
     centre = points.mean(-2, keepdim=True)
     grown = 1 + 5 * shake * _normal((*shape[:3], 1, 2), generator)
     moved = 1.5 * shake * _normal((*shape[:3], 1, 2), generator)
@@ -163,12 +163,12 @@ def _with_accidents(points: Tensor, shake: Tensor, generator: Generator) -> Tens
     reach = 15 * shake * _normal((*shape[:3], 2, 1), generator)
     drawn[..., [0, -1], :] += reach * (drawn[..., [0, -1], :] - drawn[..., [1, -2], :])
     there = (points != points[..., :1, :]).any(-2, keepdim=True).any(-1, keepdim=True)
-    return torch.where(there, drawn, drawn[:, :, :1, :1])  # a stroke that is not there must not grow
+    return torch.where(there, drawn, drawn[:, :, :1, :1])  # an absent stroke must stay a point
 
 
 def _curves(points: Tensor, roundness: Tensor, samples: int) -> Tensor:
     """Points along the curves of control points: [..., points, 2] -> [..., samples, 2]."""
-    # The spline needs a control point beyond each end: with this one it ends at the last.
+    # The spline needs a control point beyond each end. With these two it starts at the first point, ends at the last.
     beyond = 2 * points[..., [0, -1], :] - points[..., [1, -2], :]
     points = torch.cat([beyond[..., :1, :], points, beyond[..., 1:, :]], dim=-2)
     k = points.shape[-2]
@@ -181,7 +181,7 @@ def _curves(points: Tensor, roundness: Tensor, samples: int) -> Tensor:
 def _transforms(hand: dict[str, Tensor]) -> Tensor:
     """The linear map of each drawing, [classes, drawers, 2, 2]: aspect and slant, then tilt."""
     stretch, tilt = hand["aspect"].sqrt(), hand["tilt"]
-    slant = -hand["slant"]  # y points down, people lean to the right
+    slant = -hand["slant"]  # y points down, and handwriting leans to the right
     upright = torch.stack([stretch, slant, torch.zeros_like(slant), 1 / stretch], dim=-1)
     turn = torch.stack([tilt.cos(), -tilt.sin(), tilt.sin(), tilt.cos()], dim=-1)
     return turn.unflatten(-1, (2, 2)) @ upright.unflatten(-1, (2, 2))
@@ -197,8 +197,9 @@ def _fitted(strokes: Tensor, side: Tensor) -> Tensor:
 def _inked(lines: Tensor, pen: Tensor, size: int) -> Tensor:
     """Lines [n, strokes, samples, 2] drawn with round pens of width [n]: uint8 [n, size, size].
 
-    Every short piece of a line leaves a Gaussian footprint, weighted with its length. Summed along the line, the level
-    at distance d from it is exp(-d^2 / (2 blur^2)), which gives d; a pixel is inked where d is below half the width.
+    Every short piece of a line leaves a Gaussian footprint, weighted by its length. Summed along the line, the level at
+    distance d from it is exp(-d^2 / (2 blur^2)), from which d follows. A pixel is inked where d is less than half the
+    width.
     """
     blur = 0.8 / 28 * size  # pixels
     lines = lines * size
@@ -219,12 +220,12 @@ def _one_of(points: Tensor, generator: Generator) -> Tensor:
 
 
 def _pick(weights: Sequence[float], n: int, generator: Generator) -> Tensor:
-    """n places in `weights`, each as often as its weight says."""
+    """n indices into `weights`, drawn in proportion to the weights."""
     return torch.multinomial(torch.tensor(weights, dtype=torch.float32), n, replacement=True, generator=generator)
 
 
 def _normal(shape: Sequence[int], generator: Generator) -> Tensor:
-    """Standard normal, cut at two deviations: nobody's hand is beyond recognition."""
+    """Standard normal, clipped at two standard deviations, because real handwriting stays readable."""
     return torch.randn(shape, generator=generator).clamp(-2, 2)
 
 
@@ -234,13 +235,14 @@ def _uniform(low: float, high: float, shape: Sequence[int], generator: Generator
 
 CLASSES = {"train": 600, "val": 100, "test": 200}  # characters of each split
 DRAWERS = 20  # as in Omniglot
-SEEDS = {"train": 0, "val": 1, "test": 2}  # of the alphabet and its drawers: disjoint by construction
+SEEDS = {"train": 0, "val": 1, "test": 2}  # different seeds give disjoint characters and drawers
 
 
 def glyphs(split: str = "train", ways: int = 5, shots: int = 1, queries: int = 15) -> ClassTasks:
-    """Generated characters: 600, 100 and 200 of them in train, val and test, by 20 drawers each; x [1, 28, 28].
+    """Episodes of generated characters: 600, 100 and 200 in train, val and test, by 20 drawers each; x [1, 28, 28].
 
-    Every split has characters and drawers of its own.
+    Every split has its own characters and drawers. Raises ConfigError for an unknown split, DataError for more ways or
+    examples than there are.
     """
     examples, starts = _alphabet(check_split(split))
     names = [f"{split}{i:03d}" for i in range(CLASSES[split])]

@@ -1,4 +1,4 @@
-"""Episodes from groups of rows: a customer, a hospital, a machine is a task, its rows are examples."""
+"""Episodes from groups of rows: each customer, hospital or machine is a task, and its rows are the examples."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from quickstudy.learner import Batch, Episode
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GroupTasks:
-    """A task is a group of rows; support and query are disjoint rows of it.
+    """A task is a group of rows; support and query set are disjoint rows of it.
 
-    `x` [N, ...] and `y` [N] class numbers or [N, d] values hold all rows, group g at `starts[g]:starts[g + 1]`, in the
-    order of time if `ordered`. Classes mean the same in every task; a task may lack some.
+    `x` [N, ...] and `y` ([N] class numbers or [N, d] values) hold all rows, group g at `starts[g]:starts[g + 1]`, in
+    order of time if `ordered`. Classes mean the same in every task; a task may lack some of them.
 
-    How rows are drawn. Values: `shots` support rows and `queries` others. Classes: `shots` of each class that the group
-    has, and `queries` others of each. Where a group has fewer rows it gives what it has, support first, at least one
-    query; what cannot give that is no task (`usable`). `ordered`: a moment is drawn, the last rows before it are the
-    support set and the first ones after it are asked for.
+    How rows are drawn: for values, `shots` support rows and `queries` other rows. For classes, `shots` rows of each
+    class that the group has, and `queries` other rows of each. A group with fewer rows gives what it has, support rows
+    first, but at least one query row. A group that cannot give that is not a task (`usable`). If `ordered`, a moment in
+    time is drawn: the last rows before it are the support set, and the first rows after it are the query set.
+
+    Raises DataError where no group can be a task, and for shots or queries below 1.
     """
 
     x: Tensor
@@ -39,9 +41,9 @@ class GroupTasks:
     ordered: bool = False
     name: str = "groups"
     split: str = "train"
-    unit: float = 1.0  # what 1 is in `y`, in the answer's own unit: errors are told in that
+    unit: float = 1.0  # what 1 in `y` is in the target's own unit; errors are reported in that unit
     preprocess: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # what was left out or mended on the way here, for people
+    notes: tuple[str, ...] = ()  # what was left out or corrected in the data, for people
 
     def __post_init__(self) -> None:
         for word in ("shots", "queries"):
@@ -59,15 +61,15 @@ class GroupTasks:
         return None if self.classes is None else len(self.classes)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episodes:
-        """n episodes of groups drawn with replacement."""
+        """n episodes of groups drawn with replacement: x [n, rows, ...], or a list of episodes where sizes differ."""
         return stack([self._episode(g, generator) for g in self._drawn(n, generator)], self.ways)
 
     def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, list[str]]:
-        """The group of the one task that `sample` draws from a generator in the same state."""
+        """The group of each task that `sample` draws from a generator in the same state."""
         return {"task": [self.names[g] for g in self._drawn(n, generator)]}
 
     def told(self, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """For people, of the one task that `sample` draws: its name, and those of all classes."""
+        """Describes, for people, the one task that `sample(1, generator)` draws: its name, and those of all classes."""
         name = self.names[self._drawn(1, generator)[0]]
         return {"task": name} if self.classes is None else {"task": name, "classes": list(map(str, self.classes))}
 
@@ -77,7 +79,7 @@ class GroupTasks:
 
     @functools.cached_property
     def usable(self) -> list[int]:
-        """The groups that can be a task: two rows; with classes two of them, one with two rows."""
+        """The groups that can be a task: those with two rows, or with two classes of which one has two rows."""
         return [group for group in range(len(self.names)) if self._suffices(group)]
 
     def _suffices(self, group: int) -> bool:
@@ -109,7 +111,7 @@ class GroupTasks:
         return torch.cat(support), torch.cat(query)
 
     def _in_time(self, y: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Rows before a moment, and rows after it; of classes, those that were seen before."""
+        """Rows before a moment, and rows after it. For classes, only those that occurred before the moment."""
         if self.classes is None:
             shots = min(self.shots, len(y) - 1)
             latest = max(len(y) - self.queries, shots)
@@ -126,9 +128,9 @@ class GroupTasks:
 
     @staticmethod
     def _moments(y: Tensor) -> list[int]:
-        """Where a task of classes can be cut: two classes before, and a row after of a class from before."""
+        """Where a task with classes can be cut: two classes occur before, and one of these occurs again after it."""
         places = [(y == label).nonzero().flatten() for label in y.unique().tolist()]
-        second = sorted(int(rows[0]) for rows in places)[1:2]  # where another class than the first begins
+        second = sorted(int(rows[0]) for rows in places)[1:2]  # where the second class begins
         now = torch.arange(len(y))
         good = torch.zeros(len(y), dtype=torch.bool)
         for rows in places if second else []:
@@ -139,7 +141,7 @@ class GroupTasks:
         return f"GroupTasks({self.describe()})"  # not the tensors
 
     def describe(self) -> dict[str, Any]:
-        """The task part of a protocol. Shots and queries are the most that a task has."""
+        """The task part of a protocol. Shots and queries are upper limits, because tasks may have fewer rows."""
         words = ("name", "split", "ways", "shots", "queries")
         return {word: getattr(self, word) for word in words} | {"tasks": len(self.usable)}
 

@@ -1,4 +1,4 @@
-"""Pictures from files: one picture, a folder of class folders, and episodes drawn from such a folder."""
+"""Images from files: single images, folders of class folders, and episodes drawn from such folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quickstudy.tasks.classes import ClassTasks, stack_classes
 from quickstudy.tasks.splits import SPLITS, by_name, check_disjoint, check_split
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm")
-# Pillow would also open formats that start other programs (EPS runs Ghostscript): a data set has no need of them.
+# Pillow would also open formats that start other programs (EPS runs Ghostscript). A data set does not need those.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 ADVICE = " Open it in a picture viewer and save it again as PNG or JPEG, or remove it."
@@ -26,11 +26,13 @@ TOGETHER = "Put all images of a class into one split, or give one folder of all 
 
 
 def load_image(path: str | Path, *, size: int = 28, channels: int | None = 1, invert: bool = False) -> Tensor:
-    """One picture as uint8 [channels, size, size], 255 = white; with `invert`, 255 = black (ink).
+    """One image as uint8 [channels, size, size], 255 = white; with `invert`, 255 = black (ink).
 
-    The whole picture is squeezed to a square (Lanczos). EXIF orientation is honoured, transparent parts become white,
-    16-bit grey is scaled to 8. `channels` is 1 (grey), 3 (RGB) or None (3 if the picture has any colour, else 1).
-    Of an animation, the first frame. `DataError` for a file that is missing or that is not a whole picture.
+    The whole image is resized to a square (Lanczos). EXIF orientation is applied, transparent parts become white, and
+    16-bit grey is scaled to 8 bits. `channels` is 1 (grey), 3 (RGB) or None (3 if the image has any colour, else 1).
+    Animations give their first frame.
+
+    Raises DataError for a file that is missing or not a complete image, ConfigError for other sizes or channels.
     """
     path = Path(path).expanduser()
     try:
@@ -45,7 +47,7 @@ def load_image(path: str | Path, *, size: int = 28, channels: int | None = 1, in
 
 
 def decode_image(data: bytes, name: str, *, size: int, channels: int | None, invert: bool) -> Tensor:
-    """`load_image` for the bytes of a file; `name` is what errors call it."""
+    """`load_image` for the bytes of a file; `name` names it in errors."""
     _check_options(size, channels)
     picture = _decoded(data, name)
     if channels is None:
@@ -60,9 +62,11 @@ def read_classes(
 ) -> dict[str, Tensor]:
     """A folder of class folders as class name -> uint8 [n, channels, size, size], classes and files sorted by name.
 
-    A class folder may lie deeper: `Greek/alpha/*.png` is the class "Greek/alpha". Hidden files and files that are no
-    pictures by their extension are ignored. `channels=None` gives 3 if any picture has colour, else 1. `DataError`
-    for a class folder without pictures, and one that names all broken pictures.
+    A class folder may lie deeper: `Greek/alpha/*.png` is the class "Greek/alpha". Hidden files and files without an
+    image extension are ignored. `channels=None` gives 3 if any image has colour, else 1.
+
+    Raises DataError for a class folder without images and for broken images (one error lists them), ConfigError for
+    other sizes or channels.
     """
     _check_options(size, channels)
     files = _some_classes(Path(folder).expanduser())
@@ -84,13 +88,18 @@ def from_folder(
 ) -> ClassTasks:
     """Episodes from a folder of class folders (see `read_classes`); examples uint8 [N, channels, size, size].
 
-    Subfolders train, val and test of `path` are the splits, and must not share classes. Otherwise the classes are
-    split 60/20/20 by a hash of their names: the same on every machine, and nearly the same after adding a class.
-    `channels=None` looks at all splits, so that a network fits every one of them. `rotations` adds the classes
-    turned by 90, 180 and 270 degrees to the train split: good for symbols, wrong where turning keeps the class.
-    `augment` changes training images a little, anew in every episode, by draws from the generator of the task: moved
-    by up to an eighth of the side, and colour also mirrored and lit otherwise; `Augmentation(shift, flip, light)` says
-    what else. Grey ones are not mirrored, as that makes others of characters. Refused for validation and test.
+    If `path` has subfolders train, val and test, they are the splits and must not share classes. Otherwise the classes
+    are split 60/20/20 by a hash of their names: the same on every machine, and nearly the same after adding a class.
+    `channels=None` looks at all splits, so that one network fits all of them. `rotations` adds the classes turned by
+    90, 180 and 270 degrees to the train split. This suits symbols, but is wrong where turning keeps the class.
+
+    `augment` changes training images slightly, anew in every episode, with draws from the episode's generator. Images
+    are moved by up to an eighth of the side, and colour images are also mirrored and lit differently. An
+    `Augmentation(shift, flip, light)` sets other limits. Grey images are not mirrored, because that turns characters
+    into other ones.
+
+    Raises DataError for missing, broken or too few images or classes and for classes in two splits, ConfigError for an
+    unknown split, for other sizes or channels and for `augment` on validation or test images.
     """
     check_split(split)
     _check_options(size, channels)
@@ -112,7 +121,8 @@ def from_folder(
 def rotated(classes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The classes [n, channels, size, size] and, as new classes "name@90", "@180", "@270", their rotations.
 
-    Anticlockwise. Turned symbols are other symbols: the usual way to four times as many Omniglot classes.
+    Rotations are anticlockwise. Turned symbols are different symbols, so this gives four times as many classes, as is
+    usual for Omniglot.
     """
     turns = {f"{name}@{90 * k}": images.rot90(k, (-2, -1)) for k in (1, 2, 3) for name, images in classes.items()}
     return {**classes, **turns}
@@ -126,7 +136,7 @@ def _check_options(size: int, channels: int | None) -> None:
 
 
 def _decoded(data: bytes, name: str) -> Image.Image:
-    """The picture as the eye sees it, 8-bit grey ("L") or "RGB"."""
+    """The image as a viewer shows it, 8-bit grey ("L") or "RGB"."""
     if not data:
         raise DataError(f"{name} is an empty file. Copy it again, or remove it.")
     try:
@@ -136,7 +146,7 @@ def _decoded(data: bytes, name: str) -> Image.Image:
         raise DataError(f"{name} is not an image of a known kind ({', '.join(FORMATS)}).{ADVICE}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} has too many pixels to be opened safely: {error}{ADVICE}") from error
-    except Exception as error:  # Pillow's decoders raise almost any type on broken bytes
+    except Exception as error:  # Pillow's decoders raise almost any error type on broken bytes
         raise DataError(f"{name} is a broken image: {error}.{ADVICE}") from error
 
 
@@ -151,7 +161,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled by the whole range of 16 bits, so that pictures of one set stay comparable."""
+    """16-bit grey scaled by the full 16-bit range, so that the images of one set stay comparable."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError(f"its values, {values.min()} to {values.max()}, are neither 8- nor 16-bit")
@@ -171,7 +181,7 @@ def _file_has_colour(path: Path) -> bool:
             if header.mode in GREY_MODES:  # known without decoding the pixels
                 return False
         return _has_colour(_decoded(data, str(path)))
-    except Exception:  # a broken picture: reading it will say so, if it belongs to the split that is read
+    except Exception:  # a broken image: `_read` reports it if it is in the split that is read
         return False
 
 
@@ -181,7 +191,7 @@ def _channels_of(splits: Sequence[Mapping[str, Sequence[Path]]]) -> int:
 
 
 def _children(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without hidden entries and what macOS leaves in zip files."""
+    """The entries of a folder sorted by name, without hidden ones and those that macOS adds to zip files."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}. Give a folder that holds one folder of images per class.")
     try:
@@ -200,7 +210,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _class_files(folder: Path, prefix: str = "") -> dict[str, list[Path]]:
-    """Class name -> its picture files, for all class folders below `folder`."""
+    """Class name -> its image files, for all class folders below `folder`."""
     found: dict[str, list[Path]] = {}
     for child in _folders(folder):
         images, folders, name = _images(child), _folders(child), prefix + child.name
@@ -238,10 +248,10 @@ def _read(files: Mapping[str, Sequence[Path]], size: int, channels: int, invert:
 
 
 def _splits(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """Split -> class -> picture files."""
+    """Split -> class -> image files."""
     folders = [entry.name for entry in _folders(root)]
     given = [split for split in SPLITS if split in folders]
-    # One such name among others is a class: pictures of a train, a bus and a car.
+    # A single such name among others is a class, as with images of a train, a bus and a car.
     if len(given) >= 2 or len(given) == len(folders) == 1:
         splits = {split: _class_files(root / split) for split in given}
         check_disjoint("class", "classes", {str(root / split): files for split, files in splits.items()}, TOGETHER)
@@ -250,7 +260,7 @@ def _splits(root: Path) -> dict[str, dict[str, list[Path]]]:
 
 
 def _check_enough(root: Path, splits: Mapping[str, Mapping[str, object]], split: str, ways: int, turns: int) -> None:
-    """`turns` is 4 where rotations count as classes, else 1."""
+    """Raise DataError where the split is missing or has too few classes. `turns` is 4 with rotations as classes."""
     counts = ", ".join(f"{len(files)} {name}" for name, files in splits.items())
     if split not in splits:
         others = [entry.name for entry in _folders(root)]

@@ -55,10 +55,12 @@ def omniglot(
 ) -> ClassTasks:
     """Omniglot episodes; examples uint8 [N, 1, 28, 28], 255 = ink, 20 drawings per character.
 
-    `root` is the folder with the data or its parent, by default QUICKSTUDY_DATA, else "data"; when it holds no
-    Omniglot, `download_omniglot` fetches it there. `division` "vinyals" has 1028 characters to train, 172 for
-    validation and 423 to test; "1200" trains on the first two together. `rotations` adds every training character
-    turned by 90, 180 and 270 degrees as characters of their own. `DataError` for data that is absent or broken.
+    `root` is the folder with the data or its parent, by default QUICKSTUDY_DATA, else "data". If it holds no Omniglot,
+    `download_omniglot` fetches it there. `division` "vinyals" has 1028 characters for training, 172 for validation and
+    423 for testing; "1200" trains on the first two together. `rotations` adds every training character turned by 90,
+    180 and 270 degrees as characters of their own.
+
+    Raises DataError where the data is missing or broken, ConfigError for an unknown division or split.
     """
     names = _names(split, division)
     drawings = _complete(_located(data_folder(root, "Omniglot")))
@@ -70,9 +72,10 @@ def omniglot(
 
 
 def download_omniglot(root: str | Path) -> None:
-    """The two official zip files (16 MB) into the folder `root`; a file that is already there is kept.
+    """Download the two official zip files (16 MB) into the folder `root`; existing files are kept.
 
-    Each is checked by md5 and appears under its name only when it is whole. `DataError` says what to do by hand.
+    Each is checked by md5 and appears under its name only when it is complete. Raises DataError where a download fails,
+    with instructions for doing it by hand.
     """
     folder = Path(root).expanduser()
     for name in ARCHIVES:
@@ -106,7 +109,7 @@ def _letters() -> dict[str, str]:
 
 
 def _places(root: Path) -> list[Path]:
-    """Folders in which Omniglot may lie; torchvision calls its own omniglot-py."""
+    """Folders that may hold Omniglot; torchvision calls its folder omniglot-py."""
     return [root, root / "omniglot", root / "omniglot-py", root / "omniglot" / "omniglot-py"]
 
 
@@ -125,7 +128,7 @@ def _find(root: Path) -> tuple[Path, ...]:
 
 
 def _complete(source: tuple[Path, ...]) -> Mapping[str, Tensor]:
-    """Character -> drawings, of which none is missing."""
+    """Character -> drawings. Raises DataError where one is missing."""
     drawings = _read(source)
     lacking = [name for name in _letters() if len(drawings.get(name, ())) != DRAWERS]
     if lacking:
@@ -136,17 +139,17 @@ def _complete(source: tuple[Path, ...]) -> Mapping[str, Tensor]:
     return drawings
 
 
-@functools.lru_cache(maxsize=2)  # train, val and test come from one reading
+@functools.lru_cache(maxsize=2)  # the files are read once for train, val and test
 def _read(source: tuple[Path, ...]) -> Mapping[str, Tensor]:
     """Character -> uint8 [drawers, 1, 28, 28], 255 = ink."""
     if source[0].suffix == ".npz":
         return _read_array(source[0])
     kept = _cache_file(source)
     if kept.exists():
-        with contextlib.suppress(DataError):  # a broken cache is no cache
+        with contextlib.suppress(DataError):  # ignore a broken cache
             return _read_array(kept)
     drawings = _read_zips(source) if source[0].suffix == ".zip" else _read_folders(source)
-    with contextlib.suppress(OSError, ValueError):  # nowhere to write; characters that differ in their drawings
+    with contextlib.suppress(OSError, ValueError):  # not writable; or unequal numbers of drawings
         _write_array(kept, drawings)
     return drawings
 
@@ -203,7 +206,7 @@ def _read_folders(paths: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def _cache_file(source: Sequence[Path]) -> Path:
-    """Where the array of these zips or folders is kept: a new name whenever a file's size or time changes."""
+    """Where the array of these zips or folders is cached: a new name whenever a file's size or time changes."""
     files = sorted(file for path in source for file in ([path] if path.is_file() else path.rglob("*.png")))
     states = [(file.parts[-3:], file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr(states).encode()).hexdigest()[:16]

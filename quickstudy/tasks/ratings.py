@@ -3,13 +3,14 @@
     y = (rating - mean) / std
     x = [ s_i / (n_i + prior) / std,  log10(1 + n_i),  (c_i, v_i) / std,  the features of item i ]
 
-n_i counts the ratings of item i by training users, s_i sums what they are above the mean: the first number is the
-item's mean rating, shrunken to that of all. c_i and v_i, if asked for, are the item's offset and factors in a
-factorisation of those ratings (`quickstudy.tasks.factors`): a linear head on them is its fold-in of a new user.
+n_i counts the ratings of item i by training users, and s_i sums their differences from the mean of all ratings. The
+first number is therefore the item's mean rating, shrunk towards the overall mean. c_i and v_i, if asked for, are the
+item's offset and factors in a factorisation of those ratings (`quickstudy.tasks.factors`). A linear head on them is the
+fold-in of a new user.
 
-For training users all of these are taken without the user's own rating of the item, so that no rating sees itself (in
-the factorisation, with the users as they are). An item that no training user rated is cold: zeros, and its features
-alone describe it.
+For training users, all of these are computed without the user's own rating of the item, so that no rating sees itself
+(in the factorisation, with the users fixed). An item that no training user rated is cold: its statistics are zero, and
+only its features describe it.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ from quickstudy.tasks.tables import (
     rows_of,
 )
 
-DIGITS = 4  # of a statistic that are kept
+DIGITS = 4  # decimals that are kept of a statistic
 
 
 class Statistics(NamedTuple):
-    """What the ratings of training users say of items: n, s, and c and v if asked for."""
+    """What the ratings of training users say about items: n, s, and c and v if asked for."""
 
     items: list[str]  # sorted
     of_items: np.ndarray  # [items, 2 or 3 + factors]
-    of_rows: Any  # a DataFrame of the same: for each rating, those of its item without it
+    of_rows: Any  # a DataFrame: for each rating, the same statistics of its item, computed without that rating
 
 
 def from_ratings(
@@ -72,27 +73,28 @@ def from_ratings(
     lam: float = 20.0,
     preprocess: Mapping[str, Any] | None = None,
 ) -> GroupTasks:
-    """Tasks from ratings: what one user thinks of the items that he or she rated.
+    """Tasks from ratings: a task is one user, and its examples are the items that the user rated.
 
-    ratings     a CSV, TSV or Parquet file, a DataFrame, a dict of DataFrames or a folder of files train, val and test;
-                a row is one rating; else users are split 60/20/20 by a hash of their names, the same on every machine
-    user        the column of who rated; item: of what; rating: of the number to predict
-    shots       support ratings of a user; queries: ratings asked for
-    time        a column of dates or numbers: support ratings then come before query ratings
+    ratings     one rating per row: a CSV, TSV or Parquet file or a DataFrame, split 60/20/20 by a hash of the users'
+                names (the same on every machine); or your own splits, a dict of DataFrames or a folder of files, with
+                the names train, val and test
+    user        the column that names the user; item: the item; rating: the number to predict
+    shots       support ratings of a user; queries: query ratings
+    time        a column of dates or numbers, by which support ratings come before query ratings
     items       a table of the items' features, a file or a DataFrame; lists such as "Action|Drama" become a column of
-                0 and 1 for each level, other columns what `from_table` makes of them
-    item_id     its column of names; None: called as in the ratings; ignore: columns of it to leave out; categories:
-                columns of numbers that are names
-    least       ratings that a user needs to be a task, at least 2; those of others count for the items all the same
+                0 and 1 for each level, other columns are treated as in `from_table`
+    item_id     its column of item names; None: the same as in the ratings; ignore: columns of the table to leave out;
+                categories: columns of numbers that are only names
+    least       ratings that a user needs to be a task, at least 2; ratings of other users still count for the items
     factors     length of the items' vectors learned from the ratings of training users; 0: none
-    prior       an item's mean rating is shrunken as if it had so many more ratings, all of them the mean
+    prior       an item's mean rating is shrunk as if it had this many more ratings, all equal to the mean
     lam         weight of the squared length of the factors
-    preprocess  all that was learned of the items, of a learner trained before: `trained.preprocess`; None: learned here
+    preprocess  what an earlier learner learned about the items: `trained.preprocess`; None: learn it here
 
-    Answers are scaled by mean and deviation of the training ratings; predictors answer in the rating's own unit, for
-    rows (a DataFrame, dicts) with the item's name, and its features where training did not know the item. Ratings
-    without a user, an item or a number are left out; of several ratings of an item by one user the last one counts;
-    `notes` tells how many. For what a user with few ratings gives, see `GroupTasks`.
+    Answers are scaled by mean and standard deviation of the training ratings. Predictors answer in the rating's own
+    unit, for rows (a DataFrame, dicts) with the item's name, and with its features if training did not know the item.
+    Ratings without a user, an item or a number are left out. If a user rated an item several times, the last rating
+    counts. `notes` says how many were left out. `GroupTasks` describes what happens to users with few ratings.
 
     >>> import pandas, quickstudy as qs
     >>> rows = [{"user": f"user {u}", "item": i, "rating": (u * i) % 5} for u in range(10) for i in range(6)]
@@ -100,7 +102,8 @@ def from_ratings(
     >>> tasks.sample(3).support.x.shape
     torch.Size([3, 2, 2])
 
-    Raises DataError that names column and row, ConfigError for numbers that cannot be.
+    Raises DataError for bad data, naming column and row, ConfigError for an unknown split and for `least`, `factors`,
+    `prior` or `lam` out of range.
     """
     check_split(split)
     if least < 2 or factors < 0 or prior <= 0 or lam <= 0:
@@ -131,13 +134,13 @@ def from_ratings(
 def encode(learned: Mapping[str, Any], rows: Any, statistics: Any = None) -> np.ndarray:
     """Rows that name items as numbers [n, d], float32.
 
-    `statistics`: a DataFrame of what to take for those of each row's item, by the row's index; None: those kept.
+    `statistics` is a DataFrame, indexed like the rows, with the statistics of each row's item; None: the learned ones.
 
     Raises DataError for rows that name no item.
     """
     places = _places(learned, rows)
     table = np.array(learned["statistics"], dtype=np.float64)
-    of_items = np.concatenate([table, np.zeros_like(table[:1])])  # the last one is that of cold items
+    of_items = np.concatenate([table, np.zeros_like(table[:1])])  # place -1, the last row, is for cold items
     n, s, *vectors = (of_items[places] if statistics is None else statistics.loc[rows.index].to_numpy()).T
     made = [s / (n + learned["prior"]) / learned["std"], np.log10(1 + n), *(v / learned["std"] for v in vectors)]
     own = columns.encode(learned["columns"], _features(learned, rows, places))
@@ -145,7 +148,7 @@ def encode(learned: Mapping[str, Any], rows: Any, statistics: Any = None) -> np.
 
 
 def check_known(learned: Mapping[str, Any], rows: Any) -> None:
-    """Raise DataError where nothing at all is known of any row's item, which most often has a name of another kind."""
+    """Raise DataError where nothing is known about any row's item. Usually the items then have other kinds of names."""
     told = any(column["name"] in rows.columns for column in learned["columns"])
     if not told and (_places(learned, rows) < 0).all():
         raise DataError(
@@ -155,7 +158,7 @@ def check_known(learned: Mapping[str, Any], rows: Any) -> None:
 
 
 def _places(learned: Mapping[str, Any], rows: Any) -> np.ndarray:
-    """Where each row's item is among those known, -1 where it is not."""
+    """The place of each row's item among the known items, -1 if it is unknown."""
     item = learned["item"]
     check_columns(rows, {"item": [item]}, "the table")
     if (lacking := rows[item].isna().to_numpy()).any():
@@ -164,7 +167,7 @@ def _places(learned: Mapping[str, Any], rows: Any) -> np.ndarray:
 
 
 def _features(learned: Mapping[str, Any], rows: Any, places: np.ndarray) -> Any:
-    """The features of each row's item: those kept; of an item that is not known, the row's own if it has any."""
+    """The features of each row's item: the learned ones, or for an unknown item those in the row, if there are any."""
     found = {}
     for column in learned["columns"]:
         name, kept = column["name"], learned["features"][column["name"]]
@@ -175,7 +178,7 @@ def _features(learned: Mapping[str, Any], rows: Any, places: np.ndarray) -> Any:
 
 
 def _plain(column: columns.Column, values: Any) -> list[float | str | None]:
-    """A column as JSON can keep it."""
+    """A column as plain values for JSON."""
     plain = as_numbers(values, column["name"]) if column["kind"] == "number" else as_words(values)
     return [None if gone else value for value, gone in zip(plain.tolist(), values.isna(), strict=True)]
 
@@ -184,7 +187,7 @@ def _plain(column: columns.Column, values: Any) -> list[float | str | None]:
 
 
 def _clean(frame: Any, user: str, item: str, rating: str, time: str | None) -> tuple[Any, list[str]]:
-    """Who rated what how, users and items as words, in the order of time, and notes of what was left out."""
+    """The ratings with users and items as words, in order of time, and notes about what was left out."""
     needed = {"user": user, "item": item, "rating": rating, "time": time}
     named = [column for column in needed.values() if column is not None]
     check_columns(frame, {role: [column] for role, column in needed.items() if column is not None}, "the table")
@@ -206,7 +209,7 @@ def _clean(frame: Any, user: str, item: str, rating: str, time: str | None) -> t
 def _catalogue(
     items: Any, item_id: str, ignore: Sequence[str], categories: Sequence[str], notes: list[str]
 ) -> tuple[Any, list[columns.Column]]:
-    """The table of items by their names, and how its columns become numbers."""
+    """The table of items, indexed by their names, and how its columns become numbers."""
     pandas = need_pandas()
     if items is None:
         return pandas.DataFrame(), []
@@ -230,7 +233,7 @@ def _catalogue(
 
 
 def _enough(mine: Any, user: str, least: int, split: str, notes: list[str]) -> Any:
-    """The ratings of users that have enough of them."""
+    """The ratings of users who have enough of them."""
     few = mine.groupby(user)[user].transform("size") < least
     if few.all():
         raise DataError(f"no {split} user has {least} ratings.")
@@ -241,11 +244,11 @@ def _enough(mine: Any, user: str, least: int, split: str, notes: list[str]) -> A
     return mine[~few]
 
 
-# --- what is learned of the items ------------------------------------------------------------------------------------
+# --- what is learned about the items ---------------------------------------------------------------------------------
 
 
 def _settings(train: Any, names: Mapping[str, Any]) -> dict[str, Any]:
-    """What the statistics depend on."""
+    """The settings that the statistics depend on."""
     target = names["target"]
     return {"kind": "ratings", **names, **learn_scale(train[target].to_numpy(), target)}
 
@@ -264,7 +267,7 @@ def _statistics(train: Any, settings: Mapping[str, Any]) -> Statistics:
 
 
 def _kept(found: Statistics, catalogue: tuple[Any, list[columns.Column]], notes: list[str]) -> dict[str, Any]:
-    """The items as JSON keeps them: their statistics, and the features of all in the table of items."""
+    """The items as plain values for JSON: their statistics, and the features of all items in the table."""
     frame, described = catalogue
     unknown = set(found.items).difference(frame.index)
     if len(frame) and len(unknown) == len(found.items):
@@ -285,7 +288,10 @@ def _kept(found: Statistics, catalogue: tuple[Any, list[columns.Column]], notes:
 
 
 def _check_same(found: Statistics, learned: Mapping[str, Any]) -> None:
-    """Raise DataError where these are not the ratings that a learner was trained on: they could not be taken out."""
+    """Raise DataError where these are not the ratings that a learner was trained on.
+
+    A user's own ratings can only be taken out of statistics that hold them.
+    """
     counts = {item: row[0] for item, row in zip(learned["items"], learned["statistics"], strict=True) if row[0]}
     if counts != dict(zip(found.items, found.of_items[:, 0], strict=True)):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Texts as the vectors of a sentence-embedding model: it looks at each text once, and only a head is meta-trained."""
+"""Texts as vectors of a sentence-embedding model. It reads each text once, and only a head is meta-trained."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.tasks.features import frozen, in_batches
 
-BATCH = 256  # texts that the model sees at once
+BATCH = 256  # texts that the model encodes at once
 Encoder = Callable[[list[str]], Any]  # n texts -> [n, d], an array or a tensor
 
 
 def embedded(texts: Sequence[str], encoder: Encoder, *, progress: bool = False) -> Tensor:
-    """The vectors of texts [n, d]. Raises ConfigError where the encoder gives something else, DataError for NaN."""
+    """The vectors of texts [n, d].
+
+    Raises ConfigError where the encoder gives something else, DataError for NaN or infinity.
+    """
     parts = [list(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)]
     found = in_batches(lambda part: _as_tensor(encoder(part)), parts, "the encoder of texts", progress)
     if found.dim() != 2:
@@ -38,9 +41,12 @@ def _as_tensor(vectors: Any) -> Any:
 
 
 def opened(encoder: Any, *, download: bool = True) -> Encoder:
-    """What to call on texts: a model of sentence_transformers by name, a method `encode`, a function, a module.
+    """The function that turns texts into vectors, from any form in which users may give an encoder.
 
-    Of a module a frozen copy in eval mode is called.
+    The forms are the name of a sentence_transformers model, an object with a method `encode`, a function, or a module,
+    of which a frozen copy in eval mode is used. A model by name is downloaded only with `download`.
+
+    Raises ConfigError for anything else, for a model that cannot be opened, and for a module that normalises by batch.
     """
     if isinstance(encoder, str):
         return _installed(encoder, download)
@@ -55,7 +61,7 @@ def opened(encoder: Any, *, download: bool = True) -> Encoder:
     return encoder
 
 
-@functools.lru_cache(maxsize=1)  # a model is large, and slow to open
+@functools.lru_cache(maxsize=1)  # models are large and slow to open
 def _installed(name: str, download: bool) -> Encoder:
     try:
         library = importlib.import_module("sentence_transformers")
@@ -74,13 +80,16 @@ def _installed(name: str, download: bool) -> Encoder:
 
 
 def facts(encoder: Any, width: int) -> dict[str, Any]:
-    """What a file says of an encoder: its name, its width, and whether the name is enough to open it."""
+    """What a file says about an encoder: its name, its width d, and whether the name is enough to open it."""
     name = encoder if isinstance(encoder, str) else getattr(encoder, "__qualname__", type(encoder).__name__)
     return {"encoder": name, "width": width, "named": isinstance(encoder, str)}
 
 
 def as_vectors(preprocess: Mapping[str, Any], texts: list[str], encoder: Encoder | None) -> Tensor:
-    """Texts as vectors of the encoder of training [n, d], given or opened by its name."""
+    """Texts as vectors [n, d] of the encoder used in training, which is given or opened by its name.
+
+    Raises ConfigError where the encoder is missing or cannot be opened, DataError where its width has changed.
+    """
     name, width = preprocess["encoder"], preprocess["width"]
     if encoder is None and not preprocess["named"]:
         raise ConfigError(

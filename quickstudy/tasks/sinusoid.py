@@ -1,4 +1,4 @@
-"""Regression of sine waves: the smallest benchmark of few-shot regression."""
+"""Regression on sine waves, the smallest benchmark for few-shot regression."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from quickstudy.tasks.splits import check_split
 class Sinusoids:
     """A task is y = amplitude * sin(x + phase), amplitude ~ U[0.1, 5], phase ~ U[0, pi], x ~ U[-5, 5].
 
-    Finn, Abbeel, Levine 2017, section 5.1. Tasks are drawn from a continuum, so splits differ by their random stream:
-    the same generator gives different tasks in each. `noise` is the standard deviation of what is added to each y,
-    of support and query alike; the waves and places are those without it.
+    Finn, Abbeel, Levine 2017, section 5.1. Tasks are drawn from a continuum, so the splits differ only in their random
+    streams: the same generator gives different tasks in each. `noise` is the standard deviation of the Gaussian noise
+    that is added to every y of the support and query sets. It leaves waves and inputs x unchanged.
+
+    Raises ConfigError for an unknown split, DataError for shots or queries below 1 and for a negative noise.
     """
 
     split: str = "train"
@@ -38,7 +40,7 @@ class Sinusoids:
 
     @property
     def name(self) -> str:
-        """Another noise is another problem, and scores under it do not compare."""
+        """The name of the source. It includes the noise, because scores under different noise are not comparable."""
         return f"sinusoid with noise {self.noise:g}" if self.noise else "sinusoid"
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:

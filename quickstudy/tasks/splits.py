@@ -1,4 +1,4 @@
-"""The three splits, disjoint in classes or groups."""
+"""The three splits train, val and test, which share no class or group."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ T = TypeVar("T")
 
 
 def check_split(split: str) -> str:
-    """The split itself, or a ConfigError that names the three."""
+    """The split itself. Raises ConfigError where it is not one of the three."""
     if split not in SPLITS:
         raise ConfigError(f"split must be 'train', 'val' or 'test', got {split!r}.{suggest(split, SPLITS)}")
     return split
 
 
 def by_name(of: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """60/20/20 in the order of a hash of the name, so a new class or group moves only a few others, at the two cuts."""
+    """Splits names 60/20/20 in the order of their hashes, so that a new name moves only a few others, at the two cuts.
+
+    Returns split -> name -> what `of` holds for the name.
+    """
     names = sorted(of, key=lambda name: hashlib.sha256(name.encode()).digest())
     fifth = round(len(names) / 5)
     parts = (names[2 * fifth :], names[fifth : 2 * fifth], names[:fifth])
@@ -28,7 +31,7 @@ def by_name(of: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def check_disjoint(thing: str, things: str, splits: Mapping[str, Iterable[str]], advice: str) -> None:
-    """Raise DataError for a name in two splits, which are called as the keys say, with the advice."""
+    """Raise DataError, with the advice, for a name in two splits; the keys of `splits` name them in the error."""
     owner: dict[str, str] = {}
     for split, names in splits.items():
         for name in names:

@@ -30,19 +30,19 @@ from quickstudy.tasks.groups import GroupTasks
 from quickstudy.tasks.splits import SPLITS, by_name, check_disjoint, check_split
 
 EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-MISSING = ["?"]  # beside what pandas takes for missing: empty, NA, NaN, null, None
-BYTES = 6  # of memory for a byte of a file, at the peak of reading it
-LISTED = 5  # names in one message
+MISSING = ["?"]  # besides what pandas treats as missing: empty, NA, NaN, null, None
+BYTES = 6  # peak memory for each byte of a file while it is read
+LISTED = 5  # names listed in one message
 IDENTIFIER = re.compile(r"(^|[_\W])(id|no|nr|key|code)$|[a-z](id|Id|ID)$", re.ASCII)
-FEWEST_IDENTIFIERS = 20  # different numbers from which a column may be one
-SPLIT = "__split__"  # of tables that are joined: the one that a row came from
+FEWEST_IDENTIFIERS = 20  # a column with no more different numbers is not taken for an identifier
+SPLIT = "__split__"  # the column of joined tables that says which split a row came from
 
 
 class Roles(NamedTuple):
     """What the columns of a table are for."""
 
     task: str  # which task a row belongs to
-    target: str  # what is to be predicted
+    target: str  # what to predict
     time: str | None  # the order of a task's rows
     features: list[str]
 
@@ -63,20 +63,21 @@ def from_table(
 ) -> GroupTasks:
     """Tasks from a table: the rows of one customer, hospital or machine are one task.
 
-    table       a CSV, TSV or Parquet file, a DataFrame, a dict of DataFrames or a folder of files train, val and test;
-                else tasks are split 60/20/20 by a hash of their names, the same on every machine
+    table       a CSV, TSV or Parquet file or a DataFrame, whose tasks are split 60/20/20 by a hash of their names (the
+                same on every machine); or your own splits, a dict of DataFrames or a folder of files, with the names
+                train, val and test
     task        the column that names a row's task; target: the one to predict
-    shots       support rows of a task (of each class, where the target is a class); queries: rows asked for, likewise
-    time        a column of dates or numbers: support rows then come before query rows
-    kind        what the target is: "number" or "class"; None: classes where it is words, switches or two numbers
-    ignore      columns to leave out; categories: columns of numbers that are names, such as a code of a kind of pain
-    preprocess  how columns become numbers, of a learner trained before: `trained.preprocess`; None: learned here
+    shots       support rows of a task (per class, if the target is a class); queries: query rows, likewise
+    time        a column of dates or numbers, by which support rows come before query rows
+    kind        "number" or "class", what the target is; None: class for words, booleans or two different values
+    ignore      columns to leave out; categories: columns of numbers that are only names, such as a kind of pain
+    preprocess  how columns become numbers, from an earlier learner: `trained.preprocess`; None: learn it here
 
-    All other columns are features (see `quickstudy.tasks.columns`): means, deviations and levels are those of training
-    tasks, and so are mean and deviation of a target of numbers, by which it is scaled; predictors answer in its own
-    unit. Rows without a target, rows that are exact copies of others of their task, columns that only number the rows
-    and tasks that are too small are left out; `notes` tells how many. For what a task with few rows gives, see
-    `GroupTasks`.
+    All other columns are features (see `quickstudy.tasks.columns`). Their means, standard deviations and levels are
+    those of training tasks. A target of numbers is scaled by mean and standard deviation of training tasks; predictors
+    answer in its own unit. Rows without a target, exact copies of other rows, columns that only number the rows, and
+    tasks that are too small are left out; `notes` says how many. `GroupTasks` describes what happens to tasks with few
+    rows.
 
     >>> import pandas, quickstudy as qs
     >>> pupils = [{"school": "abcdefghij"[i % 10], "age": 6 + i % 7, "mark": i % 3} for i in range(60)]
@@ -85,7 +86,8 @@ def from_table(
     >>> tasks.sample(3).support.x.shape
     torch.Size([3, 2, 1])
 
-    Raises DataError that names column, row and task.
+    Raises DataError for bad data, naming column, row or task, ConfigError for an unknown split or kind and where task
+    and target are the same column.
     """
     check_split(split)
     frame, assigned, name = read_splits(table)
@@ -124,12 +126,12 @@ def read_table(path: str | os.PathLike) -> Any:
 
 
 def split_files(folder: Path) -> dict[str, Path]:
-    """The tables train, val and test in a folder, those that are there."""
+    """Split -> file, for those of the tables train, val and test that a folder holds."""
     return {split: file for split in SPLITS for end in EXTENSIONS if (file := folder / f"{split}{end}").is_file()}
 
 
 def check_columns(frame: Any, given: Mapping[str, Sequence[str]], name: str) -> None:
-    """Raise DataError unless the table has all the columns given for each role."""
+    """Raise DataError unless the table has all columns given for each role; `name` names the table in the error."""
     names = [str(column) for column in frame.columns if column != SPLIT]
     for role, columns in given.items():
         if lacking := next((column for column in columns if column not in names), None):
@@ -149,7 +151,7 @@ def _check_memory(path: Path) -> None:
 
 
 def _memory() -> int | None:
-    """Bytes that can be had, None where the system does not say."""
+    """Bytes of memory that are available, None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -165,7 +167,10 @@ def _separator(path: Path) -> str:
 
 
 def read_splits(table: Any) -> tuple[Any, dict[str, Mapping[str, Any]] | None, str]:
-    """The rows, the tasks of each split where the user made the splits, and a name."""
+    """The rows as a DataFrame, {} if the user made the splits (column `SPLIT` names them) else None, and a name.
+
+    Raises DataError where the tables cannot be read or differ in their columns.
+    """
     pandas = need_pandas()
     if isinstance(table, pandas.DataFrame):
         return table.reset_index(drop=True), None, "table"
@@ -207,7 +212,11 @@ def _roles(
 
 
 def clean(frame: Any, needed: Mapping[str, str | None]) -> tuple[Any, list[str]]:
-    """Without rows that lack a value in a column needed, which each has a role, and without exact copies; and notes."""
+    """The table without incomplete rows and without exact copies of rows, and notes about what was left out.
+
+    `needed` maps roles to columns; a row without a value in one of these is incomplete. Raises DataError where no row
+    is left.
+    """
     notes: list[str] = []
     for role, column in needed.items():
         if column is not None and (lacking := frame[column].isna()).any():
@@ -253,7 +262,7 @@ def _seems_identifier(column: Any) -> bool:
 def _learn(
     frame: Any, roles: Roles, splits: Mapping[str, Mapping[str, Any]], kind: str | None, categories: Sequence[str]
 ) -> dict[str, Any]:
-    """What is learned on training tasks: features, and the target's classes or scale."""
+    """What is learned on training tasks: how features become numbers, and the target's classes or scale."""
     train = frame[_in_split(frame, roles.task, splits, "train")]
     if len(train) == 0:
         raise DataError("the table has no training tasks: columns are scaled by what they hold.")
@@ -261,7 +270,7 @@ def _learn(
     learned: dict[str, Any] = {"kind": "table", **{w: getattr(roles, w) for w in ("task", "target", "time")}}
     learned["columns"] = columns
     if _is_class(train[roles.target], roles.target, kind):
-        # The names of all splits: a class that only a test task has is one all the same.
+        # Take the names from all splits, because a class may occur in a test task only.
         learned["classes"] = sorted(as_words(frame[roles.target]).unique())
         if len(learned["classes"]) < 2:
             raise DataError(f"the target {roles.target!r} is {learned['classes'][0]!r} in every row: nothing to learn.")
@@ -278,7 +287,7 @@ def _learn(
 
 
 def learn_scale(answers: np.ndarray, target: str) -> dict[str, float]:
-    """Mean and deviation of training tasks' answers. Raises DataError for absurd ones, and if all are the same."""
+    """Mean and standard deviation of training answers [n]. Raises DataError for absurd ones and if all are equal."""
     check_sane(answers, target)
     if answers.std() == 0:
         raise DataError(f"the target {target!r} is {answers[0]:g} in every training row: nothing to learn.")
@@ -296,7 +305,7 @@ def _is_class(values: Any, name: str, kind: str | None) -> bool:
 
 
 def rows_of(frame: Any, task: str, splits: Mapping[str, Mapping[str, Any]], split: str, name: str) -> Any:
-    """The rows of a split. Raises DataError where there are none, and for a task in two splits of the user's own."""
+    """The rows of a split. Raises DataError where there are none, and where the user's own splits share a task."""
     if not splits:
         _check_disjoint(frame, task)
     mine = frame[_in_split(frame, task, splits, split)]
@@ -322,7 +331,7 @@ def group_tasks(
     name: str,
     notes: Sequence[str],
 ) -> GroupTasks:
-    """The tasks whose rows these are; `encoded` makes numbers [n, d] of them."""
+    """The tasks of one split from its rows `mine`; `encoded` turns rows into numbers [n, d]."""
     moments = [moment(mine[roles.time], roles.time)] if roles.time else []
     mine = mine.iloc[np.lexsort([*moments, as_words(mine[roles.task])])]  # by task, then by time
     names, counts = np.unique(as_words(mine[roles.task]).to_numpy().astype(str), return_counts=True)
@@ -352,7 +361,10 @@ def moment(values: Any, name: str) -> np.ndarray:
 
 
 def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
-    """The target as the learner reads it: class numbers [n], or scaled values [n, 1]."""
+    """The target as the learner reads it: class numbers [n], or scaled values [n, 1].
+
+    Raises DataError for a class that training did not know.
+    """
     if "classes" not in learned:
         scaled = (as_numbers(values, learned["target"]) - learned["mean"]) / learned["std"]
         return scaled.astype(np.float32)[:, None]
@@ -367,7 +379,7 @@ def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
 
 
 def _small(tasks: GroupTasks) -> list[str]:
-    """What became of tasks with few rows, in words."""
+    """Notes about tasks with few rows."""
     sizes = tasks.starts.diff()
     usable = set(tasks.usable)
     idle = [name for g, name in enumerate(tasks.names) if g not in usable]

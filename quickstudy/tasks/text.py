@@ -20,9 +20,9 @@ from quickstudy.tasks.splits import by_name, check_disjoint, check_split
 from quickstudy.tasks.tables import check_columns, counted, read_table, split_files
 
 WORD = re.compile(r"\w+|[^\w\s]")
-LONGEST = 24  # words of a text that are read
-SUBWORDS = 16  # of a word: itself and its shorter parts
-LENGTHS = (3, 4, 5)  # characters of a part
+LONGEST = 24  # words that are read of a text
+SUBWORDS = 16  # kept for each word: the word itself and parts of it
+LENGTHS = (3, 4, 5)  # of the parts, in characters
 TOGETHER = "Put all texts of a class into one file, or give one file and it is split by class."
 
 
@@ -42,17 +42,17 @@ def from_text(
 ) -> ClassTasks:
     """Episodes from labelled texts; examples int32 [N, words, subwords], for `qs.nn.text`, or vectors [N, d].
 
-    texts    a CSV, TSV or Parquet file or DataFrame with a column of texts and one of labels; a folder of such files
-             train, val and test, or a dict of DataFrames, which may share no class; or a folder with a folder
-             of .txt files for each class
+    texts    a CSV, TSV or Parquet file or a DataFrame with a column of texts and one of labels; a folder of such files
+             train, val and test, or a dict of DataFrames, which must not share classes; or a folder with one folder of
+             .txt files for each class
     text     the column of texts; label: that of their classes
-    buckets  numbers that subwords are hashed to; words: how many of a text are read
-    encoder  a frozen model of sentences in place of that, which makes vectors [N, d] of texts: a function from a list
-             of n texts to [n, d], such as `SentenceTransformer(...).encode`, or a module that does so, or the name of
-             a model of sentence_transformers. It sees each text once, now; `progress` shows a bar meanwhile
+    buckets  how many numbers subwords are hashed to; words: how many words of a text are read
+    encoder  a frozen sentence-embedding model to use instead of subwords, which gives vectors [N, d]: a function from a
+             list of n texts to [n, d], such as `SentenceTransformer(...).encode`, a module that does the same, or the
+             name of a sentence_transformers model. It encodes each text once, in this call; `progress` shows a bar
 
-    Without splits of your own the classes are split 60/20/20 by a hash of their names. Case is ignored. Texts that are
-    empty, have no label or are exact copies of another in their class are left out; `notes` tells how many.
+    Without your own splits, the classes are split 60/20/20 by a hash of their names. Subwords ignore case. Texts that
+    are empty, have no label or are exact copies of another in their class are left out; `notes` says how many.
 
     >>> import pandas, quickstudy as qs
     >>> kinds = ["order", "refund", "hours", "greeting", "parking"]
@@ -61,7 +61,8 @@ def from_text(
     >>> tasks.sample(3).support.x.shape
     torch.Size([3, 2, 24, 16])
 
-    Raises DataError that names column, row and class, ConfigError for an encoder that gives no vectors.
+    Raises DataError for bad data, naming file, column or class, ConfigError for an unknown split and for an encoder
+    that gives no vectors.
     """
     check_split(split)
     splits, name, notes = _splits(texts, text, label)
@@ -87,7 +88,7 @@ def from_text(
 
 
 def hashed(texts: Sequence[str], buckets: int = 16384, words: int = LONGEST) -> Tensor:
-    """Texts as numbers of subwords [n, words, subwords] int32: 1..buckets-1, 0 where there is none."""
+    """Texts as subword numbers [n, words, subwords], int32: 1..buckets-1, and 0 where there is no subword."""
     rows = torch.zeros(len(texts), words, SUBWORDS, dtype=torch.int32)
     for row, one in zip(rows, texts, strict=True):
         found = WORD.findall(one.lower())[:words]
@@ -98,7 +99,7 @@ def hashed(texts: Sequence[str], buckets: int = 16384, words: int = LONGEST) -> 
 
 @functools.lru_cache(maxsize=65536)
 def _subwords(word: str, buckets: int) -> tuple[int, ...]:
-    """The word and its parts of 3 to 5 characters, "<" and ">" its ends, as numbers; what is too long is cut."""
+    """The word and its parts of 3 to 5 characters as numbers, with "<" and ">" marking its ends; the rest is cut."""
     whole = f"<{word}>"
     parts = [whole, *(whole[i : i + n] for n in LENGTHS for i in range(len(whole) - n + 1) if n < len(whole))]
     numbers = [zlib.crc32(part.encode()) % (buckets - 1) + 1 for part in parts[:SUBWORDS]]
@@ -106,7 +107,7 @@ def _subwords(word: str, buckets: int) -> tuple[int, ...]:
 
 
 def as_texts(x: Any) -> list[str]:
-    """Texts as people give them: one, a list, a column."""
+    """A list of texts from one text, a list or a column. Raises DataError for an empty text or anything else."""
     found = [x] if isinstance(x, str) else list(x)
     if wrong := next((one for one in found if not isinstance(one, str)), None):
         raise DataError(f"this learner reads texts: a list of strings, got {type(wrong).__name__} ({wrong!r}).")
@@ -121,7 +122,7 @@ Classes = dict[str, list[str]]
 
 
 def _splits(texts: Any, text: str, label: str) -> tuple[Mapping[str, Classes], str, list[str]]:
-    """Split -> class -> texts, a name, and what was left out."""
+    """Split -> class -> texts, a name, and notes about what was left out."""
     notes: list[str] = []
     if isinstance(texts, need_pandas().DataFrame):
         return by_name(read_classes(texts, text, label, "the table", notes)), "texts", notes
@@ -142,7 +143,10 @@ def _splits(texts: Any, text: str, label: str) -> tuple[Mapping[str, Classes], s
 
 
 def read_folders(path: Path) -> Classes:
-    """A folder with a folder of .txt files for each class: class -> texts, a file each."""
+    """Class -> texts, from a folder with one folder of .txt files for each class; a file is one text.
+
+    Raises DataError for a folder without texts, and for a file that is empty or cannot be read.
+    """
     found: Classes = {}
     for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
         of_class = [read_text(file) for file in sorted(folder.glob("*.txt"))]
@@ -155,7 +159,7 @@ def read_folders(path: Path) -> Classes:
 
 
 def read_text(file: Path) -> str:
-    """What a text file says. Raises DataError for one that is empty, not there or not in UTF-8."""
+    """The content of a text file. Raises DataError where it is empty, missing or not in UTF-8."""
     try:
         found = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -168,7 +172,10 @@ def read_text(file: Path) -> str:
 
 
 def read_classes(frame: Any, text: str, label: str, name: str, notes: list[str] | None = None) -> Classes:
-    """A table of texts and labels: class -> texts. `notes` gets what was left out."""
+    """Class -> texts, from a table of texts and labels; what was left out is appended to `notes`.
+
+    Raises DataError where a column is missing or no row has both a text and a label.
+    """
     notes = [] if notes is None else notes
     check_columns(frame, {"text": [text], "label": [label]}, name)
     pairs = frame[[text, label]].dropna()

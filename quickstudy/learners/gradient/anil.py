@@ -1,4 +1,4 @@
-"""ANIL: almost no inner loop. Only the head adapts, on features that serve every task."""
+"""ANIL: almost no inner loop. Only the head adapts, on features shared by all tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ANIL(Learner):
         theta = (body, head),   head_0 = head,   head_{k+1} = head_k - lr * grad_head L_S(body, head_k)
         meta-loss               L_Q(body, head_K), differentiated through every step
 
-    When the head alone adapts, the features of the support set are computed once, whatever the number of steps.
+    When only the head adapts, the features of the support set are computed once, whatever the number of steps.
 
     Raghu, Raghu, Bengio, Vinyals: Rapid Learning or Feature Reuse?, ICLR 2020, https://arxiv.org/abs/1909.09157
 
@@ -35,7 +35,7 @@ class ANIL(Learner):
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.1  # inner learning rate
     steps: int = 5  # inner gradient steps
-    adapts: str = ""  # names of what adapts, such as 'head.*,block4.*'; empty: the last linear layer
+    adapts: str = ""  # parameters that adapt, such as 'head.*,block4.*'; empty: the last linear layer
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
     adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
@@ -53,7 +53,7 @@ class ANIL(Learner):
         return parameters(self.model)
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
-        """The adapted parameters alone: the rest is theta's."""
+        """Only the adapted parameters; the others are taken from theta."""
         start = {name: theta[name] for name in self._moving()}
         loss_at, given = self._support_loss(theta, support)
         phi = descend(
@@ -62,7 +62,7 @@ class ANIL(Learner):
         return phi | statistics(self.model, theta | phi, support.x)
 
     def _support_loss(self, theta: Theta, support: Batch) -> tuple[LossAt, Given]:
-        """The loss of what adapts, and what else it depends on: features where the head alone adapts, or theta."""
+        """The loss of what adapts, and what else it depends on: features if only the head adapts, else theta."""
         head = last_linear(self.model) if self.adapts == "" else None
         z = None if head is None else below_head(self.model, theta, support.x, head)
         if z is None:

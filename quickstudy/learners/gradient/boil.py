@@ -1,4 +1,4 @@
-"""BOIL: body only in the inner loop. The features move towards a head that stays."""
+"""BOIL: body only in the inner loop. The features adapt, the head stays fixed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quickstudy.model import call, last_linear, matching, parameters, statistics
 
 @dataclass(frozen=True, eq=False)
 class BOIL(Learner):
-    """MAML in which some parameters, by default the head, take no inner steps; everything below them does.
+    """MAML in which some parameters, by default the head, take no inner steps; all others do.
 
         theta = (body, head),   body_0 = body,   body_{k+1} = body_k - lr * grad_body L_S(body_k, head)
         meta-loss               L_Q(body_K, head), differentiated through every step
@@ -28,14 +28,14 @@ class BOIL(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.BOIL(qs.nn.conv4(channels=1, classes=5), lr=0.5)
 
-    Deviations from the paper: one inner rate for the whole body, as in its main experiments.
+    Deviations from the paper: one inner learning rate for the whole body, as in its main experiments.
     """
 
     model: nn.Module  # maps x to logits or values
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.5  # inner learning rate
     steps: int = 1  # inner gradient steps
-    stays: str = ""  # names of what does not adapt, such as 'head.*'; empty: the last linear layer
+    stays: str = ""  # parameters that do not adapt, such as 'head.*'; empty: the last linear layer
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
     adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
@@ -53,7 +53,7 @@ class BOIL(Learner):
         return parameters(self.model)
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
-        """The adapted parameters alone: the rest is theta's."""
+        """Only the adapted parameters; the others are taken from theta."""
         still = self._still()
         start = {name: value for name, value in theta.items() if name not in still}
         phi = descend(

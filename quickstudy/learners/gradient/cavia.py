@@ -22,15 +22,15 @@ CONDITIONING = ("film", "shift")
 
 @dataclass(frozen=True, eq=False)
 class CAVIA(Learner):
-    """Only a context vector adapts; it scales and shifts what one layer of the shared network puts out.
+    """Only a context vector adapts; it scales and shifts the output of one layer of the shared network.
 
         c_0 = 0,   c_{k+1} = c_k - lr * grad_c L_S(theta, c_k)
         layer's output h  ->  (1 + s) * h + b,   [s, b] = W c,   W in theta ("context.weight")
         meta-loss   L_Q(theta, c_K), differentiated through every step
 
-    What a task needs is `context` numbers, which can be stored, plotted and compared. With conditioning "shift" at
-    the first linear layer this is the context joined to the input, [x, c], as the paper has it for regression; "film"
-    at the third convolution is its form for images.
+    A task is described by `context` numbers, which can be stored, plotted and compared. With conditioning "shift" at
+    the first linear layer, this is the same as appending the context to the input, [x, c], as the paper does for
+    regression. "film" at the third convolution is the paper's form for images.
 
     Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson: Fast Context Adaptation via Meta-Learning, ICML 2019,
     https://arxiv.org/abs/1810.03642
@@ -38,8 +38,8 @@ class CAVIA(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.CAVIA(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=1.0, context=4, conditioning="shift")
 
-    Deviations from the paper: the scale is 1 + s, so that a context of zero is the network itself; in "film" the map
-    from context to scale and shift has no constant of its own (the layer before has one).
+    Deviations from the paper: the scale is 1 + s, so that a context of zero leaves the network unchanged; in "film" the
+    map from context to scale and shift has no bias, because the layer before has one.
     """
 
     model: nn.Module  # maps x to logits or values
@@ -75,11 +75,11 @@ class CAVIA(Learner):
         like = next(iter(params.values()))
         rows = self._width() * (2 if self.conditioning == "film" else 1)
         drawn = torch.rand(rows, self.context, generator=seeds.generator(0, "context"), dtype=like.dtype)
-        bound = 1 / math.sqrt(max(self.context, 1))  # as a linear layer of torch starts
+        bound = 1 / math.sqrt(max(self.context, 1))  # as torch initialises a linear layer
         return beside(params, "context.", {"weight": ((2 * drawn - 1) * bound).to(like.device)})
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
-        """{"context": c [context]}."""
+        """{"context": c [context]}, and the support set's normalisation statistics if norm="support"."""
         weight = part(theta, "context.")["weight"]
         phi = descend(
             lambda phi, theta, support: self.loss(self._call(theta, phi, support.x), support.y),
@@ -110,5 +110,5 @@ class CAVIA(Learner):
         return self.loss(self.predict(theta, phi, episode.query.x), episode.query.y)
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """c [context]."""
+        """The adapted context vector c [context]."""
         return self.adapt(theta, support)["context"]

@@ -1,4 +1,4 @@
-"""Implicit MAML: the meta-gradient from the inner loop's end alone, however it got there."""
+"""Implicit MAML: the meta-gradient comes from the end point of the inner loop alone, whatever path led there."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class IMAML(Learner):
         phi* = argmin_phi  G(phi) = L_S(phi) + lam / 2 |phi - theta|^2         (`steps` steps towards it)
         meta-gradient      (I + H / lam)^{-1} grad L_Q(phi*),   H the Hessian of L_S at phi*
 
-    The system is solved by conjugate gradient with Hessian-vector products, up to `cg_steps` of them or to a residual
-    of `tolerance` times the right side, with a warning when that is not reached. The formula is the derivative of
-    phi* only at the minimum: give it steps enough, and lam larger than the curvature is negative.
+    Conjugate gradient solves the system with Hessian-vector products. It stops after `cg_steps` of them, or at a
+    residual of `tolerance` times the right-hand side; if that is not reached, an AccuracyWarning says so. The formula
+    is the derivative of phi* only at the minimum: take enough steps, and a lam larger in size than any negative
+    eigenvalue of H.
 
     Rajeswaran, Finn, Kakade, Levine: Meta-Learning with Implicit Gradients, NeurIPS 2019,
     https://arxiv.org/abs/1909.04630
@@ -40,7 +41,7 @@ class IMAML(Learner):
     >>> learner = qs.IMAML(qs.nn.conv4(channels=1, classes=5), lam=2.0, steps=16)
 
     Deviations from the paper: plain gradient steps by default, as in its Omniglot runs (its "Hessian-free" variant is
-    not here); a tolerance, where it always takes 5 steps of conjugate gradient.
+    not implemented); conjugate gradient may stop at a tolerance, whereas the paper always takes 5 steps.
     """
 
     model: nn.Module  # maps x to logits or values
@@ -48,11 +49,11 @@ class IMAML(Learner):
     lr: float = 0.1  # inner learning rate
     steps: int = 16  # inner gradient steps
     lam: float = 2.0  # strength of the pull towards theta
-    cg_steps: int = 5  # most steps of conjugate gradient
-    tolerance: float = 0.1  # residual, relative to the right side, below which the system counts as solved
+    cg_steps: int = 5  # largest number of conjugate gradient steps
+    tolerance: float = 0.1  # residual, relative to the right-hand side, at which the system counts as solved
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
-    approximate: ClassVar[bool] = True  # the derivative of phi* only once the inner problem and the system are solved
+    approximate: ClassVar[bool] = True  # exact only where the inner problem and the linear system are solved
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
@@ -91,7 +92,7 @@ class IMAML(Learner):
         phi = {name: found[name] for name in theta}
 
         def query_loss(phi: Theta) -> Tensor:
-            seen = statistics(self.model, phi, episode.support.x)  # they move with phi
+            seen = statistics(self.model, phi, episode.support.x)  # they depend on phi
             return self.loss(self.predict(theta, phi | seen, episode.query.x), episode.query.y)
 
         slope = gradient(query_loss, phi, adjoint="first_order")

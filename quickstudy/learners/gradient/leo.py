@@ -17,7 +17,7 @@ from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.metric.distance import class_means
 from quickstudy.model import beside, call, own, parameters, part, statistics
 
-PREFIX = "leo."  # in theta: of everything but the encoder's parameters
+PREFIX = "leo."  # prefix in theta of everything but the encoder's parameters
 
 
 class Classifier(NamedTuple):
@@ -26,27 +26,27 @@ class Classifier(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """Independent normal numbers."""
+    """Independent normal distributions."""
 
     mean: Tensor
     std: Tensor
 
     def at(self, noise: Tensor | None = None) -> Tensor:
-        """The draw that standard normal `noise` stands for; the mean without."""
+        """mean + noise * std, a sample where `noise` is standard normal; the mean where it is None."""
         return self.mean if noise is None else self.mean + noise * self.std
 
 
 class Noise(NamedTuple):
-    """What one episode draws; None takes means."""
+    """The random numbers of one episode; None: use the means."""
 
     latent: Tensor | None = None  # [ways, latent]
     weights: Tensor | None = None  # [ways, width]
 
 
 class Path(NamedTuple):
-    """What the inner loops came through."""
+    """The stages of the inner loops."""
 
-    code: Gaussian  # of the latent codes [ways, latent], given the support set
+    code: Gaussian  # distribution of the latent codes [ways, latent], given the support set
     start: Tensor  # codes before the steps
     end: Tensor  # codes after the steps
     weights: Tensor  # [ways, width], after fine-tuning
@@ -54,7 +54,7 @@ class Path(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LEO(Learner):
-    """Each class has a latent code, read off the support set and improved by gradient steps, that decodes to weights.
+    """Each class has a latent code: inferred from the support set, improved by gradient steps, decoded to weights.
 
         z_n ~ N(mu_n, sigma_n)   (mu_n, sigma_n) = mean over i in class n and all j of relation(e(x_i), e(x_j))
         w_n ~ N(m_n, s_n)        (m_n, s_n) = decoder(z_n),   logits_n(x) = f(x) . w_n
@@ -63,12 +63,12 @@ class LEO(Learner):
         meta-loss   L_Q(w) + kl * KL(N(mu, sigma) || N(0, 1)) + encoder_penalty * |stop(z') - z|^2
                     + orthogonality * |C - I|^2,   C the correlations of the decoder's columns
 
-    f(x) is the encoder's output scaled to length one, e a linear map of it. KL and squares are means over their
-    entries. L_S is the cross entropy averaged within classes and summed over them, so that a code moves as far in a
-    task of many ways or shots as in one of few. The rates are learned, with an entry per dimension. Everything but
-    the encoder is kept in theta under "leo."; no part of it belongs to a class, so `ways` may be another number at
-    test than in training. With `sample` the meta-loss draws z and w anew in each episode and keeps the draw for all
-    inner steps; `adapt` takes the means.
+    f(x) is the encoder's output scaled to length one, and e is a linear map of it. KL and squares are means over their
+    entries. L_S is the cross entropy averaged within classes and summed over them, so that a code moves equally far
+    whatever the ways and shots of the task. The rates are learned, with one entry per dimension. Everything but the
+    encoder is kept in theta under "leo."; no part of it belongs to a class, so `ways` may differ between training and
+    test. With `sample`, the meta-loss draws new z and w in each episode and keeps them for all inner steps; `adapt`
+    takes the means.
 
     Rusu, Rao, Sygnowski, Vinyals, Pascanu, Osindero, Hadsell: Meta-Learning with Latent Embedding Optimization,
     ICLR 2019, https://arxiv.org/abs/1807.05960
@@ -77,31 +77,31 @@ class LEO(Learner):
     >>> on_features = qs.LEO(torch.nn.Flatten(), width=640)
     >>> end_to_end = qs.LEO(qs.nn.conv4(channels=1, downsample="pool"), width=64)
 
-    Deviations from the paper and its code (https://github.com/google-deepmind/leo): the encoder is trained along
-    unless it has no parameters, where the paper uses frozen features. A standard deviation is softplus(u) / log 2
-    times its value at the start (1, and sqrt(2 / (ways + width)) for weights), where the code has exp(u) - 1 plus
-    that value, cut off at zero: as a function of z the exponential makes the inner steps diverge. The KL is the
-    closed form, not one draw of it. One draw per class and episode, where the code draws weights and dropout anew in
-    every step and a code per example. Weight decay (1e-8 there) and clipping are left to the outer optimizer. The
-    weights of the penalties and the dropout are the code's defaults, but for dropout 0 (there 0.5); the values that
-    its authors found best for each data set are in docs/learners/leo.md.
+    Deviations from the paper and its code (https://github.com/google-deepmind/leo): the encoder is trained too, unless
+    it has no parameters; the paper uses frozen features. A standard deviation is softplus(u) / log 2 times its initial
+    value (1 for codes, sqrt(2 / (ways + width)) for weights). The code has exp(u) - 1 plus that value, clipped at
+    zero; as a function of z, the exponential makes the inner steps diverge. The KL divergence is in closed form
+    instead of estimated from one sample. There is one sample per class and episode; the code samples weights and
+    dropout again in every step, and one latent code per example. Weight decay (1e-8 in the code) and clipping are left
+    to the outer optimizer. The weights of the penalties are the code's defaults; dropout is 0 instead of 0.5. The
+    values that the authors found best for each data set are in docs/learners/leo.md.
     """
 
     encoder: nn.Module  # maps x [n, ...] to features [n, width]
     width: int  # of the encoder's features
     ways: int = 5  # classes in a task
     latent: int = 64  # numbers in a latent code
-    lr: float = 1.0  # what the learned rate of the latent steps starts from
+    lr: float = 1.0  # initial value of the learned rate of the latent steps
     steps: int = 5  # gradient steps on the latent codes
-    finetune_lr: float = 0.001  # what the learned rate of the fine-tuning steps starts from
+    finetune_lr: float = 0.001  # initial value of the learned rate of the fine-tuning steps
     finetune_steps: int = 5  # gradient steps on the decoded weights
-    dropout: float = 0.0  # share of the features set to zero in training
-    kl: float = 0.001  # weight of the codes' divergence from a standard normal
-    encoder_penalty: float = 1e-9  # weight of the way that the latent steps go
-    orthogonality: float = 0.001  # weight of the correlations of the decoder's columns
+    dropout: float = 0.0  # fraction of the features set to zero in training
+    kl: float = 0.001  # weight of the codes' KL divergence from a standard normal
+    encoder_penalty: float = 1e-9  # weight of the squared distance that the latent steps cover
+    orthogonality: float = 0.001  # weight of the penalty on correlated decoder columns
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
     adjoint: str = "unroll"  # how to differentiate the inner loops: unroll, remat, mixed or first_order
-    sample: bool = True  # draw codes and weights in training, otherwise take their means
+    sample: bool = True  # sample codes and weights in training; otherwise take their means
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
@@ -116,7 +116,7 @@ class LEO(Learner):
         return beside(parameters(self.encoder), PREFIX, self._linear_maps() | self._rates())
 
     def _linear_maps(self) -> Theta:
-        """Latent encoder, relation network and decoder: matrices [out, in] drawn as Glorot did, without bias."""
+        """Latent encoder, relation network and decoder: matrices [out, in] with Glorot initialisation, without bias."""
         both, generator = 2 * self.latent, seeds.generator(0, "leo")
         shapes = {"encoder.weight": (self.latent, self.width)}
         shapes |= {f"relation.{i}.weight": (both, both) for i in range(3)}
@@ -147,12 +147,12 @@ class LEO(Learner):
         return F.cross_entropy(F.dropout(zq, self.dropout) @ path.weights.T, yq) + penalties
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """The mean over classes of their codes after the latent steps [latent]."""
+        """The mean over classes of their codes after the latent steps: [latent]."""
         z = self._features(theta, support.x)
         return self._descend(part(theta, PREFIX), z, support.y, Noise()).end.mean(0)
 
     def _features(self, theta: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
-        """[n, width], each of length one. `known` are the support set's statistics."""
+        """Features [n, width], each scaled to length one. `known` are the support set's statistics."""
         features = call(self.encoder, own(self.encoder, theta) | (known or {}), x)
         if features.dim() != 2 or features.shape[1] != self.width:
             raise ConfigError(
@@ -203,25 +203,28 @@ class LEO(Learner):
 
 
 def inferred(parts: Theta, z: Tensor, y: Tensor, ways: int) -> Gaussian:
-    """The latent codes of the classes, from features z [n, width]: every example compared with every example."""
+    """The distribution of the classes' latent codes [ways, latent], from features z [n, width] and classes y [n].
+
+    The relation network compares every example with every example.
+    """
     e = F.linear(z, parts["encoder.weight"])
     n = len(e)
     pairs = torch.cat([e[:, None].expand(n, n, -1), e.expand(n, n, -1)], -1)  # [n, n, 2 * latent]
     for i in range(2):
         pairs = F.linear(pairs, parts[f"relation.{i}.weight"]).relu()
-    # The third layer is linear: it may as well come after the means.
+    # The third layer is linear, so it can be applied after the means.
     found = F.linear(class_means(pairs.mean(1), y, ways), parts["relation.2.weight"])
     return gaussian(found, 1.0)
 
 
 def decoded(parts: Theta, codes: Tensor, ways: int) -> Gaussian:
-    """The classifier weights [ways, width] of latent codes [ways, latent]."""
+    """The distribution of the classifier weights [ways, width], given latent codes [ways, latent]."""
     found = F.linear(codes, parts["decoder.weight"])
-    return gaussian(found, math.sqrt(2 / (ways + found.shape[-1] // 2)))  # a standard deviation as Glorot would have
+    return gaussian(found, math.sqrt(2 / (ways + found.shape[-1] // 2)))  # the standard deviation of Glorot
 
 
 def gaussian(found: Tensor, scale: float) -> Gaussian:
-    """The first half of the numbers as means; the second as standard deviations, of which zero stands for `scale`."""
+    """The first half of the numbers as means, the second half as raw standard deviations: a raw zero gives `scale`."""
     mean, u = found.chunk(2, -1)
     return Gaussian(mean, scale * F.softplus(u) / math.log(2))
 
@@ -232,7 +235,7 @@ def divergence(q: Gaussian) -> Tensor:
 
 
 def correlation(weight: Tensor) -> Tensor:
-    """mean (C - I)^2 with C_ij the cosine of columns i and j of weight [out, in]: zero when they are orthogonal."""
+    """mean (C - I)^2, where C_ij is the cosine of columns i and j of weight [out, in]: zero if they are orthogonal."""
     columns = F.normalize(weight, dim=0)
     identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     return (columns.T @ columns - identity).square().mean()

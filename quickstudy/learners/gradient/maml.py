@@ -15,13 +15,13 @@ from quickstudy.model import call, parameters, statistics
 
 @dataclass(frozen=True, eq=False)
 class MAML(Learner):
-    """An initialisation theta that is good after `steps` gradient steps on the support set.
+    """Learn an initialisation theta that is good after `steps` gradient steps on the support set.
 
         phi_0 = theta,   phi_{k+1} = phi_k - lr * grad L_S(phi_k)
         meta-loss        L_Q(phi_K)
         meta-gradient    prod_k (I - lr * H_k) grad L_Q(phi_K)
 
-    With `first_order` the product is dropped (FOMAML): grad L_Q(phi_K) alone.
+    With `first_order` the product is dropped (FOMAML), which leaves grad L_Q(phi_K).
 
     Finn, Abbeel, Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, ICML 2017,
     https://arxiv.org/abs/1703.03400
@@ -32,8 +32,8 @@ class MAML(Learner):
     >>> x = torch.linspace(-1, 1, 10)[:, None]
     >>> loss = learner.meta_loss(theta, qs.Episode(qs.Batch(x, 2 * x), qs.Batch(x, 2 * x)))
 
-    Deviations from the paper: none. Its Omniglot numbers come from batch statistics at the query set (transductive)
-    and from more inner steps at test (3) than in training (1): both are recorded in the protocol here.
+    Deviations from the paper: none. Its Omniglot numbers use batch statistics of the query set (transductive) and more
+    inner steps at test (3) than in training (1). The protocol here records both.
     """
 
     model: nn.Module  # maps x to logits or values

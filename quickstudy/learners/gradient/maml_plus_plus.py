@@ -1,4 +1,4 @@
-"""MAML++: how to train your MAML. Six changes to it, each of which can be switched alone."""
+"""MAML++: how to train your MAML. Six changes to MAML, each of which can be switched on or off separately."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from quickstudy.nn.norm import affine_of_norms
 
 @dataclass(frozen=True, eq=False)
 class MAMLPlusPlus(Learner):
-    """MAML with learned rates and normalisation of each step, and a loss that changes over training.
+    """MAML with learned rates and normalisation for each step, and a loss that changes over training.
 
         phi_0 = theta,   phi_{k+1} = phi_k - alpha_k * grad L_S(phi_k)   one alpha_k per step and tensor
         meta-loss        sum_k w_k L_Q(phi_k),   k = 1..K
 
-    - multi_step_loss: the weights w_k start at 1/K each and move to the last step over the part `anneal` of training.
-    - derivative_order: in this first part of training the second-order term is dropped.
-    - per_step_rates: the rates alpha_k are in theta ("rate."); without, all are `lr`.
-    - per_step_norm: scale and shift of the normalising layers get an offset of each phi_k, in theta ("offset.").
+    - multi_step_loss: the weights w_k start at 1/K each; in the first part `anneal` of training they shift to the last.
+    - derivative_order: the second-order term is dropped in this first part of training.
+    - per_step_rates: the rates alpha_k are in theta ("rate."); without it, all are `lr`.
+    - per_step_norm: scale and shift of the normalising layers get an offset for each phi_k, in theta ("offset.").
     - per_step_statistics: theta keeps the mean and log-variance that batch norm sees at each phi_k, averaged over tasks
       ("seen."). Training normalises queries with their own statistics; a test that is not transductive uses those
-      averages in place of the support set's statistics. Off unless asked for: it was measured to be worse.
-    - cosine: the outer rate falls to zero along a cosine.
+      averages in place of the support set's statistics. Off by default, because it was measured to be worse.
+    - cosine: the outer learning rate falls to zero along a cosine.
 
     The sixth, averaging the best checkpoints, is an option of evaluation (`ensemble`).
 
@@ -42,23 +42,23 @@ class MAMLPlusPlus(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.MAMLPlusPlus(qs.nn.conv4(channels=1, classes=5), lr=0.1, steps=5, per_step_norm=False)
 
-    Deviations from the paper: scale and shift of a step are those of the layer plus the step's offset (all zero at
-    the start), and the layer's own adapt as in MAML; there is one offset per phi_k, so that steps at test beyond those
-    of training take the last. Where averages over tasks are kept, the outer optimizer pulls them towards what was
-    seen, not a momentum; the authors' code keeps them too, but normalises by the batch at test as well.
+    Deviations from the paper: scale and shift at a step are the layer's own plus the step's offset (initially zero);
+    the layer's own adapt as in MAML. There is one offset per phi_k; steps at test beyond those of training use the
+    last. Where averages over tasks are kept, the outer optimizer moves them towards the observed values, instead of a
+    running average with momentum. The authors' code keeps averages too, but normalises by the batch at test as well.
     """
 
     model: nn.Module  # maps x to logits or values
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
-    lr: float = 0.1  # inner learning rate, or what the learned ones start from
+    lr: float = 0.1  # inner learning rate, or initial value of the learned ones
     steps: int = 5  # inner gradient steps
     multi_step_loss: bool = True  # the query loss counts after every step, not only the last
-    anneal: float = 0.15  # part of training over which the multi-step weights move to the last step
-    derivative_order: float = 0.5  # first part of training that goes without the second-order term
+    anneal: float = 0.15  # first part of training, in which the multi-step weights shift to the last step
+    derivative_order: float = 0.5  # first part of training, without the second-order term
     per_step_rates: bool = True  # learn an inner rate for each step and parameter tensor
     per_step_norm: bool = True  # learn scale and shift of normalising layers for each step
     per_step_statistics: bool = False  # keep averages over tasks of what batch norm sees at each step
-    cosine: bool = True  # outer rate falls to zero along a cosine
+    cosine: bool = True  # outer learning rate falls to zero along a cosine
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
     adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
     progress: float = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
@@ -151,7 +151,7 @@ class MAMLPlusPlus(Learner):
         return self.loss(call(self.model, phi, episode.query.x), episode.query.y)
 
     def _pull(self, theta: Theta, path: list[Theta], x: Tensor) -> Tensor:
-        """Zero, with the gradient (average - seen) for each average: its fixed point is the mean over tasks."""
+        """Zero, whose gradient in each kept average is (average - observed): the fixed point is the mean over tasks."""
         found: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             for k, phi in enumerate(path):
@@ -163,5 +163,5 @@ class MAMLPlusPlus(Learner):
 
 
 def _step(values: Tensor, k: int) -> Tensor:
-    """What belongs to step k; steps beyond those of training take the last."""
+    """The entry of step k; steps beyond those of training use the last."""
     return values[min(k, len(values) - 1)]

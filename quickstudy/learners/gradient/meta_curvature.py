@@ -1,4 +1,4 @@
-"""Meta-Curvature: learn a matrix for each side of each layer's gradient."""
+"""Meta-Curvature: learn a matrix for each side (dimension) of each layer's gradient."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class MetaCurvature(Learner):
         phi_{k+1} = phi_k - lr * MC(grad L_S(phi_k)),   phi_0 = theta
         MC(G) = G x_1 M_out x_2 M_in x_3 M_filter,      vec MC(G) = (M_out kron M_in kron M_filter) vec G
 
-    A convolution's gradient [out, in, k, k] is taken as [out, in, k * k]; a linear layer has M_out and M_in, a vector
-    M_out alone. All start at the identity and are kept in theta under "curvature.".
+    A convolution's gradient [out, in, k, k] is reshaped to [out, in, k * k]; a linear layer has M_out and M_in, and a
+    vector only M_out. All start at the identity and are kept in theta under "curvature.".
 
     Park, Oliva: Meta-Curvature, NeurIPS 2019, https://arxiv.org/abs/1902.03356 (its MC2; with learned diagonal
     matrices it would be Meta-SGD with rank-one rates)
@@ -30,7 +30,8 @@ class MetaCurvature(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.MetaCurvature(qs.nn.conv4(channels=1, classes=5), lr=0.1, steps=5)
 
-    Deviations from the paper: sides longer than `largest` keep the identity, as their matrix would outgrow the model.
+    Deviations from the paper: sides longer than `largest` keep the identity, because their matrix would be larger than
+    the model.
     """
 
     model: nn.Module  # maps x to logits or values
@@ -80,7 +81,7 @@ class MetaCurvature(Learner):
 
 
 def transformed(slope: Tensor, matrices: Mapping[str, Tensor], name: str) -> Tensor:
-    """MC(G): each side of G times its matrix `name.side`; sides without one stay."""
+    """MC(G): each side of G times its matrix `name.side`; sides without a matrix stay unchanged."""
     result = _sides(slope)
     for side in range(result.dim()):
         matrix = matrices.get(f"{name}.{side}")
@@ -90,5 +91,5 @@ def transformed(slope: Tensor, matrices: Mapping[str, Tensor], name: str) -> Ten
 
 
 def _sides(value: Tensor) -> Tensor:
-    """The tensor with the sides that have matrices: [out], [out, in] or [out, in, filter]."""
+    """The tensor in the shape whose sides have matrices: [out], [out, in] or [out, in, filter]."""
     return value.reshape(1) if value.dim() == 0 else value.flatten(2) if value.dim() > 3 else value

@@ -1,4 +1,4 @@
-"""Meta-SGD: learn the initialisation, the direction and the rate of the inner steps."""
+"""Meta-SGD: learn the initialisation, and the direction and learning rate of the inner steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quickstudy.model import beside, call, own, parameters, part, statistics
 
 @dataclass(frozen=True, eq=False)
 class MetaSGD(Learner):
-    """MAML with a learned rate for every single parameter.
+    """MAML with a learned inner learning rate for every single parameter.
 
         phi_{k+1} = phi_k - alpha * grad L_S(phi_k)   elementwise,   phi_0 = theta
         meta-loss   L_Q(phi_K), differentiated in theta and in alpha
@@ -29,12 +29,12 @@ class MetaSGD(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.MetaSGD(qs.nn.conv4(channels=1, classes=5), lr=0.1)
 
-    Deviations from the paper: alpha starts at one value, where the paper draws it at random (from [0.005, 0.1]).
+    Deviations from the paper: alpha starts at one value, whereas the paper draws it at random (from [0.005, 0.1]).
     """
 
     model: nn.Module  # maps x to logits or values
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
-    lr: float = 0.1  # what every inner learning rate starts from
+    lr: float = 0.1  # initial value of every inner learning rate
     steps: int = 1  # inner gradient steps
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
     adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order

@@ -19,31 +19,31 @@ from quickstudy.model import call, parameters, statistics
 
 @dataclass(frozen=True, eq=False)
 class Reptile(Learner):
-    """An initialisation theta close to the solutions of all tasks, without a derivative of the inner loop.
+    """Learn an initialisation theta close to the solutions of all tasks, without a derivative of the inner loop.
 
         phi_0 = theta,   phi_{k+1} = phi_k - lr * direction(grad L_{B_k}(phi_k)),   B_k a minibatch of the support set
         meta-gradient    theta - phi_K,   so that outer descent at rate e is  theta <- theta + e (phi_K - theta)
 
-    Train it with more shots than it is tested with: its support set is all that it learns from (the queries only
-    give the loss that is printed). Its outer loop is plain descent, the rate falling linearly from 1 to 0.
+    Train it with more shots than it is tested with, because it learns from the support set alone (the queries only
+    give the reported loss). Its outer loop is plain gradient descent, with a rate that falls linearly from 1 to 0.
 
     Nichol, Achiam, Schulman: On First-Order Meta-Learning Algorithms, 2018, https://arxiv.org/abs/1803.02999
 
     >>> import quickstudy as qs
     >>> learner = qs.Reptile(qs.nn.mlp(10, 2, hidden=(50,)), lr=0.01, steps=5)
 
-    Deviations from the paper: the running averages of Adam start anew in each task, where its code carries them from
-    task to task in training.
+    Deviations from the paper: the running averages of Adam start from zero in each task, whereas the paper's code
+    carries them from task to task in training.
     """
 
     model: nn.Module  # maps x to logits or values
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
     lr: float = 1e-3  # inner learning rate
     steps: int = 5  # inner steps
-    batch: int = 10  # support examples in an inner step; 0, or more than there are: all of them
+    batch: int = 10  # support examples per inner step; 0, or more than there are: all of them
     rule: str = "adam_no_momentum"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
-    approximate: ClassVar[bool] = True  # theta - phi is not the derivative of the query loss
+    approximate: ClassVar[bool] = True  # theta - phi_K is not the derivative of the query loss
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
@@ -77,7 +77,10 @@ class Reptile(Learner):
 
 
 def minibatches(data: Batch, size: int, count: int) -> list[Batch]:
-    """`count` batches of `size` examples: pass after pass through the data, each in a new random order."""
+    """`count` batches of `size` examples: repeated passes through the data, each in a new random order.
+
+    Every batch is all of the data where `size` is 0 or not below the number of examples.
+    """
     n = len(data.x)
     if size == 0 or size >= n or count == 0:
         return [data] * max(count, 1)

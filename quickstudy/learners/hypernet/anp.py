@@ -1,4 +1,4 @@
-"""Attentive neural processes: each query asks the support points that are like it, and a latent code says the rest."""
+"""Attentive neural processes: each query attends to support points like it; a latent code can hold the rest."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from quickstudy.model import beside, own, parameters, part, statistics
 
 
 class Memory(NamedTuple):
-    """What a task leaves behind."""
+    """The task parameters phi."""
 
     keys: Tensor  # [n, representation], one for each support point
     values: Tensor  # [n, representation]
-    members: Tensor  # [1 or ways, n]: which point counts where
+    members: Tensor  # [1 or ways, n]: 1 where a point belongs to the set, else 0
     codes: Tensor  # [samples, latent]: draws of the latent code
     statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
-    factor: Tensor  # [], of the standard deviations, see `qs.recalibrated`
+    factor: Tensor  # [], factor of the standard deviations, see `qs.recalibrated`
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +60,19 @@ class ANP(Learner):
         v_i = h([e(x_i), y_i]),   a(x) = h_k(e(x))
         r(x) = multi-head attention from a(x) to the pairs (a(x_i), v_i)
         y | x, z ~ N(m, s^2),   [m, u] = g([e(x), r(x), z]),   s = min_std + softplus(u)
-        z | S ~ q_S = N(mu, w^2),   (mu, w) read off mean_i h_z([e(x_i), y_i])
+        z | S ~ q_S = N(mu, w^2),   (mu, w) a function of mean_i h_z([e(x_i), y_i])
         meta-loss   E_z~q_(S+Q) [ mean over Q of -log N(y; m, s^2) ] + KL(q_(S+Q) || q_S) / |Q|
 
-    The last is the negative evidence lower bound of log p(Q | S) per number that is asked for (|Q| of them, with
-    several `outputs` that many for each point); without a latent code (`latent` 0) the first term alone. Training
-    draws z once per episode; answers are the mean and standard deviation of the mixture over `samples` codes out of
-    q_S, always the same ones, in pairs mu + w d, mu - w d: an answer is the same each time. `self_attention` layers
-    let the support points see each other before: v <- v + attention(v), v <- v + perceptron(v). Classification
-    (`ways` given) attends to each class apart, and is without latent code:
+    The meta-loss is the negative evidence lower bound of log p(Q | S), per predicted number: |Q| counts `outputs`
+    numbers for each query point. Without a latent code (`latent` 0) it is the first term alone. Training draws z once
+    per episode. Predictions are the mean and standard deviation of the mixture over `samples` codes from q_S. These
+    are always the same, in pairs mu + w d, mu - w d, so that predictions are deterministic. With `self_attention`
+    layers, the support points first attend to each other: v <- v + attention(v), v <- v + perceptron(v).
+    Classification (`ways` given) attends to each class separately and has no latent code:
 
         logits_k(x) = g([e(x), r_k(x), mean_j r_j(x)])
 
-    With attention that weighs all points alike it is the CNP, up to the matrices of values and output.
+    With uniform attention weights it is the CNP, up to the value and output matrices.
 
     Kim, Mnih, Schwarz, Garnelo, Eslami, Rosenbaum, Vinyals, Teh: Attentive Neural Processes, ICLR 2019,
     https://arxiv.org/abs/1901.05761
@@ -80,27 +80,27 @@ class ANP(Learner):
     >>> import torch, quickstudy as qs
     >>> learner = qs.ANP(torch.nn.Flatten(), width=1, latent=32)
 
-    Deviations from the paper: as in `CNP` (one encoder, queries alone in the loss, s); likelihood and bound are of
-    the query points, given the support points. Its latent path has self-attention too, ours the deterministic one
-    alone. No layer normalisation.
+    Deviations from the paper: those of `CNP` (one encoder, only queries in the loss, the formula for s). Likelihood and
+    bound are those of the query points, given the support points. In the paper the latent path has self-attention too;
+    here only the deterministic path has it. There is no layer normalisation.
     """
 
     encoder: nn.Module  # maps x [n, ...] to features [n, width]
     width: int  # of the encoder's features
     ways: int | None = None  # classes in a task; None for regression
-    outputs: int = 1  # numbers in an answer (regression)
+    outputs: int = 1  # predicted numbers per input (regression)
     representation: int = 128  # length of keys and values, and width of every layer
     depth: int = 3  # layers of h and of g
-    heads: int = 8  # of the attention; they share the representation out among them
-    self_attention: int = 0  # layers in which support points see each other
+    heads: int = 8  # attention heads; their number must divide representation
+    self_attention: int = 0  # layers in which support points attend to each other
     latent: int = 0  # length of the latent code (regression); 0: none
-    samples: int = 16  # codes over which an answer is averaged; 1: the mean code
-    min_std: float = 0.01  # smallest standard deviation of an answer, in units of y_scale
-    fewest: int = 0  # fewest support points that training keeps (at least 1 per class); the shots or more: always all
+    samples: int = 16  # codes over which predictions are averaged; 1: the mean code
+    min_std: float = 0.01  # smallest standard deviation of a prediction, in units of y_scale
+    fewest: int = 0  # fewest support points kept in training (at least 1 per class); the shots or more: keep all
     y_scale: float = 1.0  # typical size of y (regression)
-    std_factors: tuple[float, ...] = ()  # of the deviations after 0, 1, 2, ... support points, see `qs.recalibrated`
+    std_factors: tuple[float, ...] = ()  # of standard deviations after 0, 1, ... support points, see `qs.recalibrated`
 
-    from_nothing: ClassVar[bool] = True  # answers without a support example too
+    from_nothing: ClassVar[bool] = True  # also predicts from an empty support set
 
     def __post_init__(self) -> None:
         check_fields(self, "ANP")
@@ -153,14 +153,18 @@ class ANP(Learner):
         return self._decoded(theta, phi, x) if self.ways else self.distribution(theta, phi, x).mean
 
     def distribution(self, theta: Theta, phi: Memory, x: Tensor) -> Gaussian:
-        """Mean and standard deviation of each answer, [m, outputs] each. Regression only."""
+        """Mean and standard deviation of the prediction for x [m, ...], [m, outputs] each.
+
+        Raises ConfigError for classification.
+        """
         mean, std = moments(self.draws(theta, phi, x))
         return Gaussian(mean, std * phi.factor)
 
     def draws(self, theta: Theta, phi: Memory, x: Tensor) -> Gaussian:
-        """The answers under each of phi's codes: mean and standard deviation [samples, m, outputs]. Regression only.
+        """The predictions under each of phi's codes: mean and standard deviation, [samples, m, outputs] each.
 
-        As trained: the factors of a recalibration are of the mixture.
+        They come without the factors of a recalibration, which apply to the mixture. Raises ConfigError for
+        classification.
         """
         check_regression(self.ways, "ANP")
         mean, std = gaussian(self._decoded(theta, phi, x), self.min_std)
@@ -191,13 +195,13 @@ class ANP(Learner):
         return surprise(gaussian(output[0], self.min_std), yq / self.y_scale).mean() + apart
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """The mean of the latent code [latent]; without one that of the values [representation], by class first."""
+        """The mean latent code [latent]; without one, the mean over sets of the mean value in each [representation]."""
         phi = self.adapt(theta, support)
         return phi.codes.mean(0) if self.latent else set_means(phi.values, phi.members).mean(0)
 
 
 def latent(parts: Theta, pairs: Tensor, found: Tensor) -> Gaussian:
-    """The latent code [1, latent], given the pairs [n, ...] that are members."""
+    """The distribution of the latent code [1, latent], given the pairs [n, ...] that are members of `found` [1, n]."""
     said = set_means(applied(parts, "latent.pairs", pairs), found)
     mean, u = applied(parts, "latent.code", said).chunk(2, -1)
     return Gaussian(mean, 0.1 + 0.9 * u.sigmoid())
@@ -210,6 +214,6 @@ def _standard(samples: int, length: int) -> np.ndarray:
 
 
 def standard(samples: int, length: int) -> Tensor:
-    """Standard normal draws [samples, length], always the same, each with its opposite; one alone is zero."""
-    # numpy's, because torch's generator draws anew for every task under vmap.
+    """Fixed standard normal draws [samples, length], in pairs of opposite sign; an odd last one is zero."""
+    # numpy draws them, because torch's generator draws other numbers for every task under vmap.
     return torch.from_numpy(_standard(samples, length))

@@ -1,4 +1,4 @@
-"""CNAPs: small networks read the support set and write the feature extractor's modulation and the classifier."""
+"""CNAPs: small networks read the support set and generate the feature extractor's modulation and the classifier."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from quickstudy.learners.hypernet.parts import applied, checked_features, member
 from quickstudy.model import Change, beside, call, own, parameters, part, statistics
 from quickstudy.nn.film import conditioned_layers, film, width_of
 
-PREFIX = "cnaps."  # in theta: of the networks that write
-SET = "set_encoder."  # in theta: of the set encoder
+PREFIX = "cnaps."  # prefix in theta of the networks that generate parameters
+SET = "set_encoder."  # prefix in theta of the set encoder
 
 
 class Adapted(NamedTuple):
@@ -32,17 +32,17 @@ class Adapted(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CNAPs(Learner):
-    """One pass over the support set writes the task's network: no step is taken, no gradient at test.
+    """One pass over the support set generates the task's network: no inner steps, no gradients at test.
 
-        z = mean_i a(s(x_i))                                                          the task, over the support set
+        z = mean_i a(s(x_i))                                                          the task embedding
         layer l's output h  ->  (1 + lambda_l * g_l(z)) * h + mu_l * b_l(z)           for every chosen layer
         c_k = mean of f_z(x_i) over class k,   w_k = c_k + u(c_k),   beta_k = v(c_k)
-        logits_k(x) = f_z(x) . w_k / sqrt(width) + beta_k,   f_z the extractor so modulated
+        logits_k(x) = f_z(x) . w_k / sqrt(width) + beta_k,   f_z the modulated extractor
         meta-loss   cross entropy of the query set + penalty * sum_l (|lambda_l|^2 + |mu_l|^2)
 
-    a, g, b, u and v are perceptrons, kept in theta under "cnaps."; s is the set encoder. lambda and mu are learned, a
-    number per channel, and start near 0 (normal, standard deviation 0.001): the extractor starts as itself. All
-    classes share u and v, so their number may differ at test.
+    a, g, b, u and v are perceptrons, kept in theta under "cnaps."; s is the set encoder. lambda and mu are learned,
+    with one number per channel. They start near 0 (normal, standard deviation 0.001), so that the extractor starts
+    almost unmodulated. All classes share u and v, so `ways` may differ between training and test.
 
     Requeima, Gordon, Bronskill, Nowozin, Turner: Fast and Flexible Multi-Task Classification Using Conditional Neural
     Adaptive Processes, NeurIPS 2019, https://arxiv.org/abs/1906.07697
@@ -50,28 +50,28 @@ class CNAPs(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.CNAPs(qs.nn.conv4(channels=1, downsample="pool"), width=64, ways=5)
 
-    Deviations from the paper: its second pathway, which shows each block what the blocks below make of the support
-    set, is left out. It freezes an extractor trained on ImageNet and has a convolutional set encoder beside it;
-    here both are choices (`freeze`, `set_encoder`), and by default the extractor is trained along and, unmodulated,
-    encodes the set. Perceptrons have ReLU in place of ELU, and none but u skips a layer. Products are divided by
-    sqrt(width), so that a wide extractor does not start out sure.
+    Deviations from the paper: its second pathway, which gives each block the support set's features from the blocks
+    below, is left out. The paper freezes an extractor trained on ImageNet and has a separate convolutional set encoder.
+    Here both are options (`freeze`, `set_encoder`); by default the extractor is trained too and also encodes the set,
+    unmodulated. Perceptrons have ReLU instead of ELU, and only u has a skip connection. Inner products are divided by
+    sqrt(width), so that a wide extractor does not start with overconfident predictions.
     """
 
     encoder: nn.Module  # the feature extractor: maps x [n, ...] to features [n, width]
     width: int  # of the encoder's features
     ways: int = 5  # classes in a task
-    layers: str = ""  # layers that are modulated, patterns such as "block*.norm"; empty: every norm layer
-    freeze: bool = False  # the extractor keeps the weights it came with, which are then no part of theta
+    layers: str = ""  # modulated layers, patterns such as "block*.norm"; empty: every norm layer
+    freeze: bool = False  # keep the extractor's weights fixed; theta then does not contain them
     set_encoder: nn.Module | None = None  # maps x to [n, width] for the task's embedding; None: the extractor itself
     embedding: int = 64  # length of z
-    penalty: float = 0.001  # weight of the squared lambda and mu
+    penalty: float = 0.001  # weight of the penalty on squared lambda and mu
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.embedding < 1:
             given = f"width={self.width}, embedding={self.embedding}"
             raise ConfigError(f"width and embedding must be at least 1; got {given}.")
         self._channels()
-        if self.freeze and parameters(self.encoder):  # a copy, so that nothing is done to the caller's network
+        if self.freeze and parameters(self.encoder):  # a copy, so that the caller's network stays unchanged
             object.__setattr__(self, "encoder", copy.deepcopy(self.encoder).requires_grad_(False))
 
     def _channels(self) -> dict[str, int]:
@@ -92,7 +92,7 @@ class CNAPs(Learner):
         return parts | perceptron("biases", [w, w, 1], generator, level=False)
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """z [embedding]. The labels are not in it."""
+        """The task embedding z [embedding]. It does not depend on the labels."""
         encoder, inside = self.encoder, own(self.encoder, theta)
         if self.set_encoder is not None:
             encoder, inside = self.set_encoder, own(self.set_encoder, part(theta, SET))
@@ -126,7 +126,7 @@ class CNAPs(Learner):
 
 
 def film_of(parts: Theta, name: str, z: Tensor) -> Tensor:
-    """Scale and shift [2, channels] of a layer for the task z."""
+    """Scale and shift [2, channels] of the named layer for the task embedding z."""
     return parts[f"film.{name}.size"] * applied(parts, f"film.{name}", z).unflatten(0, (2, -1))
 
 

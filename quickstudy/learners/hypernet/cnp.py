@@ -1,4 +1,4 @@
-"""Conditional neural processes: a task is the mean of what its support points say, and an answer is a distribution."""
+"""Conditional neural processes: a task is the mean of its encoded support points; predictions are distributions."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from quickstudy.model import beside, own, parameters, part, statistics
 class Representation(NamedTuple):
     sets: Tensor  # [1, representation], or one row per class
     statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
-    factor: Tensor  # [], of the standard deviations, see `qs.recalibrated`
+    factor: Tensor  # [], factor of the standard deviations, see `qs.recalibrated`
 
 
 @dataclass(frozen=True, eq=False)
 class CNP(Learner):
-    """Encode each support point, take the mean, decode it at every query: a Gaussian for values, odds for classes.
+    """Encode each support point, take the mean, decode it at every query: to a Gaussian for values, or to logits.
 
-        r = mean_i h([e(x_i), y_i]),   zero without a support point: the prior
+        r = mean_i h([e(x_i), y_i]),   zero for an empty support set (the prior)
         y | x ~ N(m, s^2),   [m, u] = g([e(x), r]),   s = min_std + softplus(u)
         meta-loss   mean over the query set of -log N(y; m, s^2)
 
     Classification (`ways` given) has a representation for each class, r_k = mean of h(e(x_i)) over class k, and the
-    same network for all of them, so that classes may be renamed and their number may differ at test:
+    same network for all classes, so that their order does not matter and `ways` may differ between training and test:
 
         logits_k(x) = g([e(x), r_k, mean_j r_j]),   meta-loss cross entropy
 
-    h and g are perceptrons of `depth` layers, kept in theta under "process."; y is divided by `y_scale` where it goes
-    in and multiplied where it comes out. In training an episode keeps the first k support points (of each class), k
-    drawn anew each time.
+    h and g are perceptrons of `depth` layers, kept in theta under "process."; y is divided by `y_scale` at the input
+    and multiplied by it at the output. In training, each episode keeps the first k support points (of each class),
+    with a new random k.
 
     Garnelo, Rosenbaum, Maddison, Ramalho, Saxton, Shanahan, Teh, Rezende, Eslami: Conditional Neural Processes, ICML
     2018, https://arxiv.org/abs/1807.01613
@@ -54,24 +54,24 @@ class CNP(Learner):
     >>> numbers = qs.CNP(torch.nn.Flatten(), width=1)
     >>> images = qs.CNP(qs.nn.conv4(channels=1, downsample="pool"), width=64, ways=5)
 
-    Deviations from the paper: inputs pass one encoder e, shared by h and g (nn.Flatten() hands them on, as in its
-    regression). Its Omniglot classifier concatenates the class representations, which binds it to their number and
-    order; ours sees each class beside the mean of all. Its s is 0.1 + 0.9 softplus(u). Its loss holds the support
-    points too, ours the queries alone.
+    Deviations from the paper: inputs pass through one encoder e, shared by h and g (nn.Flatten() leaves them unchanged,
+    as in the paper's regression). The paper's Omniglot classifier concatenates the class representations, which ties it
+    to their number and order; ours combines each class with the mean of all. The paper's s is 0.1 + 0.9 softplus(u).
+    Its loss includes the support points, ours only the queries.
     """
 
     encoder: nn.Module  # maps x [n, ...] to features [n, width]
     width: int  # of the encoder's features
     ways: int | None = None  # classes in a task; None for regression
-    outputs: int = 1  # numbers in an answer (regression)
-    representation: int = 128  # length of what a task is condensed to, and width of every layer
+    outputs: int = 1  # predicted numbers per input (regression)
+    representation: int = 128  # length of a task's representation, and width of every layer
     depth: int = 3  # layers of h and of g
-    min_std: float = 0.01  # smallest standard deviation of an answer, in units of y_scale
-    fewest: int = 0  # fewest support points that training keeps (at least 1 per class); the shots or more: always all
+    min_std: float = 0.01  # smallest standard deviation of a prediction, in units of y_scale
+    fewest: int = 0  # fewest support points kept in training (at least 1 per class); the shots or more: keep all
     y_scale: float = 1.0  # typical size of y (regression)
-    std_factors: tuple[float, ...] = ()  # of the deviations after 0, 1, 2, ... support points, see `qs.recalibrated`
+    std_factors: tuple[float, ...] = ()  # of standard deviations after 0, 1, ... support points, see `qs.recalibrated`
 
-    from_nothing: ClassVar[bool] = True  # answers without a support example too
+    from_nothing: ClassVar[bool] = True  # also predicts from an empty support set
 
     def __post_init__(self) -> None:
         check_fields(self, "CNP")
@@ -96,7 +96,10 @@ class CNP(Learner):
         return self._decoded(theta, phi, x) if self.ways else self.distribution(theta, phi, x).mean
 
     def distribution(self, theta: Theta, phi: Representation, x: Tensor) -> Gaussian:
-        """Mean and standard deviation of each answer, [m, outputs] each. Regression only."""
+        """Mean and standard deviation of the prediction for x [m, ...], [m, outputs] each.
+
+        Raises ConfigError for classification.
+        """
         check_regression(self.ways, "CNP")
         mean, std = gaussian(self._decoded(theta, phi, x), self.min_std)
         return Gaussian(mean * self.y_scale, std * self.y_scale * phi.factor)
@@ -114,5 +117,5 @@ class CNP(Learner):
         return surprise(gaussian(output, self.min_std), query.y / self.y_scale).mean()
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """r [representation]; for classes the mean of theirs."""
+        """r [representation]; for classification the mean of the r_k."""
         return self.adapt(theta, support).sets.mean(0)

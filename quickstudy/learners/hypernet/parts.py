@@ -1,7 +1,7 @@
-"""What this family shares: small networks kept in theta, sets and their members, attention, Gaussians.
+"""Shared by this family of learners: small networks kept in theta, sets and their members, attention, Gaussians.
 
 All are plain operations on tensors, safe under `vmap` and double backward. A support set is `sets` sets of examples:
-one for regression, one per class for classification. `members` [sets, n] says with 1 and 0 which example counts where.
+one for regression, one per class for classification. `members` [sets, n] is 1 where an example is in a set, else 0.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from quickstudy.model import call, own
 
 
 def perceptron(name: str, sizes: Sequence[int], generator: torch.Generator, *, level: bool = True) -> Theta:
-    """Fully connected layers name.0.weight, name.0.bias, name.1.weight, ..., drawn as torch draws its linear layers.
+    """Fully connected layers name.0.weight, name.0.bias, name.1.weight, ..., initialised like torch's linear layers.
 
-    `level` False leaves the last bias out: a number that all classes share changes no odds.
+    `sizes` are the widths of the input and of every layer. `level` False leaves out the last bias, because a number
+    added to the logits of all classes does not change their probabilities.
     """
     found: Theta = {}
     for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
@@ -38,7 +39,7 @@ def perceptron(name: str, sizes: Sequence[int], generator: torch.Generator, *, l
 
 
 def applied(parts: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """The layers of `perceptron` on x [..., inputs], with ReLU between them."""
+    """The output of the layers of `perceptron` for x [..., inputs], with ReLU between them."""
     layers = itertools.takewhile(lambda i: f"{name}.{i}.weight" in parts, itertools.count())
     for i in layers:
         x = F.linear(x.relu() if i else x, parts[f"{name}.{i}.weight"], parts.get(f"{name}.{i}.bias"))
@@ -46,12 +47,15 @@ def applied(parts: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def features(encoder: nn.Module, width: int, theta: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
-    """The encoder's features [n, width]. `known` are the support set's statistics."""
+    """The encoder's features [n, width] of x [n, ...]. `known` are the support set's statistics.
+
+    Raises ConfigError where the encoder's output has another shape.
+    """
     return checked_features(call(encoder, own(encoder, theta) | (known or {}), x), width)
 
 
 def checked_features(found: Tensor, width: int) -> Tensor:
-    """The features, or a ConfigError where they are not [n, width]."""
+    """The features, unchanged. Raises ConfigError where they are not [n, width]."""
     if found.dim() != 2 or found.shape[1] != width:
         raise ConfigError(
             f"width={width} promises features [n, {width}], but the encoder gives {list(found.shape)}. Set width to "
@@ -61,7 +65,7 @@ def checked_features(found: Tensor, width: int) -> Tensor:
 
 
 def joined(*tensors: Tensor) -> Tensor:
-    """Concatenated along the last dimension, broadcast over the others."""
+    """The tensors, concatenated along the last dimension and broadcast over the others."""
     shape = torch.broadcast_shapes(*(t.shape[:-1] for t in tensors))
     return torch.cat([t.expand(*shape, t.shape[-1]) for t in tensors], -1)
 
@@ -70,9 +74,9 @@ def joined(*tensors: Tensor) -> Tensor:
 
 
 def members(y: Tensor, ways: int | None, like: Tensor) -> Tensor:
-    """Which example belongs to which set, as numbers of the kind of `like`.
+    """1 where an example belongs to a set, else 0, with the dtype of `like`.
 
-    [ways, n] by class numbers y [n]; [1, n] of ones for values y [n, d].
+    [ways, n] for class numbers y [n]; [1, n], all ones, for values y [n, d].
     """
     if ways is None:
         return like.new_ones(1, len(y))
@@ -80,9 +84,10 @@ def members(y: Tensor, ways: int | None, like: Tensor) -> Tensor:
 
 
 def some(found: Tensor, fewest: int) -> Tensor:
-    """The first k members of each set, k drawn from `fewest` to as many as it has; all where `fewest` leaves no choice.
+    """The first k members of each set in `found` [sets, n], with k random from `fewest` to the size of the set.
 
-    Masked, not cut, so that shapes stay the same. The draw is one for all sets, from torch's generator.
+    All members if `fewest` is n or more. Others are masked instead of removed, so that shapes stay the same. One random
+    number from torch's generator serves all sets.
     """
     if fewest >= found.shape[1]:
         return found
@@ -98,7 +103,7 @@ def set_means(values: Tensor, found: Tensor) -> Tensor:
 
 
 def attention(name: str, keys: int, values: int, generator: torch.Generator) -> Theta:
-    """The matrices of `attend`. No biases: that of the keys would change nothing."""
+    """Initial matrices of `attend`, for keys and values of these lengths. A bias of the keys would have no effect."""
     shapes = {"query": (values, keys), "key": (values, keys), "value": (values, values), "out": (values, values)}
     return {
         f"{name}.{kind}": (2 * torch.rand(shape, generator=generator, dtype=torch.get_default_dtype()) - 1)
@@ -112,13 +117,13 @@ def attend(
 ) -> Tensor:
     """Multi-head attention from queries [m, k] to the members of each set, keys [n, k], values [n, r]: [sets, m, r].
 
-    Zero where a set is empty. Matrices for queries or keys that are zero weigh all members alike.
+    Zero where a set is empty. If the matrix of the queries or of the keys is zero, all members have equal weight.
     """
     q, k = (F.linear(t, parts[f"{name}.{kind}"]) for t, kind in ((queries, "query"), (keys, "key")))
     q, k, v = (t.unflatten(-1, (heads, -1)) for t in (q, k, F.linear(values, parts[f"{name}.value"])))
     likeness = torch.einsum("mhc,nhc->hmn", q, k) / math.sqrt(q.shape[-1])
     inside = found[:, None, None]  # [sets, 1, 1, n]
-    # A large finite number: a set without members would turn infinities into NaN.
+    # A large finite number, because infinities would give NaN for a set without members.
     weights = likeness.masked_fill(inside == 0, -1e9).softmax(-1) * inside
     return F.linear(torch.einsum("shmn,nhc->smhc", weights, v).flatten(-2), parts[f"{name}.out"])
 
@@ -127,14 +132,14 @@ def attend(
 
 
 class Gaussian(NamedTuple):
-    """Independent normal numbers."""
+    """Independent normal distributions."""
 
     mean: Tensor
     std: Tensor
 
 
 def surprise(p: Gaussian, y: Tensor) -> Tensor:
-    """-log p(y) of each number, in nats."""
+    """The negative log-likelihood -log p(y) of each number, in nats."""
     return 0.5 * ((y - p.mean) / p.std) ** 2 + p.std.log() + 0.5 * math.log(2 * math.pi)
 
 
@@ -145,6 +150,6 @@ def divergence(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def moments(p: Gaussian) -> Gaussian:
-    """Mean and standard deviation of the equal mixture of p's along its first dimension."""
+    """Mean and standard deviation of the equally weighted mixture along p's first dimension."""
     mean = p.mean.mean(0)
     return Gaussian(mean, (p.std**2 + (p.mean - mean) ** 2).mean(0).sqrt())

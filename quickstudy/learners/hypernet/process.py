@@ -1,4 +1,4 @@
-"""What the neural processes share: networks h and g, what they decode, and which support points training keeps."""
+"""Shared by the neural processes: the networks h and g, decoding, and which support points training keeps."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Theta
 from quickstudy.learners.hypernet.parts import Gaussian, applied, joined, members, perceptron, some
 
-PREFIX = "process."  # in theta: of everything but the encoder's parameters
+PREFIX = "process."  # prefix in theta of everything but the encoder's parameters
 
 
 def check(name: str, least: Mapping[str, tuple[float, float]]) -> None:
-    """Raise ConfigError for a value below its least: name -> (value, least)."""
+    """Raise ConfigError for a value below its lower bound. `least`: field -> (value, bound)."""
     for field, (value, bound) in least.items():
         if value < bound:
             raise ConfigError(f"{field} of {name} must be at least {bound:g}, got {value:g}.")
 
 
 def check_fields(learner: Any, name: str) -> None:
-    """The fields that the neural processes share."""
+    """Raise ConfigError for impossible values of the fields that the neural processes share."""
     least = {"width": 1, "outputs": 1, "representation": 1, "depth": 1, "fewest": 0, "min_std": 0.0}
     check(name, {field: (getattr(learner, field), bound) for field, bound in least.items()})
     if not learner.y_scale > 0:
@@ -36,7 +36,7 @@ def check_fields(learner: Any, name: str) -> None:
 def networks(
     width: int, ways: int | None, outputs: int, representation: int, depth: int, latent: int, generator: torch.Generator
 ) -> Theta:
-    """First weights of h ("pairs") and g ("decoder")."""
+    """Initial weights of h ("pairs") and g ("decoder")."""
     hidden = [representation] * (depth - 1)
     pairs = [width + (0 if ways else outputs), *hidden, representation]
     decoder = [width + representation * (2 if ways else 1) + latent, *hidden, 1 if ways else 2 * outputs]
@@ -44,10 +44,10 @@ def networks(
 
 
 def decoded(parts: Mapping[str, Tensor], e: Tensor, sets: Tensor, ways: int | None, *codes: Tensor) -> Tensor:
-    """What g makes of query features e [m, width] and representations [sets, 1 or m, r].
+    """The output of g for query features e [m, width] and representations [sets, 1 or m, r].
 
-    Mean and raw deviation [..., m, 2 * outputs] for values, with further leading dimensions where `codes` have them;
-    logits [m, ways] for classes.
+    Regression: means and raw standard deviations [..., m, 2 * outputs], with further leading dimensions where `codes`
+    have them. Classification: logits [m, ways].
     """
     if ways is None:
         return applied(parts, "decoder", joined(e, sets[0], *codes))
@@ -55,19 +55,22 @@ def decoded(parts: Mapping[str, Tensor], e: Tensor, sets: Tensor, ways: int | No
 
 
 def gaussian(output: Tensor, min_std: float) -> Gaussian:
-    """The first half of the numbers as means, the second as standard deviations before softplus."""
+    """The first half of the numbers as means; the second half through min_std + softplus as standard deviations."""
     mean, u = output.chunk(2, -1)
     return Gaussian(mean, min_std + F.softplus(u))
 
 
 def std_factor(factors: Sequence[float], support: Batch) -> Tensor:
-    """The factor [] of standard deviations after so many points: `factors` of 0, 1, 2, ..., the last for more."""
+    """The factor [] of the standard deviations for this support set, 1 if there are none.
+
+    `factors` are those after 0, 1, 2, ... support points; the last one also serves larger support sets.
+    """
     known = factors[min(len(support.y), len(factors) - 1)] if factors else 1.0
     return torch.tensor(known, dtype=support.y.dtype, device=support.y.device)
 
 
 def kept(y: Tensor, ways: int | None, fewest: int, like: Tensor) -> Tensor:
-    """Members of the sets that a training episode keeps: all classes hold on to an example."""
+    """The members of the sets that a training episode keeps, see `some`: at least one example of every class."""
     return some(members(y, ways, like), max(fewest, 1) if ways else fewest)
 
 

@@ -1,4 +1,4 @@
-"""LSTM meta-learner: the inner update is the cell of an LSTM, with a learned rate and a learned forgetting."""
+"""LSTM meta-learner: the inner update is an LSTM cell, whose gates learn the rate and the forgetting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quickstudy.inner import check_steps, value_and_gradient
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.model import beside, call, own, parameters, part, statistics
 
-P = 10.0  # numbers below exp(-P) are told by their value, not by their logarithm
+P = 10.0  # numbers below exp(-P) are represented by their value instead of their logarithm
 KEEP = 5.0  # bias of the forget gate at the start: sigmoid(5) = 0.993
 GATES = ("forget", "input")
 
@@ -29,9 +29,10 @@ class LSTMMetaLearner(Learner):
         i_t = sigmoid(w_i . [p(g_t), p(L_t), phi_{t-1}, i_{t-1}] + b_i),   f_t likewise,   i_0 = f_0 = 0
         p(x) = (log|x| / 10, sign(x)) where |x| >= exp(-10), otherwise (-1, exp(10) x)
 
-    Every coordinate of phi has gates of its own, all computed by the same seven numbers each ("gate." in theta), so
-    they say how to learn, whatever the network. With f = 1 and a fixed i it is gradient descent, and this learner is
-    MAML. `first_order`: gradients and losses enter as constants; the derivative passes through gates and phi alone.
+    Every coordinate of phi has its own gates. All are computed with the same seven numbers per gate ("gate." in theta),
+    so that the update rule does not depend on the network. With f = 1 and a fixed i it is gradient descent, and this
+    learner is MAML. With `first_order`, gradients and losses are treated as constants, and derivatives pass only
+    through the gates and phi.
 
     Ravi, Larochelle: Optimization as a Model for Few-Shot Learning, ICLR 2017,
     https://openreview.net/forum?id=rJY0-Kcll
@@ -39,15 +40,15 @@ class LSTMMetaLearner(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.LSTMMetaLearner(qs.nn.conv4(channels=1, classes=5), steps=5)
 
-    Deviations from the paper: the gates read p(g) and p(L) themselves, where its experiments put a further LSTM of 20
-    units between; every step reads the whole support set; batch normalisation as the network declares.
+    Deviations from the paper: the gates read p(g) and p(L) directly, whereas its experiments put another LSTM of 20
+    units in between; every step reads the whole support set; batch normalisation is as the network declares.
     """
 
     model: nn.Module  # maps x to logits or values
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
-    lr: float = 0.01  # what the input gate starts from, between 0 and 1
+    lr: float = 0.01  # initial value of the input gate, between 0 and 1
     steps: int = 5  # inner steps
-    first_order: bool = True  # gradients and losses enter the update as constants
+    first_order: bool = True  # treat gradients and losses in the update as constants
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
@@ -83,13 +84,13 @@ class LSTMMetaLearner(Learner):
 
 
 def preprocessed(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Size and sign of numbers that may be of any order, both about 1; continuous, with a derivative at zero."""
+    """p(x): log-size and sign of numbers of any magnitude, both of order 1; continuous, and differentiable at zero."""
     large = x.abs() >= math.exp(-P)
-    safe = torch.where(large, x.abs(), 1.0)  # the logarithm that is not taken must not have a derivative either
+    safe = torch.where(large, x.abs(), 1.0)  # keeps the derivative of the unused logarithm finite
     return torch.where(large, safe.log() / P, -1.0), torch.where(large, x.sign(), math.exp(P) * x)
 
 
 def opened(gates: Theta, gate: str, seen: Sequence[Tensor]) -> Tensor:
-    """How far a gate is open for every coordinate, given the six things it looks at."""
+    """The value of a gate, between 0 and 1, for every coordinate, given the gate's six inputs."""
     terms = (weight * t for weight, t in zip(gates[f"{gate}.weight"], seen, strict=True))
     return sum(terms, start=gates[f"{gate}.bias"]).sigmoid()

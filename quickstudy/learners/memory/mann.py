@@ -1,4 +1,4 @@
-"""Memory-augmented network: a controller that keeps what it reads in a memory, written where it is used least."""
+"""Memory-augmented network: a recurrent controller with an external memory, which it writes where it is used least."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from quickstudy.learners.memory.reading import (
 from quickstudy.model import beside, parameters, part
 from quickstudy.nn.recurrent import draw, start, step
 
-PREFIX = "mann."  # in theta: of everything but the encoder's parameters
+PREFIX = "mann."  # prefix in theta of everything but the encoder's parameters
 TINY = 1e-8  # keeps the direction of an empty row of memory differentiable
 
 
 class Memory(NamedTuple):
-    """The state; the leading dimension is 1, or the number of queries that are asked at once."""
+    """The state; the leading dimension b is 1, or the number of queries that are answered at once."""
 
     h: Tensor  # [b, units], the controller's output
     c: Tensor  # [b, units], its cell
     rows: Tensor  # M [b, slots, slot]
-    read: Tensor  # w^r [b, heads, slots], where each head read last
-    found: Tensor  # r [b, heads * slot], what it found there
+    read: Tensor  # w^r [b, heads, slots], the weights with which each head read last
+    found: Tensor  # r [b, heads * slot], what the heads read
     usage: Tensor  # w^u [b, slots]
 
 
 class Reading(NamedTuple):
     memory: Memory
-    last: Tensor  # the last answer, which the controller meets beside the next input
+    last: Tensor  # the last label, which the controller reads with the next input
     statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
 
 
 @dataclass(frozen=True, eq=False)
 class MANN(Learner):
-    """A recurrent controller beside a memory that it reads by content and writes to the least or the last used rows.
+    """A recurrent controller with a memory that it reads by content and writes to the least or last used rows.
 
         controller   h_t = lstm(h_{t-1}, [f(x_t), y_{t-1}, r_{t-1}]),   k_t = tanh(W h_t + b)
         least used   w^lu_{t-1}(i) = 1 where w^u_{t-1}(i) <= m(w^u_{t-1}, n), else 0;   those rows of M are set to zero
@@ -57,10 +57,10 @@ class MANN(Learner):
         usage        w^u_t = decay w^u_{t-1} + w^r_t + w^w_t
         output       head([h_t, r_t])
 
-    m(v, n) is the n-th smallest entry of v and n the number of heads. Each head has a key k_t, a gate a and one of the
-    n least used rows, the first head the least used; r_t holds what all heads found. As in MetaRNN, phi after n
-    examples is the state and the last answer, a query is answered by one more step, and `stream` gives the output of
-    every step. Everything but the encoder is kept in theta under "mann.".
+    m(v, n) is the n-th smallest entry of v, and n the number of heads. Each head has a key k_t, a gate a and one of the
+    n least used rows (the first head has the least used one); r_t joins what all heads read. As in MetaRNN, phi after
+    n examples is the state and the last label, a query takes one more step, and `stream` gives the output of every
+    step. Everything but the encoder is kept in theta under "mann.".
 
     Santoro, Bartunov, Botvinick, Wierstra, Lillicrap: Meta-Learning with Memory-Augmented Neural Networks, ICML 2016,
     https://arxiv.org/abs/1605.06065
@@ -68,10 +68,10 @@ class MANN(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.MANN(qs.nn.conv4(channels=1, norm="layer", downsample="pool"), width=64)
 
-    Deviations from the paper: an encoder reads the input (torch.nn.Flatten() gives the raw pixels); of rows that are
-    used equally little, the first count as the least used, so that there are always n; the paper leaves open how
-    several heads share its equations and what is between controller and key; labels are one-hot, its strings of five
-    letters for many ways are not there. `sharpness` other than 1 is ours.
+    Deviations from the paper: an encoder reads the input (torch.nn.Flatten() gives the raw pixels); if rows are used
+    equally little, the first ones count as the least used, so that there are always exactly n; labels are one-hot, and
+    the paper's strings of five letters for many ways are not implemented. The paper does not say how several heads
+    share its equations, or what lies between controller and key. A `sharpness` other than 1 is our addition.
     """
 
     encoder: nn.Module  # maps x [n, ...] to features [n, width]
@@ -80,10 +80,10 @@ class MANN(Learner):
     units: int = 200  # of the controller's state
     slots: int = 128  # rows of the memory
     slot: int = 40  # length of a row
-    heads: int = 4  # reads and writes in a step
-    decay: float = 0.99  # of a row's usage, in a step
-    sharpness: float = 1.0  # factor on the cosine in a read; more finds single rows
-    objective: str = "stream"  # whose loss trains: stream (every example, before its answer is seen) or query
+    heads: int = 4  # reads and writes per step
+    decay: float = 0.99  # factor of a row's usage per step
+    sharpness: float = 1.0  # factor on the cosine in a read; larger values select single rows
+    objective: str = "stream"  # training loss: stream (every example, before its label is read) or query
     shuffle: bool = True  # read training examples in a random order
 
     ordered: ClassVar[bool] = True
@@ -125,7 +125,7 @@ class MANN(Learner):
         return self._read(theta, batch)[0]
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """The controller's state and the memory's rows, after an empty input that brings the last answer."""
+        """The controller's state and the memory's rows, flattened, after a step with zero input and the last label."""
         phi, parts = self.adapt(theta, support), part(theta, PREFIX)
         after = self._step(parts, inputs_to(parts, phi.last.new_zeros(1, self.width), phi.last), phi.memory)
         return torch.cat([t.flatten() for t in (after.h, after.c, after.rows)])
@@ -134,7 +134,7 @@ class MANN(Learner):
         return reading_loss(self, F.cross_entropy, theta, episode)
 
     def _read(self, theta: Theta, batch: Batch) -> tuple[Tensor, Tensor, Memory]:
-        """The outputs [n, ways], the answers as they are read [n, ways], and the memory after them."""
+        """The outputs [n, ways], the labels as they are read [n, ways], and the memory after them."""
         parts = part(theta, PREFIX)
         answers = as_input(batch.y, self.ways, parts["gate"])
         memory, seen = self._empty(parts["gate"]), [parts["head.bias"].new_zeros(0, self.ways)]
@@ -150,7 +150,7 @@ class MANN(Learner):
         return Memory(h[None], c[None], *(like.new_zeros(1, *shape) for shape in shapes))
 
     def _step(self, parts: Theta, u: Tensor, m: Memory) -> Memory:
-        """The memory after one more input, or after each of several: u [b, 4 * units]."""
+        """The memory after one more input, or after each of several alternative ones: u [b, 4 * units]."""
         u = u + F.linear(m.found, parts["read.weight"])
         h, c = step("lstm", u, (m.h, m.c), parts["state.weight"], parts["state.bias"])
         keys = F.linear(h, parts["key.weight"], parts["key.bias"]).tanh().unflatten(1, (self.heads, self.slot))
@@ -164,18 +164,18 @@ class MANN(Learner):
 
 
 def least_used(usage: Tensor, n: int) -> Tensor:
-    """w^lu as one row per head: [b, slots] -> [b, n, slots], a one at the least used row, at the second least, ..."""
+    """w^lu with one row per head, [b, n, slots], for usage [b, slots]: head i has a one at the i-th least used row."""
     order = usage.detach().argsort(dim=1, stable=True)[:, :n]
     return (order[..., None] == torch.arange(usage.shape[1], device=usage.device)).to(usage.dtype)
 
 
 def directions(rows: Tensor) -> Tensor:
-    """Each row scaled to length one, an empty one left as it is."""
+    """Each row scaled to length one; an empty row stays zero."""
     return rows * (rows.square().sum(-1, keepdim=True) + TINY).rsqrt()
 
 
 def inputs_to(parts: Theta, z: Tensor, answers: Tensor) -> Tensor:
-    """What features z [n, width] and answers [n, ways] or [ways] contribute to the controller, [n, 4 * units]."""
+    """The contribution of features z [n, width] and labels [n, ways] or [ways] to the controller: [n, 4 * units]."""
     return F.linear(z, parts["input.weight"], parts["input.bias"]) + answers @ parts["label.weight"]
 
 

@@ -25,25 +25,25 @@ from quickstudy.learners.memory.reading import (
 from quickstudy.model import beside, parameters, part
 from quickstudy.nn.recurrent import BLOCKS, State, check_cell, draw, start, step
 
-PREFIX = "rnn."  # in theta: of everything but the encoder's parameters
+PREFIX = "rnn."  # prefix in theta of everything but the encoder's parameters
 
 
 class Reading(NamedTuple):
     state: State  # of the cell, after the examples read so far
-    last: Tensor  # the last answer, which the cell meets beside the next input
+    last: Tensor  # the last target, which the cell reads with the next input
     statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
 
 
 @dataclass(frozen=True, eq=False)
 class MetaRNN(Learner):
-    """Learning is reading: a recurrent network meets each input beside the answer to the one before.
+    """Learning is reading: a recurrent network reads each input together with the target of the one before.
 
         s_t = cell(s_{t-1}, [f(x_t), y_{t-1}]),   output_t = head(h_t),   h_t the state's visible part
 
-    with s_0 = 0, y_0 = 0 and classes as one-hot vectors. phi after n examples is (s_n, y_n); a query x is answered by
-    one more step, head(cell(s_n, [f(x), y_n])), from which nothing is kept. All weights are learned across tasks, none
-    changes within one. `stream` gives output_t for all t in one pass. Everything but the encoder is kept in theta
-    under "rnn.".
+    with s_0 = 0, y_0 = 0 and classes as one-hot vectors. phi after n examples is (s_n, y_n). A query x takes one more
+    step, head(cell(s_n, [f(x), y_n])), whose state is discarded. All weights are learned across tasks; none changes
+    within a task. `stream` gives output_t for all t in one pass. Everything but the encoder is kept in theta under
+    "rnn.".
 
     Hochreiter, Younger, Conwell: Learning to Learn Using Gradient Descent, ICANN 2001; in the form of Santoro,
     Bartunov, Botvinick, Wierstra, Lillicrap: Meta-Learning with Memory-Augmented Neural Networks, ICML 2016,
@@ -53,18 +53,18 @@ class MetaRNN(Learner):
     >>> learner = qs.MetaRNN(qs.nn.conv4(channels=1, norm="layer", downsample="pool"), width=64)
     >>> waves = qs.MetaRNN(qs.nn.mlp(1), width=40, loss=qs.mse_loss, ways=None)
 
-    Deviations from the papers: an encoder reads the input (torch.nn.Flatten() gives them the raw pixels); the loss is
-    a mean over steps, not a sum.
+    Deviations from the papers: an encoder reads the input (torch.nn.Flatten() gives the raw pixels); the loss is a mean
+    over steps, not a sum.
     """
 
     encoder: nn.Module  # maps x [n, ...] to features [n, width]
     width: int  # of the encoder's features
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
     ways: int | None = 5  # classes in a task; None for regression
-    outputs: int = 1  # numbers in an answer, for regression
+    outputs: int = 1  # predicted numbers per input (regression)
     cell: str = "lstm"  # elman, gru or lstm
     units: int = 200  # of the cell's state
-    objective: str = "stream"  # whose loss trains: stream (every example, before its answer is seen) or query
+    objective: str = "stream"  # training loss: stream (every example, before its target is read) or query
     shuffle: bool = True  # read training examples in a random order
 
     ordered: ClassVar[bool] = True
@@ -78,7 +78,7 @@ class MetaRNN(Learner):
     def init(self) -> Theta:
         generator, size = seeds.generator(0, "rnn"), self.ways or self.outputs
         parts = draw(self.cell, self.width, self.units, generator)
-        # As further columns of the input's weights would be drawn; a row for each class, as in the head.
+        # Drawn like further columns of the input's weights, but stored with one row per class, as in the head.
         bound = 1 / math.sqrt(self.units)
         rows = {"label.weight": BLOCKS[self.cell] * self.units, "head.weight": self.units}
         parts |= {name: (2 * torch.rand(size, n, generator=generator) - 1) * bound for name, n in rows.items()}
@@ -95,11 +95,11 @@ class MetaRNN(Learner):
         return outputs_of(parts, self._step(parts, u, phi.state)[0])
 
     def stream(self, theta: Theta, batch: Batch) -> Tensor:
-        """Output [n, ways] or [n, d] for each example of the stream, made before its answer is read."""
+        """Output [n, ways] or [n, d] for each example of the stream, made before its target is read."""
         return outputs_of(part(theta, PREFIX), self._read(theta, batch)[0])
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
-        """The cell's state, after an empty input that brings the last answer."""
+        """The cell's state, flattened, after a step with zero features and the last target."""
         phi, parts = self.adapt(theta, support), part(theta, PREFIX)
         return torch.cat(self._step(parts, inputs_to(parts, phi.last.new_zeros(self.width), phi.last), phi.state))
 
@@ -107,7 +107,7 @@ class MetaRNN(Learner):
         return reading_loss(self, self.loss, theta, episode)
 
     def _read(self, theta: Theta, batch: Batch) -> tuple[Tensor, Tensor, State]:
-        """h_1 ... h_n [n, units], the answers as they are read [n, d], and s_n."""
+        """h_1 ... h_n [n, units], the targets as they are read [n, d], and s_n."""
         parts = part(theta, PREFIX)
         z = encoded(self.encoder, theta, batch.x, self.width)
         answers = as_input(batch.y, self.ways, parts["label.weight"])
@@ -122,7 +122,7 @@ class MetaRNN(Learner):
 
 
 def inputs_to(parts: Theta, z: Tensor, answers: Tensor) -> Tensor:
-    """What features z [n, width] and answers [n, d] or [d] contribute to the cell, [n, blocks * units]."""
+    """The contribution of features z [n, width] and targets [n, d] or [d] to the cell: [n, blocks * units]."""
     return F.linear(z, parts["input.weight"], parts["input.bias"]) + answers @ parts["label.weight"]
 
 

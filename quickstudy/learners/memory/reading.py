@@ -1,4 +1,4 @@
-"""What the learners that read labelled examples one after the other have in common."""
+"""Shared by the learners that read labelled examples one after the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OBJECTIVES = ("query", "stream")
 
 
 def check_objective(objective: str) -> None:
-    """Raise ConfigError for a name that is none of OBJECTIVES."""
+    """Raise ConfigError for a name that is not in OBJECTIVES."""
     if objective not in OBJECTIVES:
         hint = suggest(str(objective), OBJECTIVES)
         raise ConfigError(f"objective must be 'query' or 'stream', got {objective!r}.{hint}")
@@ -30,8 +30,11 @@ def check_sizes(**sizes: int) -> None:
 
 
 def encoded(encoder: nn.Module, theta: Theta, x: Tensor, width: int, known: Theta | None = None) -> Tensor:
-    """Features [n, width] of x [n, ...]; n may be 0. `known` are the support set's statistics."""
-    if not len(x):  # a network need not know what to do with nothing
+    """Features [n, width] of x [n, ...]; n may be 0. `known` are the support set's statistics.
+
+    Raises ConfigError where the encoder's output has another shape.
+    """
+    if not len(x):  # the encoder may not accept an empty batch
         return x.new_zeros(0, width)
     features = call(encoder, own(encoder, theta) | (known or {}), x)
     if features.dim() != 2 or features.shape[1] != width:
@@ -43,24 +46,24 @@ def encoded(encoder: nn.Module, theta: Theta, x: Tensor, width: int, known: Thet
 
 
 def statistics_of(encoder: nn.Module, theta: Theta, x: Tensor) -> Theta:
-    """The support set's normalisation statistics; none of an empty one."""
+    """The normalisation statistics of the support set x [n, ...]; none if it is empty."""
     return statistics(encoder, own(encoder, theta), x) if len(x) else {}
 
 
 def as_input(y: Tensor, ways: int | None, like: Tensor) -> Tensor:
-    """Answers as the learner reads them: [n, ways] with a one at the class of y [n], or values y [n, d] as they are."""
+    """Targets as the learner reads them: one-hot [n, ways] for classes y [n]; values y [n, d] as they are."""
     if ways is None:
         return y.to(like.dtype)
     return (y[:, None] == torch.arange(ways, device=y.device)).to(like.dtype)
 
 
 def delayed(answers: Tensor) -> Tensor:
-    """y_{t-1} beside x_t: answers [n, d] one step later, zeros first."""
+    """Targets [n, d] shifted by one step, so that y_{t-1} goes with x_t; the first row is zero."""
     return torch.cat([torch.zeros_like(answers[:1]), answers[:-1]])
 
 
 def shuffled(batch: Batch) -> Batch:
-    """The examples in an order drawn from torch's generator, another one for each task under `vmap`."""
+    """The examples in a random order from torch's generator; under `vmap` each task has its own order."""
     order = torch.rand(len(batch.x), device=batch.x.device).argsort()
     return Batch(batch.x[order], batch.y[order])
 
@@ -71,7 +74,7 @@ def joined(episode: Episode) -> Batch:
 
 
 def reading_loss(learner: Any, loss: Callable[[Tensor, Tensor], Tensor], theta: Theta, episode: Episode) -> Tensor:
-    """The episode's loss under the learner's `objective`, in a new order if it says `shuffle`."""
+    """The episode's loss under the learner's `objective`; if `shuffle` is set, the examples get a random order."""
     reorder = shuffled if learner.shuffle else lambda batch: batch
     if learner.objective == "stream":
         whole = reorder(joined(episode))

@@ -1,4 +1,4 @@
-"""SNAIL: causal convolutions gather what was read, causal attention picks out what matters."""
+"""SNAIL: causal convolutions aggregate past examples, causal attention picks out what matters."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from quickstudy.learners.memory.reading import (
 )
 from quickstudy.model import beside, parameters, part
 
-PREFIX = "snail."  # in theta: of everything but the encoder's parameters
+PREFIX = "snail."  # prefix in theta of everything but the encoder's parameters
 
 
 class Reading(NamedTuple):
-    seen: Tensor  # [n, channels]: what every layer made of every example read
+    seen: Tensor  # [n, channels]: the outputs of all layers for every example read
     statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
 
 
 class Layer(NamedTuple):
-    """One layer of the stack; what it puts out is joined to what it reads."""
+    """One layer of the stack; its output is concatenated to its input."""
 
     name: str
     inputs: int
@@ -43,18 +43,19 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SNAIL(Learner):
-    """A stack of causal layers over the sequence of labelled examples; the last position asks.
+    """A stack of causal layers over the sequence of labelled examples; the last position is the query.
 
         sequence       [f(x_1), y_1], ..., [f(x_n), y_n], [f(x), 0]
         convolution    a_t -> [a_t, tanh(u) * sigmoid(v)],   (u, v) = W_0 a_{t-r} + W_1 a_t + b,   r = 1, 2, 4, ...
         attention      a_t -> [a_t, sum_{s <= t} p_s V a_s],  p = softmax_s((Q a_t) . (K a_s) / sqrt(k))
         stack          attention, convolutions, attention, convolutions, attention, linear
 
-    Position t reads positions up to t alone, so phi, what every layer made of the support set, holds all that a query
-    needs, and each is answered at a position of its own behind it. `stream` asks for every example at its place, from
-    the labelled examples before it: two passes through the stack, one that knows the labels and one that asks. With
-    128 filters the attentions have keys of length 64, 256 and 512 and values of 32, 128 and 256, as in the paper; other
-    numbers of filters change them in proportion. Everything but the encoder is kept in theta under "snail.".
+    Position t reads only positions up to t. So phi, the outputs of all layers for the support set, holds all that a
+    query needs, and each query is answered separately, at the position after the support set. `stream` predicts every
+    example at its place from the labelled examples before it, in two passes through the stack: one with labels, one
+    without. With 128 filters the attentions have keys of length 64, 256 and 512 and values of length 32, 128 and 256,
+    as in the paper; other numbers of filters scale them in proportion. Everything but the encoder is kept in theta
+    under "snail.".
 
     Mishra, Rohaninejad, Chen, Abbeel: A Simple Neural Attentive Meta-Learner, ICLR 2018,
     https://arxiv.org/abs/1707.03141
@@ -63,16 +64,16 @@ class SNAIL(Learner):
     >>> learner = qs.SNAIL(qs.nn.conv4(channels=1, norm="layer", downsample="pool"), width=64, ways=5, length=6)
 
     Deviations from the paper: dilations begin at 1, so that convolutions reach every earlier example (its listing
-    begins at 2); the encoder is given, without the linear layer behind it; keys have no constant, which the softmax
-    would not show.
+    begins at 2); the encoder is the user's, without the linear layer after it; keys have no bias, because it would not
+    change the softmax.
     """
 
     encoder: nn.Module  # maps x [n, ...] to features [n, width]
     width: int  # of the encoder's features
     ways: int = 5  # classes in a task
-    length: int = 6  # how many positions the convolutions reach: the support set and a query
+    length: int = 6  # positions that the convolutions reach: the support set and a query
     causal_filters: int = 128  # filters of a causal convolution, a multiple of 4; the attentions grow with them
-    objective: str = "query"  # whose loss trains: query, or stream (every example, before its answer is seen)
+    objective: str = "query"  # training loss: query, or stream (every example, before its label is read)
     shuffle: bool = True  # read training examples in a random order
 
     ordered: ClassVar[bool] = True
@@ -120,7 +121,7 @@ class SNAIL(Learner):
         return reading_loss(self, F.cross_entropy, theta, episode)
 
     def _read(self, theta: Theta, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features [n, width] of the examples, and all that the stack makes of them with their labels."""
+        """Features [n, width] of the examples, and the outputs of all layers for the examples with their labels."""
         z = encoded(self.encoder, theta, batch.x, self.width)
         known = torch.cat([z, as_input(batch.y, self.ways, z)], 1)
         return z, self._stack(theta, known, None, torch.arange(len(z), device=z.device))
@@ -131,7 +132,7 @@ class SNAIL(Learner):
         return F.linear(asking, theta[f"{PREFIX}head.weight"], theta[f"{PREFIX}head.bias"])
 
     def _stack(self, theta: Theta, a: Tensor, seen: Tensor | None, at: Tensor) -> Tensor:
-        """Inputs a [m, width + ways] and all layers' outputs. `seen` None: the examples see each other."""
+        """Inputs a [m, width + ways] and the outputs of all layers. `seen` None: the inputs are their own past."""
         parts = part(theta, PREFIX)
         for layer in self.layers():
             past = a if seen is None else seen[:, : layer.inputs]
@@ -141,8 +142,8 @@ class SNAIL(Learner):
 
 
 def convolved(layer: Layer, parts: Theta, a: Tensor, past: Tensor, at: Tensor) -> Tensor:
-    """A gated causal convolution at positions `at` [m], which read a [m, inputs]; `past` [n, inputs] is before them."""
-    padded = torch.cat([torch.zeros_like(a[:1]), past])  # before the first example there is nothing
+    """A gated causal convolution at positions `at` [m] with inputs a [m, inputs], after inputs `past` [n, inputs]."""
+    padded = torch.cat([torch.zeros_like(a[:1]), past])  # zeros before the first example
     before = padded[(at - layer.dilation + 1).clamp(min=0)]
     u, v = (F.linear(a, parts["now"], parts["bias"]) + F.linear(before, parts["before"])).chunk(2, 1)
     return u.tanh() * v.sigmoid()
@@ -160,7 +161,7 @@ def attended(layer: Layer, parts: Theta, a: Tensor, past: Tensor, at: Tensor) ->
 
 
 def drawn(layer: Layer, generator: Generator) -> Theta:
-    """Fresh weights of a layer."""
+    """Initial weights of a layer."""
     if layer.dilation:
         rows = 2 * layer.outputs
         found = {name: uniform(rows, layer.inputs, generator) / math.sqrt(2) for name in ("now", "before")}
@@ -171,5 +172,5 @@ def drawn(layer: Layer, generator: Generator) -> Theta:
 
 
 def uniform(rows: int, columns: int, generator: Generator) -> Tensor:
-    """A matrix drawn as torch draws a linear layer's."""
+    """A matrix [rows, columns], initialised like a linear layer of torch."""
     return (2 * torch.rand(rows, columns, generator=generator) - 1) / math.sqrt(columns)

@@ -1,4 +1,4 @@
-"""Attentive prototypes: class means that look at each other before they classify."""
+"""Attentive prototypes: class means that attend to each other before they classify."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from quickstudy.learners.metric.distance import (
 from quickstudy.learners.metric.protonet import Prototypes
 from quickstudy.model import beside, parameters, part
 
-PREFIX = "attention."  # in theta: of the attention's matrices
+PREFIX = "attention."  # prefix in theta of the attention's matrices
 MAPS = ("query", "key", "value", "output")
 
 
 @dataclass(frozen=True, eq=False)
 class AttentiveProtoNet(Learner):
-    """Prototypes adapted to the task by self-attention among them; then the nearest one wins.
+    """Prototypes adapted to the task by self-attention among them; then the nearest one decides.
 
         c_k = mean of f(x) over the support examples of class k
         c'_k = c_k + W_o sum_j softmax_j(W_q n(c_k) . W_k n(c_j) / sqrt(d_head)) W_v n(c_j)   in each of `heads` heads
         logits_k(x) = -|f(x) - c'_k|^2 / temperature
 
-    n is layer normalisation (without scale and shift: the matrices have them). With W_o = 0 this is ProtoNet, exactly;
-    it starts with a small W_o. The loss adds `contrast` times a regulariser: the examples of each class, support and
-    query, attend to each other; the means of what comes out have to classify all examples. No part of theta belongs to
-    a class, so `ways` may be another number at test than in training.
+    n is layer normalisation (without scale and shift, which the matrices include). With W_o = 0 this is exactly
+    ProtoNet; W_o starts small. The loss adds `contrast` times a regulariser: the examples of each class, support and
+    query, attend to each other, and the means of the results must classify all examples. No part of theta belongs to a
+    class, so `ways` may differ between training and test.
 
     Ye, Hu, Zhan, Sha: Few-Shot Learning via Embedding Adaptation with Set-to-Set Functions (FEAT), CVPR 2020,
     https://arxiv.org/abs/1812.03664
@@ -45,16 +45,17 @@ class AttentiveProtoNet(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.AttentiveProtoNet(qs.nn.conv4(channels=1, downsample="pool"), width=64)
 
-    Deviations from the paper: normalisation before the attention and not after the sum, where it would change the
-    prototypes even without attention; no dropout in it; matrices without bias; an encoder that is not pretrained,
-    unless you bring one. The regulariser is that of the authors' code (https://github.com/Sha-Lab/FEAT), which
-    compares examples as the encoder gives them with the adapted means, at the same temperature as the logits.
+    Deviations from the paper: normalisation comes before the attention and not after the sum, where it would change the
+    prototypes even without attention; the attention has no dropout; matrices have no bias; the encoder is not
+    pretrained, unless you bring one that is. The regulariser is that of the authors' code
+    (https://github.com/Sha-Lab/FEAT), which compares the encoder's unadapted embeddings with the adapted means, at the
+    same temperature as the logits.
     """
 
     encoder: nn.Module  # maps x [n, ...] to embeddings [n, width]
     width: int  # of the encoder's embeddings
     ways: int = 5  # classes in a task
-    heads: int = 1  # of the attention; they divide the width
+    heads: int = 1  # attention heads; their number must divide the width
     contrast: float = 0.1  # weight of the contrastive regulariser
     temperature: float = 1.0  # what squared distances are divided by
 
@@ -69,7 +70,7 @@ class AttentiveProtoNet(Learner):
     def init(self) -> Theta:
         generator, shape = seeds.generator(0, "attentiveprotonet"), (self.width, self.width)
         drawn = {f"{name}.weight": nn.init.xavier_uniform_(torch.empty(shape), generator=generator) for name in MAPS}
-        drawn["output.weight"] *= 0.1  # begins as almost a ProtoNet
+        drawn["output.weight"] *= 0.1  # starts close to a ProtoNet
         return beside(parameters(self.encoder), PREFIX, drawn)
 
     def adapt(self, theta: Theta, support: Batch) -> Prototypes:
@@ -108,13 +109,13 @@ class AttentiveProtoNet(Learner):
         return loss + self.contrast * self._contrast(theta, torch.cat([z, zq]), torch.cat([y, yq]))
 
     def _contrast(self, theta: Theta, z: Tensor, y: Tensor) -> Tensor:
-        """How badly examples are told apart by the class means of what attended to its own class."""
+        """Cross entropy of all examples under the class means after attention within each class."""
         adapted = attended(part(theta, PREFIX), z, self.heads, y[:, None] == y)
         return F.cross_entropy(self._logits(z, class_means(adapted, y, self.ways)), y)
 
 
 def attended(parts: Theta, z: Tensor, heads: int, allowed: Tensor | None = None) -> Tensor:
-    """z [n, d] and what each row gathers from the others; `allowed` [n, n] says who may look at whom."""
+    """z [n, d] plus what each row gathers by attention; `allowed` [n, n]: whether row i may attend to row j."""
     h = F.layer_norm(z, z.shape[1:])
     q, k, v = ((h @ parts[f"{name}.weight"].T).unflatten(1, (heads, -1)).transpose(0, 1) for name in MAPS[:3])
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # [heads, n, n]

@@ -5,7 +5,8 @@
     f(x, S)   = h_K,   r_k = sum_i softmax_i(h_k . g(x_i, S)) g(x_i, S)
                        o_{k+1}, c_{k+1} = LSTM(f'(x), [h_k, r_k], c_k),   h_{k+1} = o_{k+1} + f'(x),   h_0 = f'(x)
 
-LSTM cells in plain operations: torch's own have no rule for `vmap`, and no second derivative on a GPU.
+The LSTM cells are written in plain operations, because torch's own have no rule for `vmap` and no second derivative on
+a GPU.
 
 Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra: Matching Networks for One Shot Learning, NeurIPS 2016, 2.1.2 and
 appendix A.
@@ -23,7 +24,7 @@ from quickstudy.model import part
 
 
 def init_context(width: int, generator: Generator) -> Theta:
-    """The three cells, drawn as torch's LSTM: uniform within 1 / sqrt(width)."""
+    """Initial weights of the three cells, drawn as in torch's LSTM: uniform within 1 / sqrt(width)."""
     hidden = {"forward": width, "backward": width, "reading": 2 * width}
     shapes = {f"{name}.input": (4 * width, width) for name in hidden}
     shapes |= {f"{name}.hidden": (4 * width, size) for name, size in hidden.items()}
@@ -32,7 +33,7 @@ def init_context(width: int, generator: Generator) -> Theta:
 
 
 def cell(parts: Theta, given: Tensor, hidden: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of an LSTM. `given` [n, 4d] is what the input adds to the gates, hidden [n, e], c [n, d]: o and c."""
+    """One LSTM step, to (o, c). `given` [n, 4d] is the input's contribution to the gates; hidden [n, e], c [n, d]."""
     gates = given + hidden @ parts["hidden"].T
     let_in, forget, new, let_out = gates.chunk(4, -1)
     c = forget.sigmoid() * c + let_in.sigmoid() * new.tanh()
@@ -58,7 +59,7 @@ def _read(parts: Theta, z: Tensor) -> Tensor:
 
 
 def reading(parts: Theta, z: Tensor, memory: Tensor, steps: int) -> Tensor:
-    """f(x, S) [m, d] for z = f'(x) [m, d] and memory = g(x_i, S) [n, d], after so many readings of the support set."""
+    """f(x, S) [m, d] for z = f'(x) [m, d] and memory = g(x_i, S) [n, d], after `steps` readings of the support set."""
     own = part(parts, "reading.")
     given = z @ own["input"].T + own["bias"]
     h, c = z, torch.zeros_like(z)

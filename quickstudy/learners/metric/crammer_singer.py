@@ -4,23 +4,23 @@
     dual     min_A C/2 <A, K A> - <Y, A>   with A 1 = 0 and S = Y - A >= 0;   K = Z Z^T, Y one-hot [n, ways]
     W = C Z^T A
 
-A is optimal when there are prices P >= 0 and levels v [n] with
+A is optimal when there are multipliers P >= 0 (the prices) and v [n] (the levels) with
 
     C K A - Y + P + v 1^T = 0,   A 1 = 0,   P * S = mu,   mu = 0
 
-For mu > 0 these equations have one smooth solution, the central path, whose duality gap is C n ways mu: an interior
+For mu > 0 these equations have one smooth solution, the central path, whose duality gap is C n ways mu. An interior
 point method follows it by Newton steps (Mehrotra's predictor and corrector) from mu of order one to tolerance / ways.
 A step in (A, v) solves, with D = P / S,
 
     (C K + diag D_k) dA_k + dv = b_k for each class k,   sum_k dA_k = 0
 
-so with H_k = (C K + diag D_k)^-1 [n, n] it is dv = (sum_k H_k)^-1 sum_k H_k b_k, dA_k = H_k (b_k - dv): matrices of
-size n and not n * ways. All of it in float64, as D ranges over ten orders of magnitude.
+With H_k = (C K + diag D_k)^-1 [n, n], the solution is dv = (sum_k H_k)^-1 sum_k H_k b_k, dA_k = H_k (b_k - dv). It
+needs matrices of size n instead of n * ways. Everything is in float64, because D ranges over ten orders of magnitude.
 
-The derivative is that of the equations (implicit function theorem): when K moves, their residual moves by C dK A, and
-the Newton step from the solution says how A follows. So one more step is taken whose matrices are constants and whose
-residual is a function of K: its value is zero to rounding, its first derivative is that of the solution. (A second
-derivative would not be.)
+The derivative follows from the implicit function theorem: when K changes, the residual of the equations changes by
+C dK A, and the Newton step from the solution gives the change of A. So one more Newton step is taken, with constant
+matrices and a residual that is a function of K. Its value is zero up to rounding, and its first derivative is that of
+the solution. (Its second derivative is not.)
 
 Crammer, Singer: On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, JMLR 2001.
 Mehrotra: On the Implementation of a Primal-Dual Interior Point Method, SIAM Journal on Optimization 1992.
@@ -33,11 +33,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SHORT_OF_THE_EDGE = 0.99  # share of the way to the first entry that would reach zero
+SHORT_OF_THE_EDGE = 0.99  # fraction of the way to where the first entry would reach zero
 
 
 class Point(NamedTuple):
-    """A dual point within the constraints; every tensor [n, ways] but `level`."""
+    """A dual point within the constraints; every tensor is [n, ways] except `level`."""
 
     a: Tensor  # A
     slack: Tensor  # S = Y - A
@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
 
 class Newton(NamedTuple):
-    """The matrices of a step."""
+    """The matrices of a Newton step."""
 
     inverses: Tensor  # H_k [ways, n, n]
     total: Tensor  # sum_k H_k [n, n]
@@ -55,7 +55,7 @@ class Newton(NamedTuple):
 def support_vectors(z: Tensor, y: Tensor, c: float, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
     """W [d, ways] for z [n, d] and one-hot y [n, ways], and the duality gap relative to the objective C n of W = 0.
 
-    After `steps` steps; the gap is `tolerance` when they were enough.
+    Takes `steps` interior point steps; if they were enough, the gap is about `tolerance`.
     """
     z64, y64 = z.double(), y.double()
     kernel = c * z64 @ z64.T
@@ -89,7 +89,7 @@ def _step(kernel: Tensor, y: Tensor, point: Point, end: float) -> Point:
     far = _length(point, da, dp).clamp(max=1)
     left = ((point.slack - far * da) * (point.price + far * dp)).mean()
     target = ((left / mu) ** 3 * mu).clamp(min=end)
-    # The corrector allows for the product of both changes; on arrival it must go, as it would move the goal.
+    # The corrector allows for the product of both changes. At the end it is dropped, because it would shift the target.
     bent = torch.where(target > end, da * dp, 0.0)
     da, dp, dv = _direction(kernel, y, point, newton, target + bent)
     far = (SHORT_OF_THE_EDGE * _length(point, da, dp)).clamp(max=1)
@@ -122,14 +122,14 @@ def _each(inverses: Tensor, b: Tensor) -> Tensor:
 
 
 def _length(point: Point, da: Tensor, dp: Tensor) -> Tensor:
-    """How far to go until the first slack or price would be zero."""
+    """The step length at which the first slack or price would be zero."""
     slack = torch.where(da > 0, point.slack / da, torch.inf).amin()
     price = torch.where(dp < 0, -point.price / dp, torch.inf).amin()
     return torch.minimum(slack, price)
 
 
 def _followed(kernel: Tensor, y: Tensor, point: Point) -> Tensor:
-    """A with its derivative in the kernel: a Newton step whose matrices are constants."""
+    """A with its derivative in the kernel: one Newton step with constant matrices."""
     newton = _matrices(kernel.detach(), point)
     residual = kernel @ point.a - y + point.price + point.level[:, None]
     return point.a + _solved(newton, -residual)[0]

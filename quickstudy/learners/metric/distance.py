@@ -13,7 +13,7 @@ from quickstudy.model import call, own, statistics
 
 
 def embedding(encoder: nn.Module, theta: Theta, x: Tensor, known: Mapping[str, Tensor] | None = None) -> Tensor:
-    """What the encoder makes of x [n, ...]: [n, d]. theta may hold more; `known` are the support set's statistics."""
+    """The encoder's embeddings [n, d] of x [n, ...]. theta may hold more; `known` are the support set's statistics."""
     return call(encoder, {**own(encoder, theta), **(known or {})}, x).flatten(1)
 
 
@@ -23,7 +23,7 @@ def known_statistics(encoder: nn.Module, theta: Theta, x: Tensor) -> Theta:
 
 
 def one_hot(y: Tensor, ways: int, like: Tensor) -> Tensor:
-    """[n, ways], one where example n belongs to the class, in the number format of `like`."""
+    """One-hot labels [n, ways] for classes y [n], with the dtype of `like`."""
     return (y[:, None] == torch.arange(ways, device=y.device)).to(like.dtype)
 
 
@@ -40,12 +40,12 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_j|^2 for a [n, d] and b [m, d]: [n, m], by the product form, which needs no [n, m, d] array."""
-    # Far from the origin the product form cancels; a common shift changes no distance.
+    # Far from the origin the product form loses digits by cancellation. A common shift changes no distance.
     centre = b.mean(0).detach()
     a, b = a - centre, b - centre
     return (a * a).sum(1)[:, None] - 2 * a @ b.T + (b * b).sum(1)[None]
 
 
 def to_nearest(distances: Tensor) -> Tensor:
-    """The smallest of each row of [m, n], 0 or more: [m]. The product form may fall below 0 by rounding."""
+    """The smallest distance in each row of [m, n], at least 0: [m]. Rounding can put the product form below 0."""
     return distances.amin(1).clamp(min=0)

@@ -24,7 +24,7 @@ from quickstudy.learners.metric.distance import (
 )
 from quickstudy.model import beside, parameters, part
 
-PREFIX = "matchingnet."  # in theta: of everything but the encoder's parameters
+PREFIX = "matchingnet."  # prefix in theta of everything but the encoder's parameters
 
 
 class Memory(NamedTuple):
@@ -43,7 +43,7 @@ class MatchingNet(Learner):
     f = g is the encoder. With `context` both also depend on the whole support set (full-context embeddings): g by a
     bidirectional LSTM that reads it as a sequence, f by an LSTM that reads g by attention `readings` times; see
     `context.py`. **A bidirectional LSTM makes the answer depend on the order of the support set**; without `context`
-    it does not. `ways` may be another number at test than in training: theta does not depend on it.
+    it does not. `ways` may differ between training and test, because theta does not depend on it.
 
     Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra: Matching Networks for One Shot Learning, NeurIPS 2016,
     https://arxiv.org/abs/1606.04080
@@ -51,15 +51,15 @@ class MatchingNet(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.MatchingNet(qs.nn.conv4(channels=1, downsample="pool"), ways=5)
 
-    Deviations from the paper: its cosines have no factor s, with which p cannot come near 1: `scale=1.0,
-    learn_scale=False` is the paper's form. One encoder for support and query. (As in the paper attention is summed:
-    of classes of unlike size the larger has more of it.)
+    Deviations from the paper: its cosines have no factor s, so that p cannot come near 1 (`scale=1.0,
+    learn_scale=False` is the paper's form); support and query share one encoder. As in the paper, attention is summed,
+    so that a larger class has more of it.
     """
 
     encoder: nn.Module  # maps x [n, ...] to embeddings [n, d]
     ways: int = 5  # classes in a task
-    width: int | None = None  # of the encoder's embeddings: needed with context
-    scale: float = 10.0  # factor of the cosines, or what the learned one starts from
+    width: int | None = None  # of the encoder's embeddings; needed with context
+    scale: float = 10.0  # factor of the cosines, or its initial value if learned
     learn_scale: bool = True  # learn that factor
     context: bool = False  # embeddings that depend on the whole support set, in its order
     readings: int = 5  # with context: how often a query reads the support set
@@ -89,7 +89,7 @@ class MatchingNet(Learner):
         return Memory(z, support.y, known_statistics(self.encoder, theta, support.x))
 
     def _cosines(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
-        """Those of f(x) and the support examples: [m, n]."""
+        """The cosines of f(x) and the support examples: [m, n]."""
         z = embedding(self.encoder, theta, x, phi.statistics)
         z = reading(part(theta, PREFIX), z, phi.embeddings, self.readings) if self.context else z
         return cosines(z, phi.embeddings)
@@ -99,7 +99,7 @@ class MatchingNet(Learner):
         return log_attention(scale * self._cosines(theta, phi, x), phi.labels, self.ways)
 
     def distance(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
-        """min_i 1 - cos(f(x), g(x_i)) [m], from 0 to 2: attention itself always sums to 1, however far x is."""
+        """min_i 1 - cos(f(x), g(x_i)) [m], from 0 to 2. Attention would not do: it sums to 1 however far x is."""
         return to_nearest(1 - self._cosines(theta, phi, x))
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
@@ -113,10 +113,10 @@ class MatchingNet(Learner):
 
 
 def log_attention(scores: Tensor, y: Tensor, ways: int) -> Tensor:
-    """log of the attention that each class has: scores [m, n] of examples with classes y [n] -> [m, ways].
+    """Log of the attention on each class: scores [m, n] of examples with classes y [n] -> [m, ways].
 
-    A class far behind keeps its logarithm: its sum is taken relative to its own largest score. Every class must have
-    an example.
+    Each class's sum is taken relative to its own largest score, so that the logarithm stays finite for a class with
+    very low scores. Every class must have an example.
     """
     with torch.no_grad():
         lowest = scores.amin(1, keepdim=True).expand(-1, ways)

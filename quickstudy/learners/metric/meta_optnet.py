@@ -19,7 +19,7 @@ from quickstudy.learners.metric.ridge import ridge
 from quickstudy.model import beside, parameters
 
 HEADS = ("svm", "ridge")
-PREFIX = "metaoptnet."  # in theta: of everything but the encoder's parameters
+PREFIX = "metaoptnet."  # prefix in theta of everything but the encoder's parameters
 
 
 class Head(NamedTuple):
@@ -37,8 +37,8 @@ class MetaOptNet(Learner):
 
     The support vector machine (Crammer and Singer's) is solved in its dual by an interior point method of
     `solver_steps` steps, and differentiated by the implicit function theorem at the solution: `crammer_singer.py`. When
-    the duality gap is above `tolerance` times the objective of W = 0, an AccuracyWarning says so. `ways` may be
-    another number at test than in training: theta does not depend on it.
+    the duality gap is above `tolerance` times the objective of W = 0, an AccuracyWarning says so. `ways` may differ
+    between training and test, because theta does not depend on it.
 
     Lee, Maji, Ravichandran, Soatto: Meta-Learning with Differentiable Convex Optimization, CVPR 2019,
     https://arxiv.org/abs/1904.03758
@@ -46,16 +46,16 @@ class MetaOptNet(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.MetaOptNet(qs.nn.conv4(channels=1, downsample="pool"), ways=5)
 
-    Deviations from the paper: theta keeps the logarithm of gamma, which is positive; no label smoothing; an interior
-    point method of our own, on matrices of the size of the support set, in place of OptNet's.
+    Deviations from the paper: theta keeps the logarithm of gamma, so that gamma is positive; no label smoothing; our
+    own interior point method, with matrices of the size of the support set, replaces OptNet's.
     """
 
     encoder: nn.Module  # maps x [n, ...] to features [n, d]
     ways: int = 5  # classes in a task
     head: str = "svm"  # what is solved: svm or ridge
-    c: float = 0.1  # svm: what an example inside the margin costs
+    c: float = 0.1  # svm: cost C of examples inside the margin
     lam: float = 50.0  # ridge: weight of |W|^2
-    scale: float = 1.0  # what the learned factor of the logits starts from
+    scale: float = 1.0  # initial value of the learned factor of the logits
     solver_steps: int = 20  # svm: interior point steps
     tolerance: float = 1e-9  # svm: duality gap that counts as solved, relative to the objective of W = 0
 
@@ -81,7 +81,7 @@ class MetaOptNet(Learner):
         weight, gap = support_vectors(z, y, self.c, self.solver_steps, self.tolerance)
         warn_above(
             gap,
-            1.5 * self.tolerance,  # it ends beside the tolerance, not below it
+            1.5 * self.tolerance,  # the solver ends close to the tolerance, not below it
             f"the support vector machine is not solved to {self.tolerance:g} in solver_steps={self.solver_steps}: "
             "raise solver_steps, or lower c or the scale of the features.",
         )

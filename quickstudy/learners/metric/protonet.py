@@ -26,7 +26,7 @@ class ProtoNet(Learner):
         logits_k(x) = -|f(x) - c_k|^2
 
     The logits equal those of the linear classifier 2 c_k . f(x) - |c_k|^2, up to a term common to all classes.
-    `ways` may be another number at test than in training: theta does not depend on it.
+    `ways` may differ between training and test, because theta does not depend on it.
 
     Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning, NeurIPS 2017,
     https://arxiv.org/abs/1703.05175
@@ -35,7 +35,7 @@ class ProtoNet(Learner):
     >>> learner = qs.ProtoNet(qs.nn.conv4(channels=1, downsample="pool"), ways=20)
 
     Deviations from the paper: support and query are normalised as the encoder declares (norm="batch": each by its
-    own batch), where the authors' code embeds both in one batch while training and uses running averages at test.
+    own batch), whereas the authors' code embeds both in one batch in training and uses running averages at test.
     """
 
     encoder: nn.Module  # maps x [n, ...] to embeddings [n, d]

@@ -17,7 +17,7 @@ from quickstudy.learners.metric.distance import class_means, embedding, known_st
 from quickstudy.learners.metric.ridge import ridge
 from quickstudy.model import beside, parameters, part
 
-PREFIX = "r2d2."  # in theta: of everything but the encoder's parameters
+PREFIX = "r2d2."  # prefix in theta of everything but the encoder's parameters
 
 
 class Head(NamedTuple):
@@ -27,14 +27,14 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class R2D2(Learner):
-    """Meta-learn the features f for which ridge regression is the right learner.
+    """Meta-learn features f with which ridge regression learns new tasks well.
 
         W = argmin |Z W - Y|^2 + lambda |W|^2 = Z^T (Z Z^T + lambda I)^-1 Y     Z = f(support), Y one-hot
         output(x) = alpha f(x) W + beta
 
-    The solution is differentiated exactly. lambda, alpha and beta are learned; theta keeps logarithms of the first
-    two, which are positive. Regression works too (`ways=None`): Y are the values. No part of theta belongs to a class,
-    so `ways` may be another number at test than in training.
+    The solution is differentiated exactly. lambda, alpha and beta are learned; theta keeps the logarithms of the first
+    two, so that they are positive. Regression works too (`ways=None`): Y then holds the values. No part of theta
+    belongs to a class, so `ways` may differ between training and test.
 
     Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with Differentiable Closed-form Solvers, ICLR 2019,
     https://arxiv.org/abs/1805.08136
@@ -43,15 +43,15 @@ class R2D2(Learner):
     >>> learner = qs.R2D2(qs.nn.conv4(channels=1, downsample="pool"), ways=5)
     >>> regression = qs.R2D2(qs.nn.mlp(1), qs.mse_loss, ways=None, lam=0.1, scale=1.0)
 
-    Deviations from the paper: beta is there for regression only, as one number added to all logits changes no class
-    probability; features of the last layer alone, where the paper joins those of the last two.
+    Deviations from the paper: beta is used for regression only, because one number added to all logits changes no
+    class probability; features come from the last layer only, whereas the paper joins those of the last two.
     """
 
     encoder: nn.Module  # maps x [n, ...] to features [n, d]
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
     ways: int | None = 5  # classes in a task; None for regression
-    lam: float = 1.0  # what the learned weight of |W|^2 starts from
-    scale: float = 10.0  # what the learned factor of the output starts from
+    lam: float = 1.0  # initial value of the learned weight of |W|^2
+    scale: float = 10.0  # initial value of the learned factor of the output
 
     def __post_init__(self) -> None:
         if not (self.lam > 0 and self.scale > 0):

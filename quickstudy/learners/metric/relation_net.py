@@ -1,4 +1,4 @@
-"""Relation networks: the comparison of a query with a class is learned, too."""
+"""Relation networks: the comparison of a query with a class is learned too."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.metric.distance import class_means, known_statistics, one_hot
 from quickstudy.model import beside, call, own, parameters, part, statistics
 
-PREFIX = "relation."  # in theta: of the relation module's parameters
+PREFIX = "relation."  # prefix in theta of the relation module's parameters
 
 
 class Classes(NamedTuple):
-    features: Tensor  # [ways, ...], of the shape that the encoder gives
+    features: Tensor  # [ways, ...], in the shape of the encoder's output
     statistics: Theta  # the support set's normalisation statistics in the encoder, empty unless norm="support"
     relation_statistics: Theta  # the same in the relation module, where the support set is compared with its classes
 
@@ -28,9 +28,9 @@ class RelationNet(Learner):
         c_k = mean of f(x) over the support examples of class k,   r_k(x) = sigmoid(g(c_k, f(x)))
         loss  mean over queries and classes of (r_k(x) - [k = y])^2
 
-    `predict` gives g before the sigmoid. f gives maps (`conv4(maps=True)`) or vectors, and `qs.nn.relation` makes the
-    module that suits its shape; one of your own takes (classes [ways, ...], examples [m, ...]) and gives scores
-    [m, ways]. `ways` may be another number at test than in training: theta does not depend on it.
+    `predict` returns g before the sigmoid. f returns feature maps (`conv4(maps=True)`) or vectors, and `qs.nn.relation`
+    makes a module for their shape. A module of your own takes (classes [ways, ...], examples [m, ...]) and returns
+    scores [m, ways]. `ways` may differ between training and test, because theta does not depend on it.
 
     Sung, Yang, Zhang, Xiang, Torr, Hospedales: Learning to Compare: Relation Network for Few-Shot Learning, CVPR 2018,
     https://arxiv.org/abs/1711.06025
@@ -38,9 +38,10 @@ class RelationNet(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.RelationNet(qs.nn.conv4(downsample="pool", maps=True), qs.nn.relation((64, 7, 7)), ways=5)
 
-    Deviations from the paper: the mean of a class's feature maps, where it has their sum: the same for one shot, and up
-    to a factor for any fixed number, but the mean also serves classes of unlike size and other shots at test. 3x3
-    convolutions keep the size of their input (its code trims one pixel in some), poolings round up.
+    Deviations from the paper: a class is the mean of its feature maps, whereas the paper takes their sum. Both are the
+    same for one shot, and the same up to a factor for any fixed number of shots, but the mean also allows classes of
+    different sizes and other shots at test. 3x3 convolutions keep the size of their input (the paper's code trims one
+    pixel in some), and poolings round up.
     """
 
     encoder: nn.Module  # maps x [n, ...] to feature maps [n, channels, height, width] or vectors [n, d]

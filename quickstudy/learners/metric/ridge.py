@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, shared by the learners whose head is solved and not trained."""
+"""Ridge regression in closed form, shared by the learners whose head is solved instead of trained."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def ridge(z: Tensor, y: Tensor, lam: Tensor | float) -> Tensor:
     """argmin_W |z W - y|^2 + lam |W|^2 for z [n, d], y [n, k]: W [d, k].
 
-    (Z^T Z + lam I)^-1 Z^T Y, or the same as Z^T (Z Z^T + lam I)^-1 Y (Woodbury) where there are fewer examples than
-    features, so that the matrix to solve is the smaller one. Differentiable to any order.
+    Computed as (Z^T Z + lam I)^-1 Z^T Y, or as Z^T (Z Z^T + lam I)^-1 Y (Woodbury) where there are fewer examples than
+    features, so that the system to solve is the smaller one. Differentiable to any order.
     """
     n, d = z.shape
     if n < d:

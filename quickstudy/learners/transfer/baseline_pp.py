@@ -1,4 +1,4 @@
-"""Baseline++: pretrain with a classifier by cosine similarity, then fit another one to the new task."""
+"""Baseline++: pretrain with a cosine classifier, then fit another one to the new task."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class BaselinePP(Learner):
         pretraining   f and the w_k of all training classes, by cross entropy
         adaptation    w_k starts as the mean of f(x) / |f(x)| over class k, and descends on the support set's loss
 
-    The model ends in a linear layer with a row per *training class* (its bias is not used, nor in theta); f is what
-    that layer reads. Pretraining sees labels of the whole pool (`tasks.pooled()`, which `qs.train` asks for).
+    The model ends in a linear layer with a row per *training class* (its bias is neither used nor in theta); f is the
+    input of that layer. Pretraining uses labels of the whole pool (`tasks.pooled()`, which `qs.train` asks for).
 
     Chen, Liu, Kira, Wang, Huang: A Closer Look at Few-shot Classification, ICLR 2019,
     https://arxiv.org/abs/1904.04232
@@ -38,9 +38,9 @@ class BaselinePP(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.BaselinePP(qs.nn.conv4(channels=1, classes=1028), ways=5)
 
-    Deviations from the paper: new directions start from class means (Qi, Brown, Lowe 2018), where it draws them; plain
-    full-batch gradient descent, where it uses minibatches of 4 with momentum; a fixed s, where its code also learns the
-    length of each w_k.
+    Deviations from the paper: new directions start from class means (Qi, Brown, Lowe 2018), whereas the paper draws
+    them at random; plain full-batch gradient descent instead of minibatches of 4 with momentum; a fixed s, whereas the
+    paper's code also learns the length of each w_k.
     """
 
     model: nn.Module  # ends in a linear layer, the head

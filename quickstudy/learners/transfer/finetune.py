@@ -1,4 +1,4 @@
-"""Transfer learning: train one network on everything, then fit it to the new task. The bar to beat."""
+"""Transfer learning: train one network on everything, then fit it to the new task. The baseline to beat."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FITS = ("head", "all")
 
 @dataclass(frozen=True, eq=False)
 class FineTune(Learner):
-    """Pretrain on the examples of all training tasks at once, then descend on the support set.
+    """Pretrain on the examples of all training tasks at once, then fine-tune on the support set.
 
         pretraining      theta = argmin sum over tasks of L(model_theta(x), y)
         adaptation       phi_0 = theta,  phi_{k+1} = phi_k - lr * grad L_S(phi_k)   on the head or on all
 
-    Classification (`ways` given): the model's last linear layer has one output per *training class*, pretraining sees
+    Classification (`ways` given): the model's last linear layer has one output per *training class*, pretraining uses
     labels of the whole pool (`tasks.pooled()`, which `qs.train` asks for), and a new task gets a new head that starts
-    from zero. Regression (`ways=None`): the pretrained head goes on.
+    from zero. Regression (`ways=None`): the pretrained head is fine-tuned further.
 
     Chen, Liu, Kira, Wang, Huang: A Closer Look at Few-shot Classification, ICLR 2019 (the "Baseline"),
     https://arxiv.org/abs/1904.04232
@@ -37,7 +37,7 @@ class FineTune(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.FineTune(qs.nn.conv4(channels=1, classes=1028), ways=5)
 
-    Deviations from the paper: plain full-batch gradient descent for `steps` steps, where it uses minibatches of 4.
+    Deviations from the paper: plain full-batch gradient descent for `steps` steps instead of minibatches of 4.
     """
 
     model: nn.Module  # ends in a linear layer, the head
@@ -45,7 +45,7 @@ class FineTune(Learner):
     ways: int | None = 5  # classes in a new task; None for regression
     lr: float = 0.1  # learning rate on the support set
     steps: int = 100  # gradient steps on the support set
-    fit: str = "head"  # what descends: head or all
+    fit: str = "head"  # what is fine-tuned: head or all
 
     episodic: ClassVar[bool] = False  # trains on pooled examples, not on episodes
 
@@ -68,9 +68,9 @@ class FineTune(Learner):
         return phi | statistics(self.model, phi, support.x)
 
     def _support_loss(self, theta: Theta, support: Batch) -> tuple[LossAt, Given]:
-        """The loss of what moves, and what else it depends on."""
+        """The loss of the fine-tuned parameters, and what else it depends on."""
         head = last_linear(self.model)
-        # The features below a head that moves alone do not change: compute them once.
+        # If only the head is fine-tuned, the features below it do not change: compute them once.
         z = None if self.fit == "all" else below_head(self.model, theta, support.x, head)
         if z is None:
             return self._loss_of_all, (theta, support)

@@ -1,4 +1,4 @@
-"""What learners share that pretrain one network on all training classes and keep its features."""
+"""Shared by the learners that pretrain one network on all training classes and keep its features."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from quickstudy.model import below_head, last_linear
 
 
 def pooled(episode: Episode) -> Batch:
-    """Support and query as one batch: in pretraining there is nothing to tell them apart."""
+    """Support and query set as one batch: pretraining does not distinguish them."""
     return Batch(*(torch.cat(parts) for parts in zip(*episode, strict=True)))
 
 
 def features(model: nn.Module, theta: Theta, x: Tensor) -> Tensor:
-    """What the model's last linear layer reads: [n, d].
+    """The input [n, d] of the model's last linear layer for x [n, ...].
 
     Raises ConfigError when the output is not that of a linear layer on one row of features per example.
     """

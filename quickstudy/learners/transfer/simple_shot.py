@@ -16,7 +16,7 @@ from quickstudy.learners.transfer.pretrained import features, pooled
 from quickstudy.model import beside, last_linear, parameters, statistics
 
 FEATURES = ("UN", "L2N", "CL2N")
-MEAN = "simpleshot.mean"  # in theta: the mean of the training classes' features
+MEAN = "simpleshot.mean"  # name in theta of the mean of the training classes' features
 
 
 class Means(NamedTuple):
@@ -26,13 +26,13 @@ class Means(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SimpleShot(Learner):
-    """Pretrain on all training classes; a new class is the mean of its transformed features, and the nearest wins.
+    """Pretrain on all training classes; a new class is the mean of its transformed features, and the nearest decides.
 
         pretraining   theta = argmin sum over tasks of L(model_theta(x), y)
         features      UN: f(x)     L2N: f(x) / |f(x)|     CL2N: (f(x) - m) / |f(x) - m|,   m = mean of f over training
         adaptation    c_k = mean of the features of class k,   logits_k(x) = -|features of x - c_k|^2
 
-    The model ends in a linear layer with a row per *training class*; f is what that layer reads. theta keeps m as an
+    The model ends in a linear layer with a row per *training class*; f is the input of that layer. theta keeps m as an
     average over batches: its gradient is (m - mean of f over the batch). Nothing is fitted to a new task, and `ways`
     may be any number.
 
@@ -42,13 +42,13 @@ class SimpleShot(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.SimpleShot(qs.nn.conv4(channels=1, classes=1028), ways=5)
 
-    Deviations from the paper: m is kept by the outer optimizer while f is trained, where it is computed in a pass
-    over the training set at the end.
+    Deviations from the paper: the outer optimizer keeps m up to date while f is trained, whereas the paper computes it
+    at the end, in a pass over the training set.
     """
 
     model: nn.Module  # ends in a linear layer, the head
     ways: int = 5  # classes in a new task
-    features: str = "CL2N"  # UN (as they are), L2N (scaled to length one) or CL2N (centred before)
+    features: str = "CL2N"  # UN (unchanged), L2N (scaled to length one) or CL2N (centred, then scaled)
 
     episodic: ClassVar[bool] = False  # trains on pooled examples, not on episodes
     handed_in: ClassVar[tuple[str, ...]] = (MEAN,)
