@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.nn import recurrent
 
 SEED = 0

@@ -26,9 +26,11 @@ from torch import Tensor
 import quickstudy as qs
 from benchmarks import rows
 from benchmarks.reproduce import RESULTS, ROOT, commit
-from quickstudy import engine, files, recipes
-from quickstudy.machine import in_words as machine_in_words
-from quickstudy.machine import machine
+from quickstudy.base import files
+from quickstudy.base.machine import in_words as machine_in_words
+from quickstudy.base.machine import machine
+from quickstudy.engine import mapping
+from quickstudy.experiments import recipes
 
 STEPS = (1, 2, 4, 8, 16, 32)
 REPEATS = 15
@@ -73,7 +75,7 @@ def counting() -> Iterator[Held]:
 def memory(learner: qs.Learner, theta: dict[str, Tensor], episodes: qs.Episode) -> int:
     """Peak bytes that autograd holds in the meta-gradient of one task."""
     with counting() as held:
-        qs.meta_gradient(learner, theta, engine.first_tasks(episodes, 1), "loop")
+        qs.meta_gradient(learner, theta, mapping.first_tasks(episodes, 1), "loop")
     return held.peak
 
 
@@ -122,7 +124,7 @@ def of_learner(row: rows.Row, name: str, fields: dict[str, Any], network: dict[s
     theta, kind = learner.init(), "vmap" if learner.ordered else "threads"
     training = source if cls.episodic else source.pooled()
     episodes = training.sample(row.meta_batch, torch.Generator().manual_seed(0))
-    support, query = engine.unstack(source.sample(1, torch.Generator().manual_seed(1)))[0]
+    support, query = mapping.unstack(source.sample(1, torch.Generator().manual_seed(1)))[0]
 
     def answer() -> Tensor:
         with torch.no_grad():

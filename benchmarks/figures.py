@@ -15,8 +15,10 @@ from torch import Tensor
 import quickstudy as qs
 from benchmarks import rows
 from benchmarks.reproduce import RESULTS, ROOT
-from quickstudy import engine, files, seeds
-from quickstudy.evaluation import Score, for_test
+from quickstudy.base import files, seeds
+from quickstudy.engine import mapping
+from quickstudy.engine.fitting import for_test
+from quickstudy.evaluation.score import Score
 
 RUNS = ROOT / "runs" / "reproduce" / "sinusoid-gradient"
 IMAGES = ROOT / "docs" / "images"
@@ -39,7 +41,7 @@ def waves(queries: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
 def curves() -> None:
     """Draw one test task, and each learner's function for it before and after inner steps."""
     source = qs.tasks.sinusoid("test", shots=SHOTS, queries=100)
-    episode = engine.unstack(source.sample(1, seeds.generator(1, "test", 4)))[0]
+    episode = mapping.unstack(source.sample(1, seeds.generator(1, "test", 4)))[0]
     amplitude, phase = waves(episode.query.x, episode.query.y)
     names = list(rows.SINUSOID_FIELDS)
     figure = Figure(figsize=(9.6, 7.6), layout="constrained")

@@ -7,8 +7,8 @@ from typing import Any
 
 import quickstudy as qs
 from benchmarks.rows import BEHIND, METRIC_BEHIND
-from quickstudy.evaluation import Score, in_words
-from quickstudy.machine import in_words as machine_in_words
+from quickstudy.base.machine import in_words as machine_in_words
+from quickstudy.evaluation.score import Score, in_words
 
 
 def table(result: dict[str, Any]) -> str:

@@ -27,11 +27,12 @@ import quickstudy as qs
 from benchmarks import process_figures, process_pages, subjects
 from benchmarks.reproduce import COMMIT, RESULTS
 from benchmarks.subjects import TABLES, Subjects
-from quickstudy import files
-from quickstudy.evaluation import half_width, sample_blocks
-from quickstudy.machine import machine
-from quickstudy.recipes import find_learner
-from quickstudy.training import optimizer_of, schedule_of
+from quickstudy.base import files
+from quickstudy.base.machine import machine
+from quickstudy.evaluation.score import half_width
+from quickstudy.evaluation.scoring import sample_blocks
+from quickstudy.experiments.recipes import find_learner
+from quickstudy.training.outer import optimizer_of, schedule_of
 
 NAME, LEVELS = "neural-processes", (0.5, 0.8, 0.9, 0.95)
 EPISODES = 600  # test tasks on sinusoids, and validation tasks for the factors

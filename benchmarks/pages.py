@@ -12,8 +12,8 @@ from typing import Any
 import quickstudy as qs
 from benchmarks import rows
 from benchmarks.reproduce import RESULTS, ROOT
-from quickstudy import files
-from quickstudy.evaluation import Score, in_words
+from quickstudy.base import files
+from quickstudy.evaluation.score import Score, in_words
 
 HEADING = "## Measured"
 PAGES = ROOT / "docs" / "learners"

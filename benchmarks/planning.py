@@ -24,10 +24,10 @@ from benchmarks import cases, peers
 from benchmarks.memory import peak_mb
 from benchmarks.reproduce import RESULTS, ROOT, commit
 from benchmarks.speed_pages import table
-from quickstudy import files, seeds
-from quickstudy.machine import in_words as machine_in_words
-from quickstudy.machine import machine
-from quickstudy.memory import in_words
+from quickstudy.base import files, seeds
+from quickstudy.base.machine import in_words as machine_in_words
+from quickstudy.base.machine import machine
+from quickstudy.base.memory import in_words
 
 ITERATIONS = {"quick": 10, "slow": 3}  # iterations of a training; slow: an iteration takes a second or more
 WITHIN = 0.2

@@ -14,7 +14,8 @@ import quickstudy as qs
 from benchmarks import subjects
 from benchmarks.figures import GRID, IMAGES, waves
 from benchmarks.subjects import TABLES
-from quickstudy import engine, seeds
+from quickstudy.base import seeds
+from quickstudy.engine import mapping
 
 BLUE, DEEP, ORANGE, Z = "#6baed6", "#08519c", "#d94801", 1.6449
 PROCESSES = {"cnp": "CNP", "anp": "ANP", "anp-latent": "ANP with\nlatent code"}
@@ -45,7 +46,7 @@ def band(axes: Axes, trained: qs.Trained, support: qs.Batch, x: Tensor, drawn: t
 def sinusoids(folder: Path) -> None:
     """Draw one test task after 0, 1, 3 and 10 support points, for each learner."""
     source = qs.tasks.sinusoid("test", shots=10, queries=100)
-    episode = engine.unstack(source.sample(1, seeds.generator(1, "test", 4)))[0]
+    episode = mapping.unstack(source.sample(1, seeds.generator(1, "test", 4)))[0]
     amplitude, phase = waves(episode.query.x, episode.query.y)
     figure = Figure(figsize=(9.6, 6.2), layout="constrained")
     grid = figure.subplots(len(PROCESSES), 4, sharex=True, sharey=True, squeeze=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from quickstudy.calibration import AtSize, Calibration
-from quickstudy.machine import in_words as machine_in_words
+from quickstudy.base.machine import in_words as machine_in_words
+from quickstudy.evaluation.measures.intervals import AtSize, Calibration
 
 PROTOCOL = """\
 Sinusoids: 10 support and 20 query points in training, 16 tasks an iteration, Adam, learning rate 0.001 falling to 0 by

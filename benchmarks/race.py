@@ -20,7 +20,7 @@ import torch
 from benchmarks import memory, peers, work
 from benchmarks.cases import SEED, Case, Problem
 from benchmarks.memory import relative_error, told
-from quickstudy import choosing
+from quickstudy.engine.choice import choose
 
 TOLERANCE = 1e-8  # largest relative error in float64, where rounding gives 1e-15
 CASE_SECONDS = 15.0  # seconds of racing per case; a quarter of it for cases without compile and memory
@@ -132,7 +132,7 @@ def in_single(prepare: peers.Way, single: Problem, reference: peers.Result) -> t
 def automatic(problem: Problem, iterations: int) -> Entry:
     """Quickstudy as `train` runs it: with the engine that it chooses automatically."""
     own, began = peers.learner(problem), time.perf_counter()
-    choice = choosing.choose_engine(own, own.init(), problem.episodes, "auto", SEED, iterations)
+    choice = choose.choose_engine(own, own.init(), problem.episodes, "auto", SEED, iterations)
     return Entry("quickstudy", "quickstudy", choice.engine, told(choice.reason), made_s=time.perf_counter() - began)
 
 

@@ -33,10 +33,24 @@ import quickstudy as qs  # noqa: E402
 from benchmarks import rows  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
 from benchmarks.rows import Row, Test  # noqa: E402
-from quickstudy import files, recipes, seeds  # noqa: E402
-from quickstudy.evaluation import Score, compare  # noqa: E402
-from quickstudy.machine import machine  # noqa: E402
-from quickstudy.training import optimizer_of, schedule_of  # noqa: E402
+from quickstudy.base import (
+    files,
+    seeds,
+)
+from quickstudy.base.machine import machine  # noqa: E402
+from quickstudy.evaluation.score import (
+    Score,
+    compare,
+)
+from quickstudy.experiments import recipes  # noqa: E402
+from quickstudy.experiments.request import (
+    Request,
+    open_tasks,
+)
+from quickstudy.training.outer import (
+    optimizer_of,
+    schedule_of,
+)
 
 RESULTS = ROOT / "benchmarks" / "results"
 BARS = {"gradient": "maml", "metric": "protonet"}  # family: the learner that its others are compared with
@@ -92,7 +106,7 @@ def source_of(
     row: Row, tasks: str, sizes: tuple[int | None, int, int], split: str, data: str | None, folder: Path
 ) -> Any:
     """The tasks of a row. Inputs are another row's features where `row.features` names that row."""
-    source = recipes.open_tasks(recipes.Request(tasks, *sizes, data=data), split)
+    source = open_tasks(Request(tasks, *sizes, data=data), split)
     if not row.features:
         return source
     if not (folder / row.features / "learner.qs").exists():

@@ -30,9 +30,10 @@ import tyro
 import quickstudy as qs
 from benchmarks.reproduce import RESULTS, ROOT, commit
 from benchmarks.speed_pages import table
-from quickstudy import files, ranks
-from quickstudy.machine import in_words as machine_in_words
-from quickstudy.machine import machine
+from quickstudy.base import files
+from quickstudy.base.machine import in_words as machine_in_words
+from quickstudy.base.machine import machine
+from quickstudy.engine import ranks
 
 SEED = 0
 WARM_UP = 3  # iterations that are not counted

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 
 from benchmarks import built, cases, growth, memory, peers, race, speed_figures, speed_pages, work
 from benchmarks.reproduce import RESULTS, ROOT, commit
-from quickstudy import files
-from quickstudy.machine import machine
+from quickstudy.base import files
+from quickstudy.base.machine import machine
 
 Report = dict[str, Any]  # plain values, which are written to speed.json
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.peers import PEERS
-from quickstudy.report.plots import PRINTED, style
+from quickstudy.base.figures import PRINTED, style
 
 MARKS = {  # contestant: marker, colour
     "quickstudy without compile": ("D", "s1"),

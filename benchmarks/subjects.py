@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.learner import Batch, Episode
 
 

@@ -19,13 +19,14 @@ import torch
 import quickstudy as qs
 from benchmarks.reproduce import RESULTS, commit
 from benchmarks.speed_pages import table
-from quickstudy import choosing, files, seeds
+from quickstudy.base import files, seeds
+from quickstudy.base.machine import in_words as machine_in_words
+from quickstudy.base.machine import machine
+from quickstudy.base.words import duration
+from quickstudy.engine.choice import choose
 from quickstudy.episodes import moved
-from quickstudy.evaluation import in_words
-from quickstudy.machine import in_words as machine_in_words
-from quickstudy.machine import machine
-from quickstudy.report.words import duration
-from quickstudy.trained import Trained
+from quickstudy.evaluation.score import in_words
+from quickstudy.trained.trained import Trained
 
 SEED, VALIDATION, TEST = 0, 200, 600
 COLUMNS = ("learner", "time to it", "iterations", "ms per iteration", "engine", "validation", "test (95 % CI)")
@@ -45,7 +46,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     train = qs.tasks.omniglot("train", ways=ways, shots=1, queries=15 if ways == 5 else 5, root=args.data)
     val, test = (qs.tasks.omniglot(split, ways=5, shots=1, queries=15, root=args.data) for split in ("val", "test"))
     first = moved(train.sample(meta_batch, seeds.generator(SEED, "train", 0)), device)
-    choice = choosing.choose_engine(learner, theta, first, args.engine, SEED, MOST)
+    choice = choose.choose_engine(learner, theta, first, args.engine, SEED, MOST)
     optimizer = torch.optim.Adam(list(theta.values()), lr=1e-3)
     sizes = {"iterations": MOST, "meta_batch": meta_batch, "seed": SEED, "engine": choice.engine, "chunk": choice.chunk}
     spent, curve, preprocess = 0.0, [], dict(train.preprocess)

@@ -21,9 +21,10 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import Ridge
 
 import quickstudy as qs
-from quickstudy import seeds
-from quickstudy.evaluation import by_task, half_width, tasks_of
-from quickstudy.tasks import GroupTasks
+from quickstudy.base import seeds
+from quickstudy.evaluation.score import by_task, half_width
+from quickstudy.evaluation.scoring import tasks_of
+from quickstudy.tasks.tabular.groups import GroupTasks
 
 QUERIES = 10
 FACTORS = 4

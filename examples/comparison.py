@@ -11,7 +11,7 @@ import pandas
 import torch
 
 import quickstudy as qs
-from quickstudy import seeds
+from quickstudy.base import seeds
 
 
 def folds(frame: pandas.DataFrame, column: str, k: int) -> Iterator[dict[str, pandas.DataFrame]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from quickstudy.tasks.glyphs import draw_glyphs
+from quickstudy.tasks.images.glyphs import draw_glyphs
 
 SHOTS, QUERIES = 1, 2
 NAMES = ("alef", "bira", "cumo", "deth", "esk")  # made-up names of made-up characters

@@ -20,8 +20,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 import quickstudy as qs
-from quickstudy import seeds
-from quickstudy.evaluation import half_width
+from quickstudy.base import seeds
+from quickstudy.evaluation.score import half_width
 
 VALIDATION = 6  # every sixth intent of the training service is for validation, to choose a checkpoint
 

@@ -33,8 +33,8 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 import quickstudy as qs
-from quickstudy.tasks.groups import GroupTasks
 from quickstudy.tasks.splits import by_name
+from quickstudy.tasks.tabular.groups import GroupTasks
 
 OWN, OTHERS = "random forest per assay", "pooled network"
 SHOTS, QUERIES = 8, 12  # of each class

@@ -18,8 +18,8 @@ import torch
 import tyro
 
 import quickstudy as qs
-from quickstudy import seeds
-from quickstudy.amount import Amount
+from quickstudy.base import seeds
+from quickstudy.evaluation.amount import Amount
 
 HEADINGS = ("task", "foreign", "method", "AUROC: distance", "probability", "distance minus it")
 HEADINGS += ("FPR95: distance", "probability", "own answered", "foreign answered")

@@ -26,8 +26,8 @@ from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
 
 import quickstudy as qs
-from quickstudy.tasks.groups import GroupTasks
 from quickstudy.tasks.splits import by_name
+from quickstudy.tasks.tabular.groups import GroupTasks
 
 WEEK, MONTH = 5, 22  # days
 YEARS = {"train": (0, 3), "val": (3, 4), "test": (4, 5)}

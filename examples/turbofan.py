@@ -26,7 +26,7 @@ from prices import Last
 from sklearn.linear_model import Ridge
 
 import quickstudy as qs
-from quickstudy.tasks.groups import GroupTasks
+from quickstudy.tasks.tabular.groups import GroupTasks
 
 AHEAD = 10  # flights
 SIMPLE, OTHERS = "as now", "pooled ridge and level"

@@ -18,8 +18,8 @@ import tyro
 from sklearn.linear_model import LogisticRegression
 
 import quickstudy as qs
-from quickstudy import seeds
-from quickstudy.evaluation import in_words
+from quickstudy.base import seeds
+from quickstudy.evaluation.score import in_words
 
 SIDE = 28
 BARS = ("logistic regression on pixels", "ProtoNet, untrained")

@@ -6,25 +6,30 @@
 >>> trained = qs.train(learner, tasks, iterations=2, meta_batch=4, progress=False)
 """
 
-__version__ = "0.1.0"
-
 from typing import Any
 
 from torch.nn.functional import cross_entropy, mse_loss
 
-from quickstudy import errors, nn, ranks, tasks
-from quickstudy.advice import Advice, advise
-from quickstudy.answers import Answers, classification_calibration
-from quickstudy.baselines import per_task, pooled
-from quickstudy.calibration import Calibration, interval_coverage, recalibrated
-from quickstudy.checking import GradientCheck, check_meta_gradient
-from quickstudy.comparing import compare_learners
-from quickstudy.comparison import LearnerComparison
-from quickstudy.embeddings import TaskEmbeddings, task_embeddings
-from quickstudy.engine import map_tasks, meta_gradient
-from quickstudy.evaluation import Difference, Score, compare, evaluate
-from quickstudy.instances import InstanceAccuracy, instance_accuracy
-from quickstudy.learner import Batch, Episode, Learner, Outer, as_module, with_gradient
+from quickstudy import errors, nn, tasks
+from quickstudy.engine import ranks
+from quickstudy.engine.check.meta_gradient import check_meta_gradient
+from quickstudy.engine.check.verdict import GradientCheck
+from quickstudy.engine.choice.forecast import Setting, plan
+from quickstudy.engine.mapping import map_tasks, meta_gradient
+from quickstudy.evaluation.measures.embeddings import TaskEmbeddings, task_embeddings
+from quickstudy.evaluation.measures.instances import InstanceAccuracy, instance_accuracy
+from quickstudy.evaluation.measures.intervals import Calibration, interval_coverage, recalibrated
+from quickstudy.evaluation.measures.movement import Movement, layer_movement
+from quickstudy.evaluation.measures.probabilities import Answers, classification_calibration
+from quickstudy.evaluation.measures.scope import OutOfScope, out_of_scope, scoped
+from quickstudy.evaluation.protocol import Protocol
+from quickstudy.evaluation.score import Difference, Score, compare
+from quickstudy.evaluation.scoring import evaluate
+from quickstudy.experiments.advice import Advice, advise
+from quickstudy.experiments.baselines import per_task, pooled
+from quickstudy.experiments.compare_learners import compare_learners
+from quickstudy.experiments.comparison import LearnerComparison
+from quickstudy.learner import Batch, Episode, Learner, Outer, with_gradient
 from quickstudy.learners import LEARNERS
 from quickstudy.learners.gradient.anil import ANIL
 from quickstudy.learners.gradient.boil import BOIL
@@ -53,12 +58,12 @@ from quickstudy.learners.metric.relation_net import RelationNet
 from quickstudy.learners.transfer.baseline_pp import BaselinePP
 from quickstudy.learners.transfer.finetune import FineTune
 from quickstudy.learners.transfer.simple_shot import SimpleShot
-from quickstudy.movement import Movement, layer_movement
-from quickstudy.planning import Setting, plan
-from quickstudy.protocol import Protocol
-from quickstudy.scope import OutOfScope, out_of_scope, scoped
-from quickstudy.trained import Predictor, Trained, load
-from quickstudy.training import meta_steps, train
+from quickstudy.trained.load import load
+from quickstudy.trained.predictor import Predictor
+from quickstudy.trained.trained import Trained
+from quickstudy.training.loop import meta_steps
+from quickstudy.training.module import as_module
+from quickstudy.training.session import train
 
 __all__ = [
     "ANIL",
@@ -148,7 +153,7 @@ def __getattr__(name: str) -> Any:
     if name not in ("FewShotClassifier", "FewShotRegressor"):
         raise AttributeError(f"module 'quickstudy' has no attribute {name!r}")
     try:
-        from quickstudy import estimators
+        from quickstudy.trained import estimators
     except ImportError as error:
         raise ImportError(f"{name} needs scikit-learn: pip install 'quickstudy[tables]'.") from error
     return getattr(estimators, name)

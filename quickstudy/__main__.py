@@ -1,5 +1,5 @@
 """`python -m quickstudy` is the `quickstudy` command."""
 
-from quickstudy.cli import main
+from quickstudy.cli.main import main
 
 main()

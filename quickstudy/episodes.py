@@ -5,25 +5,14 @@ Tasks of equal size run together under vmap, whatever the learner, so no learner
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quickstudy.errors import DataError
-from quickstudy.learner import Batch, Episode, Learner
+from quickstudy.learner import Batch, Episode
 
 Episodes = Episode | list[Episode]
-
-
-class Alike(NamedTuple):
-    """Tasks that can be computed together."""
-
-    places: list[int]  # their positions in the batch
-    learner: Learner  # with the `ways` of these tasks
-    episodes: Episode  # with a task axis
 
 
 def stack(ones: Sequence[Episode], ways: int | None) -> Episodes:
@@ -33,7 +22,7 @@ def stack(ones: Sequence[Episode], ways: int | None) -> Episodes:
     even if it is the only one: in a list each task is given its own ways (`fitted`), in an Episode all have the same.
     """
     classes = tuple(range(ways or 0))
-    alike = len({_sizes(one) for one in ones}) == 1 and all(_classes(one) == classes for one in ones)
+    alike = len({tensor_sizes(one) for one in ones}) == 1 and all(class_numbers(one) == classes for one in ones)
     return stacked(ones) if alike else list(ones)
 
 
@@ -99,37 +88,6 @@ def is_classification(episodes: Episodes) -> bool:
     return not whole(episodes)[0].query.y.is_floating_point()
 
 
-def fitted(learner: Learner, episode: Episode) -> tuple[Learner, Episode]:
-    """The learner with the `ways` of one task, and the task with its classes renumbered 0..ways-1.
-
-    If the learner has entries for each class (`fixed_ways`) or no ways, both stay as they are. Raises DataError for a
-    query of a class that has no support example.
-    """
-    ways = getattr(learner, "ways", None)
-    classes = _classes(episode)
-    if ways is None or learner.fixed_ways or not classes or classes == tuple(range(ways)):
-        return learner, episode
-    if unseen := sorted(set(episode.query.y.unique().tolist()) - set(classes)):
-        raise DataError(f"a task asks for class {unseen[0]}, of which its support set has no example.")
-    known = torch.tensor(classes, device=episode.query.y.device)
-    renumbered = (batch._replace(y=torch.searchsorted(known, batch.y)) for batch in episode)
-    return dataclasses.replace(learner, ways=len(classes)), Episode(*renumbered)  # type: ignore[type-var]
-
-
-def alike(learner: Learner, episodes: Episodes) -> list[Alike]:
-    """The tasks of a batch in groups of equal sizes and classes. Raises DataError as `fitted`."""
-    if not isinstance(episodes, list):
-        return [Alike(list(range(count(episodes))), learner, episodes)]
-    groups: dict[tuple, list[int]] = {}
-    for place, one in enumerate(episodes):
-        groups.setdefault((_sizes(one), _classes(one)), []).append(place)
-    made = []
-    for places in groups.values():
-        pairs = [fitted(learner, episodes[place]) for place in places]
-        made.append(Alike(places, pairs[0][0], stacked([episode for _, episode in pairs])))
-    return made
-
-
 def stacked(ones: Sequence[Episode]) -> Episode:
     """Single episodes of equal size as an Episode with a task axis."""
     return Episode(*(Batch(*map(torch.stack, zip(*b, strict=True))) for b in zip(*ones, strict=True)))
@@ -139,11 +97,11 @@ def _changed(change: Callable[[Tensor], Tensor], episode: Episode) -> Episode:
     return Episode(*(Batch(*map(change, batch)) for batch in episode))
 
 
-def _sizes(episode: Episode) -> tuple[torch.Size, ...]:
+def tensor_sizes(episode: Episode) -> tuple[torch.Size, ...]:
     return tuple(t.shape for batch in episode for t in batch)
 
 
-def _classes(episode: Episode) -> tuple[int, ...]:
+def class_numbers(episode: Episode) -> tuple[int, ...]:
     """The class numbers of the support set, sorted; empty for regression."""
     y = episode.support.y
     return () if y.is_floating_point() else tuple(y.unique().tolist())

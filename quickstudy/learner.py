@@ -20,13 +20,14 @@ Layers that draw at random (dropout) do so only inside a meta-loss, so that pred
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
@@ -175,30 +176,39 @@ def with_gradient(value: Tensor, theta: Theta, gradient: Mapping[str, Tensor]) -
     return result
 
 
-def as_module(learner: Learner) -> nn.Module:
-    """An `nn.Module` whose parameters are theta and whose `forward(episode)` is the meta-loss.
+LOSSES = {loss.__name__: loss for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss)}
 
-    Use it with your own training loop, Lightning, Accelerate or DistributedDataParallel. `forward(episode)` takes one
-    episode; `forward(episodes, batched=True)` takes a batch of episodes and returns their mean loss.
+
+def describe_learner(learner: Learner) -> dict[str, Any]:
+    """The class name and the fields of a learner as plain values."""
+    fields = {f.name: plain_value(getattr(learner, f.name)) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
+    return {"name": type(learner).__name__, "fields": fields}
+
+
+def plain_value(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return {"network": getattr(value, "architecture", None), "text": str(value)}
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        return {"function": name if LOSSES.get(name) is value else None, "text": name}
+    return value
+
+
+def networks(learner: Learner) -> dict[str, nn.Module]:
+    """The learner's fields that are networks: name -> module."""
+    fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
+    return {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
+
+
+def distribution_of(learner: Learner) -> Callable[[Theta, Any, Tensor], tuple[Tensor, Tensor]]:
+    """The learner's `distribution`: (theta, phi, x [m, ...]) -> mean and standard deviation, [m, d] each.
+
+    Raises ConfigError where it has none.
     """
-    return _LearnerModule(learner)
-
-
-class _LearnerModule(nn.Module):
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        self.learner = learner
-        # theta's keys contain dots, which names of module attributes must not: keep names and values in separate lists.
-        theta = learner.init()
-        self.names = tuple(theta)
-        self.values = nn.ParameterList(nn.Parameter(value) for value in theta.values())
-
-    def theta(self) -> Theta:
-        return dict(zip(self.names, self.values, strict=True))
-
-    def forward(self, episode: Episode, batched: bool = False) -> Tensor:
-        if not batched:
-            return self.learner.meta_loss(self.theta(), episode)
-        from quickstudy.episodes import unstack  # imported here because it imports this module
-
-        return torch.stack([self.learner.meta_loss(self.theta(), one) for one in unstack(episode)]).mean()
+    found = getattr(learner, "distribution", None)
+    if found is None:
+        raise ConfigError(
+            f"{type(learner).__name__} answers with values alone, without their uncertainty: use `predict`. Learners "
+            "with a distribution are cnp and anp."
+        )
+    return found

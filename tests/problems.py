@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import call, parameters
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import parameters
 
 # --- linear regression -----------------------------------------------------------------------------------------------
 # y = X w, L(w) = |X w - y|^2 / n, so grad L = 2 X^T (X w - y) / n and H = 2 X^T X / n does not depend on w.

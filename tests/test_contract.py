@@ -24,7 +24,9 @@ from problems import (
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy import engine, protocol, seeds
+from quickstudy import learner
+from quickstudy.base import seeds
+from quickstudy.engine import fitting, mapping
 from quickstudy.errors import QuickstudyError
 from quickstudy.learner import Batch, Episode, Learner, Theta, distance_of, embed_of
 
@@ -61,7 +63,7 @@ class Case:
         return random_episodes(tasks, self.shape, None if self.regression else WAYS, queries=queries)
 
     def episode(self, queries: int = 2) -> Episode:
-        return engine.unstack(self.episodes(1, queries))[0]
+        return mapping.unstack(self.episodes(1, queries))[0]
 
     def source(self) -> Any:
         return qs.tasks.sinusoid(shots=5, queries=5) if self.regression else clusters(self.shape, POOL)
@@ -475,7 +477,7 @@ def test_adapting_a_plain_theta_gives_a_plain_phi(case):
 def test_init_repeats_itself_and_hands_out_copies(case):
     learner = case.build()
     first = learner.init()
-    unchanged = snapshot(*protocol.networks(learner).values())
+    unchanged = snapshot(*learner.networks(learner).values())
     for value in first.values():
         value += 1
     assert unchanged()
@@ -486,7 +488,7 @@ def test_init_repeats_itself_and_hands_out_copies(case):
 def test_no_method_modifies_its_inputs_or_the_network(case):
     learner, episode = case.build(), case.episode()
     theta = learner.init()
-    unchanged = snapshot(theta, episode, *protocol.networks(learner).values())
+    unchanged = snapshot(theta, episode, *learner.networks(learner).values())
     phi = learner.adapt(theta, episode.support)
     same_phi = snapshot(phi)
     learner.predict(theta, phi, episode.query.x)
@@ -499,7 +501,7 @@ def test_no_method_modifies_its_inputs_or_the_network(case):
 def test_no_engine_modifies_its_inputs_or_the_network(case, name):
     learner, episodes = case.build(), case.episodes()
     theta = learner.init()
-    unchanged = snapshot(theta, episodes, *protocol.networks(learner).values())
+    unchanged = snapshot(theta, episodes, *learner.networks(learner).values())
     meta_gradient(learner, theta, episodes, name)
     map_tasks(lambda episode: answers(learner, theta, episode), episodes, name)
     assert unchanged()
@@ -613,7 +615,7 @@ def test_training_lowers_the_loss(case):
 
 @rows()
 def test_transduction_is_declared(case):
-    assert protocol.is_transductive(case.build()) == case.transductive
+    assert fitting.is_transductive(case.build()) == case.transductive
 
 
 @rows()
@@ -658,7 +660,7 @@ def test_a_stream_is_answered_as_example_by_example(case):
     whole = Batch(torch.cat([support.x, query.x]), torch.cat([support.y, query.y]))
     rows = learner.stream(theta, whole)
     assert rows.shape == (len(whole.x), 1 if case.regression else WAYS)
-    if protocol.normalisation_of(learner) in ("batch", "support"):  # statistics of another set
+    if fitting.normalisation_of(learner) in ("batch", "support"):  # statistics of another set
         return
     for t in range(len(whole.x)):
         phi = learner.adapt(theta, Batch(whole.x[:t], whole.y[:t]))
@@ -780,7 +782,7 @@ def test_renaming_the_classes_renames_the_answers(case):
 
 def own_networks(case: Case) -> dict[str, nn.Module]:
     """Networks that a file cannot hold, built anew with other weights, as a user does before loading."""
-    found = protocol.networks(case.build())
+    found = learner.networks(case.build())
     return {key: net for key, net in found.items() if not hasattr(net, "architecture")}
 
 

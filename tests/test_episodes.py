@@ -8,7 +8,8 @@ from problems import assert_close, cores, random_episodes
 from torch import nn
 
 import quickstudy as qs
-from quickstudy import engine, episodes
+from quickstudy import episodes
+from quickstudy.engine import fitting, mapping
 from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
 
@@ -17,7 +18,7 @@ SIZES = [(3, 2, 2), (2, 1, 3), (3, 2, 2), (2, 4, 1), (4, 1, 1)]  # ways, shots, 
 
 def ragged() -> list[Episode]:
     return [
-        engine.unstack(random_episodes(1, ways=ways, shots=shots, queries=queries, seed=i))[0]
+        mapping.unstack(random_episodes(1, ways=ways, shots=shots, queries=queries, seed=i))[0]
         for i, (ways, shots, queries) in enumerate(SIZES)
     ]
 
@@ -45,7 +46,7 @@ def maml() -> qs.MAML:
 
 def test_equal_tasks_stack_and_others_stay_a_list():
     three = random_episodes(3)
-    again = episodes.stack(engine.unstack(three), 3)
+    again = episodes.stack(mapping.unstack(three), 3)
     assert isinstance(again, Episode)
     assert all(torch.equal(a, b) for x, y in zip(again, three, strict=True) for a, b in zip(x, y, strict=True))
     assert isinstance(episodes.stack(ragged(), 4), list)
@@ -53,11 +54,11 @@ def test_equal_tasks_stack_and_others_stay_a_list():
     # Classes 0 and 2 of three: equal sizes, but no task of ways 0..1.
     gap = three._replace(support=three.support._replace(y=torch.tensor([[0, 0, 2, 2, 0, 2]])))
     one = Episode(*(Batch(b.x[:1], b.y[:1]) for b in gap))
-    assert isinstance(episodes.stack(engine.unstack(one), 3), list)
+    assert isinstance(episodes.stack(mapping.unstack(one), 3), list)
     # All three have the classes 0..2 of a source that has a fourth: their ways are not the source's.
-    assert isinstance(episodes.stack(engine.unstack(three), 4), list)
+    assert isinstance(episodes.stack(mapping.unstack(three), 4), list)
     values = random_episodes(2, ways=None)
-    assert isinstance(episodes.stack(engine.unstack(values), None), Episode)
+    assert isinstance(episodes.stack(mapping.unstack(values), None), Episode)
 
 
 def test_batches_join_to_one():
@@ -92,8 +93,8 @@ def _in_its_ways(learner, theta, task):
 @pytest.mark.parametrize("kind", ["loop", "vmap", "threads"])
 def test_results_come_back_in_the_order_of_the_tasks(kind):
     with cores(2 if kind == "threads" else 1):
-        sums = engine.map_learner(lambda learner, e: e.query.x.sum(), protonet(), ragged(), kind)
-        ways = engine.map_learner(lambda learner, e: torch.tensor(learner.ways), protonet(), ragged(), kind)
+        sums = mapping.map_learner(lambda learner, e: e.query.x.sum(), protonet(), ragged(), kind)
+        ways = mapping.map_learner(lambda learner, e: torch.tensor(learner.ways), protonet(), ragged(), kind)
     assert_close(sums, torch.stack([task.query.x.sum() for task in ragged()]), 1e-6)
     assert ways.tolist() == [ways for ways, _, _ in SIZES]
 
@@ -101,10 +102,10 @@ def test_results_come_back_in_the_order_of_the_tasks(kind):
 def test_classes_are_renumbered_for_learners_that_compare():
     task = ragged()[0]
     other = Episode(*(b._replace(y=torch.tensor([1, 4, 7])[b.y]) for b in task))
-    learner, same = episodes.fitted(protonet(), other)
+    learner, same = fitting.fitted(protonet(), other)
     assert learner.ways == 3
     assert torch.equal(same.support.y, task.support.y) and torch.equal(same.query.y, task.query.y)
-    fixed, unchanged = episodes.fitted(maml(), other)  # has no ways: its outputs are the classes
+    fixed, unchanged = fitting.fitted(maml(), other)  # has no ways: its outputs are the classes
     assert isinstance(fixed, qs.MAML) and torch.equal(unchanged.query.y, other.query.y)
 
 
@@ -112,7 +113,7 @@ def test_a_query_of_an_unseen_class_is_refused():
     task = ragged()[0]
     odd = task._replace(query=task.query._replace(y=task.query.y + 1))
     with pytest.raises(DataError, match="asks for class 3, of which its support set has no example"):
-        episodes.fitted(protonet(), odd)
+        fitting.fitted(protonet(), odd)
 
 
 def test_training_and_evaluation_take_them():
@@ -124,7 +125,7 @@ def test_training_and_evaluation_take_them():
     by_hand = []
     for i in range(10):
         task = episodes.unstack(Ragged().sample(1, qs.seeds.generator(0, "test", i)))[0]
-        fits, one = episodes.fitted(learner, task)
+        fits, one = fitting.fitted(learner, task)
         output = fits.predict(trained.theta, fits.adapt(trained.theta, one.support), one.query.x)
         by_hand.append((output.argmax(1) == one.query.y).double().mean())
     assert_close(score.values, torch.stack(by_hand), 1e-12)

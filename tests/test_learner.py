@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import quickstudy as qs
-from quickstudy import engine
+from quickstudy.engine import mapping
 from quickstudy.learner import Batch, Episode, Learner, Theta
 
 ENGINES = ("loop", "threads", "vmap")
@@ -119,7 +119,7 @@ def test_a_modules_parameters_are_theta():
 
 def test_forward_is_the_meta_loss_and_backward_the_meta_gradient():
     learner, episodes = small_maml(), random_episodes(1)
-    module, episode = qs.as_module(learner), engine.unstack(episodes)[0]
+    module, episode = qs.as_module(learner), mapping.unstack(episodes)[0]
     loss = module(episode)
     loss.backward()
     wanted_loss, wanted = qs.meta_gradient(learner, learner.init(), episodes)
@@ -156,7 +156,7 @@ def test_a_modules_state_survives_state_dict():
         for p in one.parameters():
             p.add_(torch.randn_like(p))
     other.load_state_dict(one.state_dict())
-    episode = engine.unstack(random_episodes(1))[0]
+    episode = mapping.unstack(random_episodes(1))[0]
     assert torch.equal(one(episode), other(episode))
 
 

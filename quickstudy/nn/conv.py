@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from quickstudy.tracing import on_plain_tape
+from quickstudy.base.tracing import on_plain_tape
 
 Geometry = tuple[Any, Any, Any, int]  # stride, padding, dilation, groups
 

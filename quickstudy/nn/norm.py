@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from quickstudy.base.tracing import forward_mode, inside_transform, on_plain_tape
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.nn.batch_norm import batch_norm
-from quickstudy.tracing import forward_mode, inside_transform, on_plain_tape
 
 POLICIES = ("batch", "support", "layer", "none")
 
@@ -19,7 +19,7 @@ class BatchNorm(nn.Module):
 
     policy "batch": mean and variance of the batch that is passed, so queries affect each other (transductive).
     policy "support": queries are normalised with the support set's statistics, which arrive as the buffers `mean`
-    and `variance` (see `quickstudy.model.statistics`); the support set itself with its own.
+    and `variance` (see `quickstudy.nn.statistics.statistics`); the support set itself with its own.
     """
 
     def __init__(self, channels: int, policy: str = "batch", eps: float = 1e-5, affine: bool = True) -> None:

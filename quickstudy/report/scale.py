@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quickstudy.evaluation import Score
+from quickstudy.evaluation.score import Score
 
 FAR = 5.0  # the axis ends at so many times the smallest error: one huge error would shrink all other bars
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from quickstudy import protocol
-from quickstudy.evaluation import Difference, Score, in_words, over_what
-from quickstudy.report.facts import Config, Run, Timing
+from quickstudy.base.words import half, number, percent, plural
+from quickstudy.evaluation import protocol
+from quickstudy.evaluation.score import Difference, Score, in_words, over_what
+from quickstudy.experiments.run import Config, Run, Timing
 
 # Names for one example and one class of a task source, where "example" and "class" would sound stiff.
 NOUNS = {"omniglot": ("drawing", "character", "characters"), "glyphs": ("drawing", "character", "characters")}
@@ -61,48 +62,11 @@ FIELDS = {
 }
 
 
-def plural(n: float, noun: str, many: str = "") -> str:
-    """A count with its noun: '1 example', '5 examples', '4,112 classes'."""
-    return f"{n:,} {noun if n == 1 else many or noun + 's'}"
-
-
-def short(value: float) -> str:
-    """A number with two digits, or rounded to a whole number: '0.24', '5.8', '8,001'."""
-    return f"{value:.2g}" if abs(value) < 9.95 else f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """A duration in words: '0.24 ms', '5.8 s', '2 min 5 s', '1 h 7 min'."""
-    if seconds < 0.1:
-        return f"{short(1000 * seconds)} ms"
-    if seconds < 60:
-        return f"{short(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
 def higher_is_better(metric: str) -> bool:
     return not metric.endswith("error")
-
-
-def number(mean: float, metric: str) -> str:
-    """The mean alone: '97.4 %', '0.152'."""
-    return f"{100 * mean:.1f} %" if metric == "accuracy" else f"{mean:.3g}"
-
-
-def half(interval: float, metric: str) -> str:
-    """The half width alone: '± 0.3'."""
-    if math.isinf(interval):
-        return "(no interval)"
-    return f"± {100 * interval:.1f}" if metric == "accuracy" else f"± {interval:.2g}"
-
-
-def measured(mean: float, interval: float, metric: str) -> str:
-    """Mean and interval: '97.4 % ± 0.3'."""
-    return f"{number(mean, metric)} {half(interval, metric)}"
 
 
 def amount(score: Score) -> str:
@@ -129,11 +93,6 @@ def chance(score: Score) -> float | None:
     """The accuracy of guessing; None for other metrics."""
     ways = score.protocol.ways
     return 1 / ways if ways and score.protocol.metric == "accuracy" else None
-
-
-def percent(share: float) -> str:
-    """A share in percent: '20 %', '0.7 %'."""
-    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
 
 
 def meaning(score: Score) -> str:

@@ -7,18 +7,18 @@ examples in readable form.
 """
 
 from quickstudy.tasks.arrays import ArrayTasks, from_arrays
-from quickstudy.tasks.augment import Augmentation
-from quickstudy.tasks.cifar import cifar_fs, fc100
 from quickstudy.tasks.classes import ClassTasks, PooledTasks
 from quickstudy.tasks.features import features
-from quickstudy.tasks.glyphs import glyphs
-from quickstudy.tasks.groups import GroupTasks
-from quickstudy.tasks.images import from_folder
-from quickstudy.tasks.omniglot import omniglot
-from quickstudy.tasks.ratings import from_ratings
+from quickstudy.tasks.images.augment import Augmentation
+from quickstudy.tasks.images.cifar import cifar_fs, fc100
+from quickstudy.tasks.images.folders import from_folder
+from quickstudy.tasks.images.glyphs import glyphs
+from quickstudy.tasks.images.omniglot import omniglot
 from quickstudy.tasks.sinusoid import Sinusoids, sinusoid
-from quickstudy.tasks.tables import from_table
-from quickstudy.tasks.text import from_text
+from quickstudy.tasks.tabular.groups import GroupTasks
+from quickstudy.tasks.tabular.ratings import from_ratings
+from quickstudy.tasks.tabular.tables import from_table
+from quickstudy.tasks.texts.text import from_text
 
 __all__ = [
     "ArrayTasks",

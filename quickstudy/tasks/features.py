@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from quickstudy.base.progress import counting_bar
 from quickstudy.errors import ConfigError
-from quickstudy.model import call, normalisation
-from quickstudy.progress import counting_bar
+from quickstudy.nn.model import call
+from quickstudy.nn.statistics import normalisation
 from quickstudy.tasks.arrays import ArrayTasks
 from quickstudy.tasks.classes import ClassTasks, scaled
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quickstudy.base.seeds import derive
 from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
-from quickstudy.seeds import derive
 from quickstudy.tasks.splits import check_split
 
 

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from quickstudy.errors import ConfigError, DataError, suggest
 
-SPLITS = ("train", "val", "test")
 T = TypeVar("T")
+
+SPLITS = ("train", "val", "test")
 
 
 def check_split(split: str) -> str:

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import Given, LossAt, adjoint_of, check_adjoint, check_steps, descend, find_rule
+from quickstudy.inner.derivatives import Given, LossAt
+from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
+from quickstudy.inner.rules import find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import below_head, call, last_linear, matching, parameters, statistics
+from quickstudy.nn.hooks import below_head
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import last_linear, matching, parameters
+from quickstudy.nn.statistics import statistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import adjoint_of, check_adjoint, check_steps, descend, find_rule
+from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
+from quickstudy.inner.rules import find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import call, last_linear, matching, parameters, statistics
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import last_linear, matching, parameters
+from quickstudy.nn.statistics import statistics
 
 
 @dataclass(frozen=True, eq=False)

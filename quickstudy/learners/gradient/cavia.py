@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner import adjoint_of, check_adjoint, check_steps, descend, find_rule
+from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
+from quickstudy.inner.rules import find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import Change, beside, call, own, parameters, part, statistics
 from quickstudy.nn.film import conditioned_layer, film, width_of
+from quickstudy.nn.model import Change, call
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import statistics
 
 CONDITIONING = ("film", "shift")
 

@@ -9,12 +9,15 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.derivatives import LossAt, gradient, hessian
 from quickstudy.errors import ConfigError
-from quickstudy.implicit import conjugate_gradient, warn_above
-from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.inner.derivatives import LossAt, gradient, hessian
+from quickstudy.inner.descent import check_steps, descend
+from quickstudy.inner.implicit import conjugate_gradient, warn_above
+from quickstudy.inner.rules import find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta, with_gradient
-from quickstudy.model import call, parameters, statistics
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import parameters
+from quickstudy.nn.statistics import statistics
 
 UNSOLVED = (
     "conjugate gradient stopped after cg_steps={} above its tolerance {:g} (relative residual): the meta-gradient is "

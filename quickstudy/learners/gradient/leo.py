@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.inner import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
+from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means
-from quickstudy.model import beside, call, own, parameters, part, statistics
+from quickstudy.learners.parts.distance import class_means
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import statistics
 
 PREFIX = "leo."  # prefix in theta of everything but the encoder's parameters
 

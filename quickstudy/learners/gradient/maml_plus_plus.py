@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
-from quickstudy.inner import ALONG_THE_PATH, check_adjoint, check_steps, find_rule, trajectory
+from quickstudy.inner.descent import ALONG_THE_PATH, check_adjoint, check_steps, trajectory
+from quickstudy.inner.rules import find_rule
 from quickstudy.learner import Batch, Episode, Learner, Outer, Theta, with_gradient
-from quickstudy.model import beside, call, moments, no_moments, normalisation, own, parameters, part, statistics
+from quickstudy.nn.model import call
 from quickstudy.nn.norm import affine_of_norms
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import moments, no_moments, normalisation, statistics
 
 
 @dataclass(frozen=True, eq=False)

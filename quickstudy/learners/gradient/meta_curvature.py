@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.inner import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend, find_rule
+from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
+from quickstudy.inner.rules import find_rule
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import beside, call, own, parameters, part, statistics
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import statistics
 
 
 @dataclass(frozen=True, eq=False)

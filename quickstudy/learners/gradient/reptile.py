@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
-from quickstudy.inner import check_steps, descend, find_rule
+from quickstudy.inner.descent import check_steps, descend
+from quickstudy.inner.rules import find_rule
 from quickstudy.learner import Batch, Episode, Learner, Outer, Theta, with_gradient
-from quickstudy.model import call, parameters, statistics
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import parameters
+from quickstudy.nn.statistics import statistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Learners whose networks make the parameters or the answers of a task."""

@@ -11,23 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.hypernet.parts import (
-    Gaussian,
-    applied,
-    attend,
-    attention,
-    divergence,
-    features,
-    joined,
-    members,
-    moments,
-    perceptron,
-    set_means,
-    surprise,
-)
 from quickstudy.learners.hypernet.process import (
     PREFIX,
     check,
@@ -39,7 +25,10 @@ from quickstudy.learners.hypernet.process import (
     networks,
     std_factor,
 )
-from quickstudy.model import beside, own, parameters, part, statistics
+from quickstudy.learners.parts.gaussian import Gaussian, divergence, moments, surprise
+from quickstudy.learners.parts.sets import applied, attend, attention, features, joined, members, perceptron, set_means
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import statistics
 
 
 class Memory(NamedTuple):

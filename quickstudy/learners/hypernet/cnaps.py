@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.hypernet.parts import applied, checked_features, members, perceptron, set_means
-from quickstudy.model import Change, beside, call, own, parameters, part, statistics
+from quickstudy.learners.parts.sets import applied, checked_features, members, perceptron, set_means
 from quickstudy.nn.film import conditioned_layers, film, width_of
+from quickstudy.nn.model import Change, call
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import statistics
 
 PREFIX = "cnaps."  # prefix in theta of the networks that generate parameters
 SET = "set_encoder."  # prefix in theta of the set encoder

@@ -8,9 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.hypernet.parts import Gaussian, applied, features, joined, set_means, surprise
 from quickstudy.learners.hypernet.process import (
     PREFIX,
     check_fields,
@@ -21,7 +20,10 @@ from quickstudy.learners.hypernet.process import (
     networks,
     std_factor,
 )
-from quickstudy.model import beside, own, parameters, part, statistics
+from quickstudy.learners.parts.gaussian import Gaussian, surprise
+from quickstudy.learners.parts.sets import applied, features, joined, set_means
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import statistics
 
 
 class Representation(NamedTuple):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Theta
-from quickstudy.learners.hypernet.parts import Gaussian, applied, joined, members, perceptron, some
+from quickstudy.learners.parts.gaussian import Gaussian
+from quickstudy.learners.parts.sets import applied, joined, members, perceptron, some
 
 PREFIX = "process."  # prefix in theta of everything but the encoder's parameters
 

@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.inner import check_steps, value_and_gradient
+from quickstudy.inner.derivatives import value_and_gradient
+from quickstudy.inner.descent import check_steps
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.model import beside, call, own, parameters, part, statistics
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import statistics
 
 P = 10.0  # numbers below exp(-P) are represented by their value instead of their logarithm
 KEEP = 5.0  # bias of the forget gate at the start: sigmoid(5) = 0.993

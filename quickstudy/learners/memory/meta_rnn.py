@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.memory.reading import (
+from quickstudy.learners.parts.reading import (
     as_input,
     check_objective,
     check_sizes,
@@ -22,7 +22,7 @@ from quickstudy.learners.memory.reading import (
     reading_loss,
     statistics_of,
 )
-from quickstudy.model import beside, parameters, part
+from quickstudy.nn.parameters import beside, parameters, part
 from quickstudy.nn.recurrent import BLOCKS, State, check_cell, draw, start, step
 
 PREFIX = "rnn."  # prefix in theta of everything but the encoder's parameters

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.memory.reading import (
+from quickstudy.learners.parts.reading import (
     as_input,
     check_objective,
     check_sizes,
@@ -21,7 +21,7 @@ from quickstudy.learners.memory.reading import (
     reading_loss,
     statistics_of,
 )
-from quickstudy.model import beside, parameters, part
+from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "snail."  # prefix in theta of everything but the encoder's parameters
 

@@ -9,18 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import (
-    class_means,
-    embedding,
-    known_statistics,
-    squared_distances,
-    to_nearest,
-)
 from quickstudy.learners.metric.protonet import Prototypes
-from quickstudy.model import beside, parameters, part
+from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, squared_distances, to_nearest
+from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "attention."  # prefix in theta of the attention's matrices
 MAPS = ("query", "key", "value", "output")

@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from quickstudy.learner import Theta
-from quickstudy.model import part
+from quickstudy.nn.parameters import part
 
 
 def init_context(width: int, generator: Generator) -> Theta:

@@ -10,19 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy import seeds
+from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.metric.context import in_context, init_context, reading
-from quickstudy.learners.metric.distance import (
-    class_means,
-    cosines,
-    embedding,
-    known_statistics,
-    one_hot,
-    to_nearest,
-)
-from quickstudy.model import beside, parameters, part
+from quickstudy.learners.parts.distance import class_means, cosines, embedding, known_statistics, one_hot, to_nearest
+from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "matchingnet."  # prefix in theta of everything but the encoder's parameters
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.implicit import warn_above
+from quickstudy.inner.implicit import warn_above
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.metric.crammer_singer import support_vectors
-from quickstudy.learners.metric.distance import class_means, embedding, known_statistics, one_hot
 from quickstudy.learners.metric.ridge import ridge
-from quickstudy.model import beside, parameters
+from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, one_hot
+from quickstudy.nn.parameters import beside, parameters
 
 HEADS = ("svm", "ridge")
 PREFIX = "metaoptnet."  # prefix in theta of everything but the encoder's parameters

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means, squared_distances, to_nearest
+from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
 
 
 @dataclass(frozen=True, eq=False)

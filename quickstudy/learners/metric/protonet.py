@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means, squared_distances, to_nearest
-from quickstudy.model import call, parameters, statistics
+from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import parameters
+from quickstudy.nn.statistics import statistics
 
 
 class Prototypes(NamedTuple):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means, embedding, known_statistics, one_hot
 from quickstudy.learners.metric.ridge import ridge
-from quickstudy.model import beside, parameters, part
+from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, one_hot
+from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "r2d2."  # prefix in theta of everything but the encoder's parameters
 

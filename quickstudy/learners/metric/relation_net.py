@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means, known_statistics, one_hot
-from quickstudy.model import beside, call, own, parameters, part, statistics
+from quickstudy.learners.parts.distance import class_means, known_statistics, one_hot
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import beside, own, parameters, part
+from quickstudy.nn.statistics import statistics
 
 PREFIX = "relation."  # prefix in theta of the relation module's parameters
 

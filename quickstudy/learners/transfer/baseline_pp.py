@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
-from quickstudy.inner import check_steps, descend
+from quickstudy.inner.descent import check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.learners.metric.distance import class_means, cosines
+from quickstudy.learners.parts.distance import class_means, cosines
 from quickstudy.learners.transfer.pretrained import features, pooled
-from quickstudy.model import last_linear, parameters, statistics
+from quickstudy.nn.parameters import last_linear, parameters
+from quickstudy.nn.statistics import statistics
 
 
 class Directions(NamedTuple):

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quickstudy.derivatives import Given, LossAt
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner import check_steps, descend
+from quickstudy.inner.derivatives import Given, LossAt
+from quickstudy.inner.descent import check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.learners.transfer.pretrained import pooled
-from quickstudy.model import below_head, call, last_linear, parameters, statistics
+from quickstudy.nn.hooks import below_head
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import last_linear, parameters
+from quickstudy.nn.statistics import statistics
 
 FITS = ("head", "all")
 

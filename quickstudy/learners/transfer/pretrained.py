@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Theta
-from quickstudy.model import below_head, last_linear
+from quickstudy.nn.hooks import below_head
+from quickstudy.nn.parameters import last_linear
 
 
 def pooled(episode: Episode) -> Batch:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta, with_gradient
-from quickstudy.learners.metric.distance import class_means, squared_distances, to_nearest
+from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
 from quickstudy.learners.transfer.pretrained import features, pooled
-from quickstudy.model import beside, last_linear, parameters, statistics
+from quickstudy.nn.parameters import beside, last_linear, parameters
+from quickstudy.nn.statistics import statistics
 
 FEATURES = ("UN", "L2N", "CL2N")
 MEAN = "simpleshot.mean"  # name in theta of the mean of the training classes' features

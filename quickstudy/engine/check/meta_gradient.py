@@ -1,0 +1,242 @@
+"""Is the meta-gradient right? A check for your own models and learners.
+
+`differences.py` holds the mathematics: it compares the learner's meta-gradient with finite differences of its
+meta-loss. `verdict.py` holds the result. This file checks the inputs, runs the comparison, and finds out which engines
+can run the learner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from quickstudy.base import seeds
+from quickstudy.engine import agreement, mapping
+from quickstudy.engine.check.finite_differences import (
+    Judgement,
+    Point,
+    Problem,
+    differentiate,
+    is_finite,
+    judge,
+    length,
+    loss_at,
+    together,
+)
+from quickstudy.engine.check.verdict import BAD, EngineCheck, EntryCheck, GradientCheck
+from quickstudy.engine.choice import race
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
+from quickstudy.learner import Batch, Episode, Learner, Theta, networks
+
+NOT_DERIVATIVES = ("first_order", "implicit")  # adjoints that are, by design, not the derivative of the meta-loss
+
+
+def check_meta_gradient(
+    learner: Learner,
+    episode: Episode,
+    theta: Theta | None = None,
+    *,
+    directions: int = 3,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+) -> GradientCheck:
+    """Compare the learner's meta-gradient with finite differences, and find out which engines can run it.
+
+    episode: one task, without a task axis: support x [n, ...], y [n] or [n, d]; query likewise. theta: where to
+    compare, `learner.init()` unless given. directions: the number of random directions for each entry of theta.
+    tolerance: on the relative difference. A learner that declares `approximate`, or sets `first_order`, is not called
+    wrong: the result says how far it is from the exact derivative.
+
+    Works on float64 copies with dropout off; every evaluation draws the same random numbers. Raises ConfigError where
+    `learner` is not a learner or its meta-loss changes from call to call, DataError where the learner cannot use the
+    episode.
+
+    >>> import torch, quickstudy as qs
+    >>> batch = qs.Batch(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2]))
+    >>> qs.check_meta_gradient(qs.MAML(qs.nn.mlp(4, 3)), qs.Episode(batch, batch)).ok
+    True
+    """
+    _check_given(learner, episode, directions, tolerance)
+    with _explained(learner, episode):
+        given = _start(learner, seed) if theta is None else theta
+        draws, problems = _as_given(learner, given, episode, seed)
+    with _double_by_default(), _explained(learner, episode):
+        exact, task = agreement.in_double(learner), agreement.to_double(episode)
+        problem = Problem(exact, task, directions, tolerance, seed)
+        here = differentiate(problem, agreement.to_double(given))
+        _check_repeats(problem, here)
+        judged = judge(problem, here, is_approximate(learner))
+        judged |= {name: ("handed in", None) for name in judged if name.startswith(learner.handed_in)}
+        problems += _where_it_begins(problem, here, [name for name, (verdict, _) in judged.items() if verdict in BAD])
+        able = _engines(problem, here, draws)
+    entries = tuple(_entry(here, name, judgement) for name, judgement in judged.items())
+    apart = together([found for verdict, found in judged.values() if found is not None and verdict != "kink"])
+    words = tuple(problems)
+    return GradientCheck(type(learner).__name__, here.loss, entries, able, is_approximate(learner), *apart, words)
+
+
+def is_approximate(learner: Learner) -> bool:
+    """Whether the learner declares that its meta-gradient is not the derivative of its meta-loss."""
+    first_order = getattr(learner, "first_order", False) is True
+    return learner.approximate or first_order or getattr(learner, "adjoint", "unroll") in NOT_DERIVATIVES
+
+
+def _entry(here: Point, name: str, judgement: Judgement) -> EntryCheck:
+    verdict, comparison = judgement
+    slope = here.slope[name]
+    norm, difference = 0.0 if slope is None else length(slope), comparison.difference if comparison else float("nan")
+    return EntryCheck(name, tuple(here.theta[name].shape), norm, difference, verdict)
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _check_given(learner: Any, episode: Any, directions: int, tolerance: float) -> None:
+    if not (isinstance(learner, Learner) and dataclasses.is_dataclass(learner)):
+        raise ConfigError(
+            f"expected a learner, a frozen dataclass such as qs.MAML(model), got {_kind(learner)}. Put a network into "
+            "one: qs.check_meta_gradient(qs.MAML(network), episode)."
+        )
+    if not isinstance(episode, Episode):
+        raise DataError(f"expected qs.Episode(qs.Batch(x, y), qs.Batch(x, y)) of tensors, got {_kind(episode)}.")
+    if directions < 0 or not tolerance > 0:
+        raise ConfigError(f"directions must be 0 or more and tolerance above 0, got {directions} and {tolerance}.")
+    for part, batch in zip(Episode._fields, episode, strict=True):
+        _check_batch(part, batch)
+
+
+def _check_batch(part: str, batch: Any) -> None:
+    if not (isinstance(batch, tuple) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+        raise DataError(f"the {part} set must be qs.Batch(x, y) of two tensors, got {_kind(batch)}.")
+    x, y = batch
+    if not (x.dim() and y.dim() and 0 < len(x) == len(y)):
+        shapes = f"x {list(x.shape)} and y {list(y.shape)}"
+        raise DataError(f"the {part} set needs an answer per input, x [n, ...] and y [n] or [n, d]; got {shapes}.")
+    if not all(torch.isfinite(t).all() for t in batch):
+        raise DataError(f"the {part} set holds NaN or infinity.")
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+@contextmanager
+def _explained(learner: Learner, episode: Episode) -> Iterator[None]:
+    """Reports errors inside the user's model as a DataError with the shapes of the episode."""
+    try:
+        yield
+    except QuickstudyError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(
+            f"{name} x {list(batch.x.shape)} y {list(batch.y.shape)}"
+            for name, batch in zip(Episode._fields, episode, strict=True)
+        )
+        raise DataError(
+            f"{type(learner).__name__} cannot compute its meta-gradient on this episode ({shapes}): "
+            f"{type(error).__name__}: {first_line(error)}\nAn episode is one task, without a task axis. Where "
+            "a layer has no second derivative, first_order=True does without."
+        ) from error
+
+
+@contextmanager
+def _double_by_default() -> Iterator[None]:
+    """Make tensors that the model creates, such as `torch.zeros(n)`, float64 too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _start(learner: Learner, seed: int) -> Theta:
+    with seeds.seeded(seed, "theta"):
+        return learner.init()
+
+
+def _as_given(learner: Learner, theta: Theta, episode: Episode, seed: int) -> tuple[bool, list[str]]:
+    """Whether the learner draws random numbers, and what goes wrong at its own precision with dropout on."""
+    dtype = next((value.dtype for value in theta.values()), torch.get_default_dtype())
+    tasks = pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, _two_tasks(episode))
+    with seeds.seeded(seed, "check"):
+        (loss, slope), draws = seeds.watching_generator(lambda: mapping.meta_gradient(learner, theta, tasks))
+    bad = [name for name, value in {"the meta-loss": loss, **slope}.items() if not is_finite(value)]
+    return draws, [f"in {str(dtype).removeprefix('torch.')} not finite: {', '.join(bad)}"] if bad else []
+
+
+def _check_repeats(problem: Problem, here: Point) -> None:
+    if abs(loss_at(problem, here.theta) - here.loss) > 1e-9 * max(1.0, abs(here.loss)):
+        raise ConfigError(
+            "the meta-loss changes from call to call, so it has no derivative to check. Draw random numbers from "
+            "torch, not from numpy or random, and keep no state in the model."
+        )
+
+
+def _where_it_begins(problem: Problem, here: Point, bad: list[str]) -> list[str]:
+    """Find where an error begins. Inner steps spread it to all parameters; the loss without them shows its source."""
+    if not bad or not getattr(problem.learner, "steps", 0):
+        return []
+    support, query = problem.episode
+    whole = Episode(support, Batch(*map(torch.cat, zip(support, query, strict=True))))
+    with suppress(*race.CANNOT):
+        still = dataclasses.replace(problem.learner, steps=0)  # type: ignore[type-var]
+        problem = problem._replace(learner=still, episode=whole)
+        judged = judge(problem, differentiate(problem, here.theta), approximate=False)
+        first = [name for name, (verdict, _) in judged.items() if verdict in BAD]
+        if first:
+            return [f"it begins at: {', '.join(first)} (without inner steps, the plain gradient fails there)"]
+        return ["without inner steps, the plain gradient is right: look at second derivatives and the inner loop"]
+    return []
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+DRAWING = {"threads": "repeated on threads", "replay": "recorded"}  # why an engine cannot do random draws
+
+
+def _two_tasks(episode: Episode) -> Episode:
+    """The episode and a second one: the same inputs in reverse order, with the answers in the original order."""
+    other = Episode(*(Batch(batch.x.flip(0), batch.y) for batch in episode))
+    return pytree.tree_map(lambda a, b: torch.stack([a, b]), episode, other)
+
+
+def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, ...]:
+    """Compare each engine with the loop on two tasks in float64."""
+    tasks = _two_tasks(problem.episode)
+
+    def run(name: str, theta: Theta = here.theta) -> tuple[Any, bool]:
+        with seeds.seeded(problem.seed, "check"):
+            return seeds.watching_generator(lambda: mapping.meta_gradient(problem.learner, theta, tasks, name))
+
+    reference, random = run("loop")
+
+    def able(name: str) -> EngineCheck:
+        if (draws or random) and name in DRAWING:
+            return EngineCheck(name, False, f"random draws (dropout) cannot be {DRAWING[name]}")
+        try:
+            if name in mapping.PROGRAMS:  # record it at another theta first
+                run(name, agreement.elsewhere(here.theta))
+            apart = agreement.relative_difference(run(name)[0], reference)
+        except race.CANNOT as error:
+            return EngineCheck(name, False, _why(problem.learner, name, error))
+        if random:
+            return EngineCheck(name, True, "with other random draws, so not comparable")
+        agrees = apart <= 1e-7 or not all(is_finite(t) for t in pytree.tree_leaves(reference))
+        return EngineCheck(name, agrees, "" if agrees else f"it is off by {apart:.0e} in float64")
+
+    return EngineCheck("loop", True), able("threads"), able("vmap"), able("replay")
+
+
+def _why(learner: Learner, name: str, error: Exception) -> str:
+    """torch's message, with the cause for recurrent layers under vmap, where it only names internal shapes."""
+    layers = (layer for network in networks(learner).values() for layer in network.modules())
+    recurrent = sorted({type(layer).__name__ for layer in layers if isinstance(layer, nn.RNNBase)})
+    cause = f"torch has no batching rule for nn.{', nn.'.join(recurrent)}: " if recurrent and name == "vmap" else ""
+    return cause + first_line(error)

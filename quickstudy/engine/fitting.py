@@ -1,0 +1,175 @@
+"""A learner meets tasks: it is given their ways, and episodes that it cannot read or answer are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quickstudy.episodes import Episodes, class_numbers, count, is_classification, stacked, tensor_sizes, unstack, whole
+from quickstudy.errors import ConfigError, DataError
+from quickstudy.learner import Episode, Learner, Theta, networks
+from quickstudy.nn.statistics import normalisation, with_normalisation
+
+
+class Alike(NamedTuple):
+    """Tasks that can be computed together."""
+
+    places: list[int]  # their positions in the batch
+    learner: Learner  # with the `ways` of these tasks
+    episodes: Episode  # with a task axis
+
+
+def fitted(learner: Learner, episode: Episode) -> tuple[Learner, Episode]:
+    """The learner with the `ways` of one task, and the task with its classes renumbered 0..ways-1.
+
+    If the learner has entries for each class (`fixed_ways`) or no ways, both stay as they are. Raises DataError for a
+    query of a class that has no support example.
+    """
+    ways = getattr(learner, "ways", None)
+    classes = class_numbers(episode)
+    if ways is None or learner.fixed_ways or not classes or classes == tuple(range(ways)):
+        return learner, episode
+    if unseen := sorted(set(episode.query.y.unique().tolist()) - set(classes)):
+        raise DataError(f"a task asks for class {unseen[0]}, of which its support set has no example.")
+    known = torch.tensor(classes, device=episode.query.y.device)
+    renumbered = (batch._replace(y=torch.searchsorted(known, batch.y)) for batch in episode)
+    return dataclasses.replace(learner, ways=len(classes)), Episode(*renumbered)  # type: ignore[type-var]
+
+
+def alike(learner: Learner, episodes: Episodes) -> list[Alike]:
+    """The tasks of a batch in groups of equal sizes and classes. Raises DataError as `fitted`."""
+    if not isinstance(episodes, list):
+        return [Alike(list(range(count(episodes))), learner, episodes)]
+    groups: dict[tuple, list[int]] = {}
+    for place, one in enumerate(episodes):
+        groups.setdefault((tensor_sizes(one), class_numbers(one)), []).append(place)
+    made = []
+    for places in groups.values():
+        pairs = [fitted(learner, episodes[place]) for place in places]
+        made.append(Alike(places, pairs[0][0], stacked([episode for _, episode in pairs])))
+    return made
+
+
+def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductive: bool | None = None) -> Learner:
+    """The learner with its test settings: the tasks' ways if it has ways, other steps, another normalisation.
+
+    Raises ConfigError where the learner does not have such a setting, or has outputs for fewer ways.
+    """
+    names = {f.name for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    ways = getattr(tasks, "ways", None)
+    if "ways" in names and ways and learner.ways is not None:  # type: ignore[attr-defined]
+        changes |= with_ways(learner, ways)
+    if steps is not None:
+        if "steps" not in names:
+            raise ConfigError(f"{type(learner).__name__} takes no inner steps, but steps={steps} was asked for.")
+        changes["steps"] = steps
+    if transductive is not None and transductive != is_transductive(learner):
+        changes |= _normalised(learner, "batch" if transductive else "support")
+    return dataclasses.replace(learner, **changes) if changes else learner  # type: ignore[type-var]
+
+
+def with_ways(learner: Learner, ways: int) -> dict[str, Any]:
+    """The fields to replace for tasks with this many ways; none if theta has an entry for each training class.
+
+    Raises ConfigError where such a learner has outputs for fewer ways.
+    """
+    if not learner.fixed_ways:
+        return {"ways": ways}
+    most = learner.ways  # type: ignore[attr-defined]
+    if ways > most:
+        raise ConfigError(
+            f"this {type(learner).__name__} was trained on {most} ways and has outputs for no more, but the task has "
+            f"{ways} classes. Test it with {most} ways or fewer, or train with ways={ways}."
+        )
+    return {}
+
+
+def _normalised(learner: Learner, policy: str) -> dict[str, Any]:
+    if normalisation_of(learner) not in ("batch", "support"):
+        raise ConfigError(
+            f"{type(learner).__name__} normalises by {normalisation_of(learner)!r}, which never sees other queries: "
+            "there is no transductive and no inductive form of it. Leave `transductive` out."
+        )
+    return {name: with_normalisation(model, policy) for name, model in networks(learner).items()}
+
+
+def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | None:
+    """Refuse episodes that the learner cannot use; returns its number of outputs, None if that depends on the task.
+
+    Raises DataError where there are NaNs, wrong shapes, or labels for which the model has no output.
+    """
+    _check_finite(episodes)
+    fits, one = fitted(learner, unstack(episodes)[0]) if isinstance(episodes, list) else (learner, unstack(episodes)[0])
+    untouched = dataclasses.replace(fits, steps=0) if hasattr(fits, "steps") else fits  # type: ignore[type-var]
+    try:
+        with torch.no_grad():
+            # Check labels first, with the unadapted model, because torch's own error does not name the label.
+            output = untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x)
+            outputs = None if isinstance(episodes, list) and not learner.fixed_ways else output.shape[1]
+            _check_answers(output, one.query.y, episodes, outputs)
+            fits.predict(theta, fits.adapt(theta, one.support), one.query.x)
+    except (RuntimeError, IndexError) as error:
+        raise DataError(
+            f"{type(learner).__name__} cannot read this task: support x {tuple(one.support.x.shape)}, y "
+            f"{tuple(one.support.y.shape)} with values {_span(one.support.y)}, query x {tuple(one.query.x.shape)}. "
+            f"torch says: {str(error).splitlines()[0]}. Check channels, image size and ways against what the model was "
+            "built for."
+        ) from error
+    return outputs
+
+
+def check_values(episodes: Episodes, outputs: int | None) -> None:
+    """Raise DataError for NaN, and for labels outside 0..outputs-1, which would silently give a wrong score."""
+    _check_finite(episodes)
+    if not is_classification(episodes):
+        return
+    labels = torch.cat([batch.y.reshape(-1) for one in whole(episodes) for batch in one])
+    if int(labels.min()) >= 0 and (outputs is None or int(labels.max()) < outputs):
+        return
+    most = "" if outputs is None else f"..{outputs - 1}, as the model has {outputs} outputs"
+    raise DataError(
+        f"labels must be 0{most or ' or more'}; got {_span(labels)}. "
+        "Renumber the labels, or build the model with as many outputs as there are classes."
+    )
+
+
+def _check_finite(episodes: Episodes) -> None:
+    for one in whole(episodes):
+        for name, batch in zip(("support", "query"), one, strict=True):
+            if batch.x.is_floating_point() and not torch.isfinite(batch.x).all():
+                raise DataError(f"the {name} inputs hold NaN or infinity. Remove or fill the missing values first.")
+            if batch.y.is_floating_point() and not torch.isfinite(batch.y).all():
+                raise DataError(f"the {name} answers hold NaN or infinity. Remove those examples first.")
+
+
+def _check_answers(output: Tensor, y: Tensor, episodes: Episodes, outputs: int | None) -> None:
+    if y.is_floating_point() and output.shape != y.shape:
+        raise DataError(
+            f"the model answers with shape {tuple(output.shape)}, but the tasks' y has shape {tuple(y.shape)}. "
+            "For regression give y as [n, d] and a model with d outputs."
+        )
+    check_values(episodes, outputs)
+
+
+def _span(y: Tensor) -> str:
+    return f"{y.min().item():g}..{y.max().item():g}"
+
+
+def device_of(theta: Theta) -> torch.device:
+    """The device of theta; the CPU if theta is empty."""
+    return next(iter(theta.values())).device if theta else torch.device("cpu")
+
+
+def normalisation_of(learner: Learner) -> str:
+    """How the learner's networks normalise: 'batch' if any does, then 'support', 'running', 'layer' or 'none'."""
+    found = {normalisation(model) for model in networks(learner).values()}
+    return next((kind for kind in ("batch", "support", "running", "layer") if kind in found), "none")
+
+
+def is_transductive(learner: Learner) -> bool:
+    """Whether a query's answer depends on the other queries of the batch."""
+    return normalisation_of(learner) == "batch"

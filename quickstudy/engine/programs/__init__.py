@@ -1,0 +1,1 @@
+"""Meta-gradients recorded once, simplified, and replayed for all tasks together."""

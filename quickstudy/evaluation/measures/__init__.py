@@ -1,0 +1,1 @@
+"""What else can be measured beside the score: one file per measure, which also draws it."""

@@ -1,0 +1,293 @@
+"""Task embeddings: the vectors that a learner makes of tasks, shown in a plane and compared with facts about the tasks.
+
+    embed(theta, support) -> [d]      for many test tasks, projected by PCA and, if scikit-learn is installed, by t-SNE
+
+Whether neighbours are alike is measured in all d dimensions, not in the plane. A numeric fact of a task is predicted by
+its mean over the five nearest other tasks, and R^2 says how well. For a fact in words, it is the share of the five
+nearest tasks that have the same word, next to the share expected by chance.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from quickstudy.base import seeds
+from quickstudy.base.figures import SERIES, save
+from quickstudy.engine import mapping
+from quickstudy.engine.fitting import check_episodes, device_of, for_test
+from quickstudy.episodes import Episodes, count, is_classification
+from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation.protocol import Protocol
+from quickstudy.evaluation.scoring import episode_score, protocol_of, sample_blocks
+from quickstudy.learner import embed_of
+
+NEIGHBOURS = 5
+FEWEST = 10  # with fewer tasks, neighbours mean nothing
+Fact = tuple[float, ...] | tuple[str, ...]
+
+
+class Told(NamedTuple):
+    """How well a task's neighbours predict a fact (R^2 for numbers, share of the same word), and that by chance."""
+
+    value: float
+    chance: float
+
+
+@dataclass(frozen=True, eq=False)
+class TaskEmbeddings:
+    """Tasks as points in a plane, with facts about them. `vectors` [n, d] are not written to files."""
+
+    planes: Mapping[str, Tensor]  # "PCA", "t-SNE" -> places [n, 2]
+    facts: Mapping[str, Fact]  # name of a fact -> a number or word for each task
+    told: Mapping[str, Told]  # how well the nearest other tasks predict each fact
+    share: float  # of the vectors' variance that lies in the plane of PCA
+    length: int  # d
+    protocol: Protocol
+    vectors: Tensor | None = None
+
+    def __str__(self) -> str:
+        said = [f"{name}: {in_words(self.facts[name], told)}" for name, told in self.told.items()]
+        plane = f"two directions of {self.length} hold {100 * self.share:.0f} % of the variance"
+        under = f"{self.protocol.episodes} tasks; {self.protocol.describe()}"
+        return "\n".join([*said, f"{plane} ({under})"])
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for embeddings.json."""
+        places = {name: [[float(f"{v:.5g}") for v in row] for row in at.tolist()] for name, at in self.planes.items()}
+        facts = {name: list(values) for name, values in self.facts.items()}
+        told = {name: list(one) for name, one in self.told.items()}
+        plain = {"planes": places, "facts": facts, "told": told, "share": self.share, "length": self.length}
+        return plain | {"protocol": self.protocol.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> TaskEmbeddings:
+        """The embeddings that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        planes = {str(name): torch.tensor(at, dtype=torch.float64) for name, at in plain["planes"].items()}
+        facts = {str(name): _fact(values) for name, values in plain["facts"].items()}
+        n = len(planes["PCA"])
+        if any(at.shape != (n, 2) or not torch.isfinite(at).all() for at in planes.values()):
+            raise ValueError("the planes do not hold as many places")
+        if any(len(values) != n for values in facts.values()) or plain["told"].keys() != facts.keys():
+            raise ValueError("the facts are not of as many tasks")
+        told = {name: Told(*map(float, one)) for name, one in plain["told"].items()}
+        return cls(planes, facts, told, float(plain["share"]), int(plain["length"]), Protocol(**plain["protocol"]))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Write the figure, a panel for each plane and fact. The suffix of `path` is .png, .svg or .pdf."""
+        from quickstudy.evaluation.measures.embeddings import write_figure  # matplotlib takes a second to import
+
+        write_figure(self, path)
+
+
+def in_words(values: Fact, told: Told) -> str:
+    """How well the neighbours predict a fact, as a phrase."""
+    if isinstance(values[0], str):
+        chance = f"{100 * told.chance:.0f} % by chance"
+        return f"{100 * told.value:.0f} % of the {NEIGHBOURS} nearest tasks have the same ({chance})"
+    return f"R² {told.value:.2f} from the {NEIGHBOURS} nearest tasks"
+
+
+def _fact(values: Sequence[Any]) -> Fact:
+    """Numbers as numbers, anything else as words."""
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return tuple(float(value) for value in values)
+    return tuple(str(value) for value in values)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def task_embeddings(
+    trained: Any,
+    tasks: Any,
+    *,
+    episodes: int = 300,
+    seed: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> TaskEmbeddings:
+    """The embeddings of test tasks in a plane, and whether neighbours are alike.
+
+    `trained` has `.learner` and `.theta`; the learner needs an `embed` (as cnaps, cnp, anp, cavia and leo have). The
+    episodes are those of `evaluate` with the same seed. Facts come from `tasks.facts`; if the source has none, the fact
+    is the learner's own score on each task. `progress(n)` is called with the number of episodes done since the last
+    call.
+
+    >>> import torch, quickstudy as qs
+    >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
+    >>> trained = qs.train(learner, qs.tasks.sinusoid("train"), iterations=2, meta_batch=2, progress=False)
+    >>> found = qs.task_embeddings(trained, qs.tasks.sinusoid("test"), episodes=20)
+    >>> sorted(found.facts)
+    ['amplitude', 'phase']
+    >>> found.plot("tasks.svg")  # doctest: +SKIP
+
+    Raises ConfigError for learners without an `embed` and for fewer than 10 episodes, NonFiniteError where an embedding
+    is not finite.
+    """
+    embed_of(trained.learner)
+    if episodes < FEWEST:
+        raise ConfigError(f"neighbours need at least {FEWEST} episodes, got {episodes}.")
+    learner, theta, found, scores = for_test(trained.learner, tasks), trained.theta, [], []
+    first: Episodes | None = None
+    for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
+        if first is None:
+            first = block
+            check_episodes(learner, theta, block)
+        with seeds.seeded(seed, "evaluate", number):
+            found.append(
+                mapping.map_learner(lambda one, e: embed_of(one)(theta, e.support), learner, block).cpu().double()
+            )
+            scores.append(
+                mapping.map_learner(lambda one, e: episode_score(one, theta, e), learner, block).cpu().double()
+            )
+        if progress:
+            progress(count(block))
+    vectors = torch.cat(found)
+    if not torch.isfinite(vectors).all():
+        raise NonFiniteError(f"{type(learner).__name__} gives embeddings that are not finite.")
+    known = _facts(tasks, episodes, seed)
+    metric = "accuracy" if first is None or is_classification(first) else "error"
+    protocol = protocol_of(learner, tasks, "embeddings of tasks", episodes, seed, seen=first)
+    return embedded(vectors, known or {metric: tuple(torch.cat(scores).tolist())}, protocol)
+
+
+def _facts(tasks: Any, episodes: int, seed: int) -> dict[str, Fact]:
+    """The facts of the test episodes. They are drawn one by one, as in `sample_blocks`."""
+    if not hasattr(tasks, "facts"):
+        return {}
+    each = [tasks.facts(1, seeds.generator(seed, "test", i)) for i in range(episodes)]
+    return {name: _fact([_plain(one[name][0]) for one in each]) for name in each[0]}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def embedded(vectors: Tensor, facts: Mapping[str, Fact], protocol: Protocol) -> TaskEmbeddings:
+    """Vectors [n, d] in their planes, and how well neighbours predict the facts."""
+    centred = (vectors - vectors.mean(0)).numpy()
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:2] * np.sign(axes[:2].sum(1, keepdims=True) + 1e-30)  # an axis may point either way: fix it
+    pca = np.zeros((len(centred), 2))
+    pca[:, : len(axes)] = centred @ axes.T
+    planes = {"PCA": torch.from_numpy(pca)} | _tsne(centred, pca)
+    nearest = _nearest(vectors)
+    facts = {name: values for name, values in facts.items() if len(set(values)) > 1}  # drop constant facts
+    told = {name: _told(values, nearest) for name, values in facts.items()}
+    share = float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-300))
+    return TaskEmbeddings(planes, dict(facts), told, share, vectors.shape[1], protocol, vectors)
+
+
+def _tsne(centred: np.ndarray, start: np.ndarray) -> dict[str, Tensor]:
+    """The plane of t-SNE, which starts from another plane; empty without scikit-learn."""
+    try:
+        from sklearn.manifold import TSNE  # type: ignore[import-not-found]
+    except ImportError:
+        return {}
+    if not centred.any():
+        return {}
+    small = start * (1e-4 / start.std(0).max())  # as scikit-learn scales its own initialisation
+    made = TSNE(2, perplexity=min(30.0, (len(centred) - 1) / 3), init=small.astype(np.float32), random_state=0)
+    return {"t-SNE": torch.from_numpy(np.asarray(made.fit_transform(centred), dtype=np.float64))}
+
+
+def _nearest(vectors: Tensor) -> Tensor:
+    """The nearest other tasks of each task [n, NEIGHBOURS]."""
+    away = torch.cdist(vectors, vectors)
+    return away.fill_diagonal_(torch.inf).argsort(1)[:, :NEIGHBOURS]
+
+
+def _told(values: Fact, nearest: Tensor) -> Told:
+    if isinstance(values[0], str):
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(values))}
+        own = torch.tensor([numbers[value] for value in values])
+        n, counts = len(values), Counter(values).values()
+        return Told(
+            float((own[nearest] == own[:, None]).double().mean()), sum(c * (c - 1) for c in counts) / n / (n - 1)
+        )
+    own = torch.tensor(values, dtype=torch.float64)
+    left = ((own[nearest].mean(1) - own) ** 2).mean() / own.var(correction=0)
+    return Told(1 - float(left), 0.0)
+
+
+STEPS = 8  # colours of a colour scale: enough to show a trend, and few enough for its key
+MARKS = ("o", "^", "s")  # three marks times six colours distinguish 18 groups
+SEEN = 0.3  # from this R^2 on it can be read off in part
+
+
+def write_figure(embeddings: TaskEmbeddings, path: str | os.PathLike) -> None:
+    """Write the figure to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
+    save(path, lambda colours: figure(embeddings, colours))
+
+
+def figure(e: TaskEmbeddings, colours: Mapping[str, str]) -> Figure:
+    """A row for each plane and a column for each fact. With one fact or none, planes are side by side with one key."""
+    names: list[str | None] = [*e.facts] or [None]
+    panels = [(plane, name) for plane in e.planes for name in names]
+    columns = len(names) if len(names) > 1 else len(e.planes)
+    size = (0.4 + 3.6 * columns, 0.3 + 2.9 * len(panels) / columns)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(panels) // columns, columns, squeeze=False)
+    for i, (axes, (plane, name)) in enumerate(zip(grid.flat, panels, strict=True)):
+        fact = None if name is None else e.facts[name]
+        keyed = len(names) > 1 or i == len(panels) - 1
+        _panel(axes, plane, e.planes[plane].numpy(), name, fact, colours, keyed)
+    return figure
+
+
+def _panel(
+    axes: Axes,
+    plane: str,
+    places: np.ndarray,
+    name: str | None,
+    fact: Fact | None,
+    colours: Mapping[str, str],
+    keyed: bool,
+) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(plane if name is None else f"{plane}, by {name}", fontsize=10.5, loc="left", parse_math=False)
+    if fact is None or name is None:
+        axes.scatter(*places.T, s=12, color=colours["s1"])
+    elif isinstance(fact[0], str):
+        _groups(axes, places, [str(value) for value in fact], colours, keyed)
+    else:
+        scale = ListedColormap(colormaps["viridis"](np.linspace(0, 1, STEPS)))
+        points = axes.scatter(*places.T, c=np.asarray(fact, dtype=float), s=12, cmap=scale, linewidths=0)
+        if keyed:
+            key = axes.figure.colorbar(points, ax=axes, fraction=0.05, pad=0.02)  # type: ignore[union-attr]
+            key.outline.set_visible(False)  # type: ignore[operator]
+            key.ax.tick_params(length=0)
+
+
+def _groups(axes: Axes, places: np.ndarray, fact: list[str], colours: Mapping[str, str], keyed: bool) -> None:
+    """Draw the largest groups in their own colours and marks, and all others in grey."""
+    looks = [(colours[colour], mark) for mark in MARKS for colour in SERIES]
+    largest = [name for name, _ in Counter(fact).most_common(len(looks))]
+    rest = np.array([name not in largest for name in fact])
+    axes.scatter(*places[rest].T, s=12, color=colours["line"])
+    for name, (colour, mark) in zip(sorted(largest), looks, strict=False):
+        inside = np.array([value == name for value in fact])
+        axes.scatter(*places[inside].T, s=14, color=colour, marker=mark, label=_short(name), linewidths=0)
+    if not keyed:
+        return
+    key = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, handletextpad=0.1)
+    for text in key.get_texts():
+        text.set_parse_math(False)
+
+
+def _short(name: str) -> str:
+    plain = name.replace("_", " ").strip()
+    return plain if len(plain) <= 20 else f"{plain[:19]}…"

@@ -1,0 +1,254 @@
+"""Is a classifier calibrated? Compares its confidence on unseen tasks with its accuracy.
+
+    ECE      sum over bins of |B| / n * |accuracy(B) - confidence(B)|,   B: the answers of one of 15 equal-width bins
+    -log p   negative log-likelihood of the true class, in nats: lower is better, uniform guessing gives ln(ways)
+    Brier    sum over classes of (p_k - [k is true])^2, mean over queries
+
+Confidence is the probability of the answer, which is the most probable class. The expected calibration error (ECE)
+pools all queries. It has no interval: it is a mean of absolute differences, so it comes out too high on few queries.
+The other numbers are averaged within each task first, because errors of queries in one task are correlated. Their
+intervals are over tasks.
+
+Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from quickstudy.base import seeds
+from quickstudy.base.figures import save
+from quickstudy.engine import mapping
+from quickstudy.engine.choice import race
+from quickstudy.engine.fitting import check_episodes, check_values, device_of, fitted, for_test
+from quickstudy.episodes import Episodes, count, first_tasks, is_classification, unstack
+from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation.amount import Amount, aligned
+from quickstudy.evaluation.ensemble import best_thetas
+from quickstudy.evaluation.measures.confusion import Confusion, confusion_of, told_of
+from quickstudy.evaluation.protocol import Protocol
+from quickstudy.evaluation.score import by_task
+from quickstudy.evaluation.scoring import TRIAL, protocol_of, sample_blocks, tasks_of
+from quickstudy.learner import Episode, Learner, Theta
+
+BINS = 15
+KINDS = ("surprise", "brier", "accuracy", "excess")
+HEADINGS = ("-log p", "Brier score", "accuracy", "confidence - accuracy")
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The answers with low < confidence <= high."""
+
+    low: float
+    high: float
+    queries: int  # number of answers
+    confidence: float  # their mean confidence
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Calibration of a classifier on test tasks, with its confusion matrix and the protocol."""
+
+    surprise: Amount  # negative log-likelihood of the true class, in nats
+    brier: Amount
+    accuracy: Amount
+    excess: Amount  # confidence minus accuracy: above 0 the classifier is overconfident
+    bins: tuple[Bin, ...]  # the bins that are not empty
+    protocol: Protocol
+    confusion: Confusion | None = None  # None if the classes have no names
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error: 0 where confidence equals accuracy in every bin."""
+        away = sum(one.queries * abs(one.accuracy - one.confidence) for one in self.bins)
+        return away / sum(one.queries for one in self.bins)
+
+    def __str__(self) -> str:
+        rows = [(head, f"{a.mean:.4f} ± {a.interval:.4f}") for head, a in zip(HEADINGS, self._amounts, strict=True)]
+        lines = aligned([("expected calibration error", f"{self.ece:.4f}"), *rows])
+        return "\n".join([*lines, f"(95 % CI over {self.protocol.episodes} episodes; {self.protocol.describe()})"])
+
+    __repr__ = __str__
+
+    @property
+    def _amounts(self) -> list[Amount]:
+        return [getattr(self, kind) for kind in KINDS]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for answers.json."""
+        return {
+            "ece": self.ece,
+            **{kind: getattr(self, kind).to_dict() for kind in KINDS},
+            "bins": [vars(one) for one in self.bins],
+            "protocol": self.protocol.to_dict(),
+            "confusion": self.confusion and self.confusion.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Answers:
+        """The answers that `to_dict` wrote. Raises ValueError, KeyError, IndexError or TypeError for anything else."""
+        bins = tuple(
+            Bin(float(b["low"]), float(b["high"]), int(b["queries"]), float(b["confidence"]), float(b["accuracy"]))
+            for b in plain["bins"]
+        )
+        if not bins or any(not (one.queries > 0 and 0 <= one.accuracy <= 1) for one in bins):
+            raise ValueError("a bin holds no queries, or an accuracy that is none")
+        confusion = None if plain["confusion"] is None else Confusion.from_dict(plain["confusion"])
+        surprise, brier, accuracy, excess = (Amount.from_dict(plain[kind]) for kind in KINDS)
+        return cls(surprise, brier, accuracy, excess, bins, Protocol(**plain["protocol"]), confusion)
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Write the reliability curve: accuracy against confidence. `path` ends with .png, .svg or .pdf."""
+        from quickstudy.evaluation.measures.probabilities import write_figure  # matplotlib takes a second to import
+
+        write_figure(self, path)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def classification_calibration(
+    trained: Any,
+    tasks: Any,
+    *,
+    episodes: int = 600,
+    seed: int = 1,
+    steps: int | None = None,
+    ensemble: int = 1,
+    engine: str = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> Answers:
+    """Measure a classifier's calibration on test tasks, and which classes it confuses.
+
+    `trained` has `.learner` and `.theta`. The episodes are those of `evaluate` with the same seed; `steps`, `ensemble`
+    and `engine` mean the same as there. The confusion of named classes is included if the task source has names
+    (`told`). `progress(n)` is called with the number of episodes done since the last call.
+
+    >>> import quickstudy as qs
+    >>> learner = qs.NearestCentroid(ways=5)
+    >>> found = qs.classification_calibration(qs.Trained(learner, {}), qs.tasks.glyphs("test"), episodes=4)
+    >>> 0 <= found.ece <= 1
+    True
+    >>> found.plot("reliability.svg")  # doctest: +SKIP
+
+    Raises ConfigError where the tasks ask for values, not classes, or a setting does not fit the learner, DataError
+    where the learner cannot use the tasks, and NonFiniteError where an output is not finite.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}.")
+    thetas, learner = best_thetas(trained, ensemble), for_test(trained.learner, tasks, steps)
+    device = device_of(thetas[0])
+    blocks = sample_blocks(tasks, episodes, seed, device)
+    first = next(blocks)
+    if not is_classification(first):
+        raise ConfigError("these tasks ask for values, not for classes: for values use qs.interval_coverage.")
+    outputs = check_episodes(learner, thetas[0], first)
+
+    def measure(block: Episodes, chosen: str) -> tuple[Tensor, ...]:
+        ways = outputs or max(len(one.support.y.unique()) for one in unstack(block))
+        return mapping.map_learner(lambda one, e: _measured(one, thetas, e, ways), learner, block, chosen)
+
+    few = first_tasks(first, TRIAL)
+    with seeds.seeded(seed, "choose"):
+        choice = race.choose(lambda name: measure(few, name), engine, count(few), device)
+    numbers, bins, named = [], [], []
+    for number, block in enumerate(itertools.chain([first], blocks)):
+        check_values(block, outputs)
+        with seeds.seeded(seed, "evaluate", number):
+            found = [part.cpu() for part in measure(block, choice.engine)]
+        names = _names(tasks, learner, block, seed, sum(map(len, numbers)))
+        named += list(zip(names, found[2], strict=True))
+        numbers.append(found[0])
+        bins.append(found[1].sum(0))
+        if progress:
+            progress(count(block))
+    protocol = protocol_of(
+        learner, tasks, "calibration of probabilities", episodes, seed, seen=first, ensemble=ensemble
+    )
+    surprise, brier, right, excess = _amounts(torch.cat(numbers), tasks_of(tasks, episodes, seed))
+    filled = tuple(_bins(torch.stack(bins).sum(0)))
+    confusion = confusion_of(named) if all(names for names, _ in named) else None
+    return Answers(surprise, brier, right, excess, filled, protocol, confusion)
+
+
+def _measured(learner: Learner, thetas: Sequence[Theta], episode: Episode, ways: int) -> tuple[Tensor, ...]:
+    """An episode's means [4] as in KINDS, sums over bins [3, BINS], and counts by truth and answer [ways, ways]."""
+    log_p, y = _log_probabilities(learner, thetas, episode), episode.query.y
+    answer, p = log_p.argmax(1), log_p.exp()
+    sure = p.gather(1, answer[:, None])[:, 0]
+    right = (answer == y).double()
+    surprise = -log_p.gather(1, y[:, None])[:, 0]
+    brier = ((p - _one_hot(y, p.shape[1])) ** 2).sum(1)
+    place = ((BINS * sure).ceil() - 1).clamp(0, BINS - 1)
+    bins = torch.stack([torch.ones_like(sure), sure, right]) @ _one_hot(place, BINS)
+    means = torch.stack([part.mean() for part in (surprise, brier, right, sure - right)])
+    return means, bins, _one_hot(y, ways).T @ _one_hot(answer, ways)
+
+
+def _log_probabilities(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> Tensor:
+    """The log of the mean probabilities [m, classes], in float64: in float32 a confident answer is exactly 1."""
+    outputs = [learner.predict(t, learner.adapt(t, episode.support), episode.query.x) for t in thetas]
+    return torch.stack(outputs).log_softmax(-1, dtype=torch.float64).logsumexp(0) - math.log(len(outputs))
+
+
+def _one_hot(numbers: Tensor, most: int) -> Tensor:
+    return (numbers[:, None] == torch.arange(most, device=numbers.device)).double()
+
+
+def _names(tasks: Any, learner: Learner, block: Episodes, seed: int, start: int) -> Iterator[Sequence[str]]:
+    """The class names of each episode in a block that begins with episode `start`; () if the source has none."""
+    for i, episode in enumerate(unstack(block), start):
+        one = fitted(learner, episode)[0] if isinstance(block, list) else learner
+        yield told_of(tasks, seeds.generator(seed, "test", i), learner, one, episode).get("classes", ())
+
+
+def _amounts(numbers: Tensor, tasks: tuple[str, ...]) -> list[Amount]:
+    if not torch.isfinite(numbers).all():
+        episode = int((~torch.isfinite(numbers)).any(1).nonzero()[0])
+        raise NonFiniteError(f"test episode {episode} gives probabilities that are not finite.")
+    return [Amount.of(by_task(values, tasks)) for values in numbers.T]
+
+
+def _bins(sums: Tensor) -> Iterator[Bin]:
+    for i, (queries, sure, right) in enumerate(sums.T.tolist()):
+        if queries:
+            yield Bin(i / BINS, (i + 1) / BINS, round(queries), sure / queries, right / queries)
+
+
+def write_figure(found: Answers, path: str | os.PathLike) -> None:
+    """Write the reliability diagram to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
+    save(path, lambda colours: figure(found, colours))
+
+
+def figure(found: Answers, colours: Mapping[str, str]) -> Figure:
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    curve, held = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
+    curve.plot([0, 100], [0, 100], color=colours["muted"], linestyle=":", linewidth=1.2)
+    shares = [one.queries / sum(b.queries for b in found.bins) for one in found.bins]
+    sure, right = ([100 * getattr(one, name) for one in found.bins] for name in ("confidence", "accuracy"))
+    curve.plot(sure, right, color=colours["s1"], linewidth=1.6)
+    curve.scatter(sure, right, s=[12 + 120 * share for share in shares], color=colours["s1"], zorder=3)
+    held.bar(
+        [100 * one.low for one in found.bins],
+        [100 * share for share in shares],
+        width=0.88 * 100 / BINS,
+        align="edge",
+        color=colours["s2"],
+        alpha=0.85,
+    )
+    curve.set(xlim=(0, 102), ylim=(0, 104), ylabel="accuracy (%)")
+    held.set(xlabel="confidence: probability of the answer (%)", ylabel="answers (%)")
+    for axes in (curve, held):
+        axes.tick_params(length=0)
+    return figure

@@ -1,0 +1,137 @@
+"""Scores: the mean over test episodes with its interval, and the paired difference of two."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from quickstudy.evaluation.protocol import Protocol, require_same
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Score:
+    """One value per test episode (accuracy in [0, 1], or mean squared error), and the protocol of the measurement.
+
+    `controls` holds the scores of control learners on the same episodes, by name; a control has some information taken
+    away. If tasks are fixed things such as customers or hospitals, `tasks` names the task of each episode. Then each
+    task counts once, however many episodes it has, and the interval is over tasks, because the episodes of one task
+    say nothing about other tasks.
+    """
+
+    values: Tensor  # float64 [episodes]
+    protocol: Protocol
+    controls: Mapping[str, Score] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()  # [episodes]; empty if every episode is its own task
+
+    @property
+    def mean(self) -> float:
+        """The mean over tasks."""
+        return float(by_task(self.values, self.tasks).mean())
+
+    @property
+    def interval(self) -> float:
+        """The half width of the 95 % confidence interval of the mean over tasks."""
+        return half_width(by_task(self.values, self.tasks))
+
+    def __str__(self) -> str:
+        over = over_what(len(self.values), self.tasks)
+        under = f"(95 % CI over {over}; {self.protocol.describe()})"
+        return f"{in_words(self.mean, self.interval, self.protocol.metric)} {under}"
+
+    __repr__ = __str__  # the default would print hundreds of values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for scores.json."""
+        return {
+            "text": str(self),
+            "mean": self.mean,
+            "interval": None if math.isinf(self.interval) else self.interval,
+            "protocol": self.protocol.to_dict(),
+            "values": [float(f"{v:.9g}") for v in self.values.tolist()],
+            **({"tasks": list(self.tasks)} if self.tasks else {}),
+            "controls": {name: score.to_dict() for name, score in self.controls.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Score:
+        """The score that `to_dict` wrote. Raises KeyError, ValueError or TypeError for anything else."""
+        controls = {name: cls.from_dict(value) for name, value in plain["controls"].items()}
+        values, tasks = torch.tensor(plain["values"], dtype=torch.float64), tuple(plain.get("tasks", ()))
+        return cls(values, Protocol(**plain["protocol"]), controls, tasks)
+
+    def save(self, path: str) -> None:
+        """Write the score to a JSON file."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.to_dict(), file, indent=1)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The paired difference of two scores on the same episodes: a minus b."""
+
+    mean: float
+    interval: float  # half width of the 95 % confidence interval
+    metric: str
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval excludes zero."""
+        return abs(self.mean) > self.interval
+
+    def __str__(self) -> str:
+        sign = "+" if self.mean >= 0 else "-"
+        verdict = "decided" if self.decided else "not decided: the interval holds zero"
+        return f"{sign}{in_words(abs(self.mean), self.interval, self.metric, points=True)} (paired, 95 % CI; {verdict})"
+
+
+def in_words(mean: float, interval: float, metric: str, points: bool = False) -> str:
+    """Format a mean: '97.4 % ± 0.3' for accuracies, '0.152 ± 0.011 mean squared error' for errors."""
+    if metric == "accuracy":
+        return f"{100 * mean:.1f} {'points' if points else '%'} ± {100 * interval:.1f}"
+    return f"{mean:.3g} ± {interval:.2g} {metric}"
+
+
+def by_task(values: Tensor, tasks: Sequence[str]) -> Tensor:
+    """The mean of each task's values, sorted by task name; with fewer than two tasks the values themselves.
+
+    values   [episodes]; `tasks` names the task of each
+    """
+    if len(set(tasks)) < 2:
+        return values
+    places = {name: i for i, name in enumerate(sorted(set(tasks)))}
+    of = torch.tensor([places[name] for name in tasks])
+    sums = torch.zeros(len(places), dtype=values.dtype).index_add(0, of, values)
+    return sums / of.bincount()
+
+
+def over_what(episodes: int, tasks: Sequence[str]) -> str:
+    """What a mean is taken over, as text: '600 episodes', or '12 tasks, 600 episodes'."""
+    different = len(set(tasks))
+    return f"{episodes} episodes" if not tasks else f"{different} task{'s' * (different > 1)}, {episodes} episodes"
+
+
+def half_width(values: Tensor, confidence: float = 0.95) -> float:
+    """The half width of Student's t interval for the mean of values [n]; infinite for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return math.inf
+    return float(stdtrit(n - 1, 0.5 + confidence / 2)) * float(values.double().std()) / math.sqrt(n)
+
+
+def compare(a: Score, b: Score, allow: tuple[str, ...] = ()) -> Difference:
+    """The paired difference a - b over the same episodes.
+
+    `allow` names protocol fields that may differ, such as ("transductive",).
+
+    Raises ProtocolError where the scores were not measured under the same protocol.
+    """
+    require_same(a.protocol, b.protocol, allow)
+    difference = by_task(a.values - b.values, a.tasks)
+    return Difference(float(difference.mean()), half_width(difference), a.protocol.metric)

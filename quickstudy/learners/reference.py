@@ -1,0 +1,128 @@
+"""The learners that controls use: what a meta-learner has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quickstudy.inner.descent import descend
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learners.parts.distance import class_means
+from quickstudy.nn.hooks import input_of
+from quickstudy.nn.parameters import last_linear, parameters
+from quickstudy.nn.statistics import statistics
+
+
+@dataclass(frozen=True, eq=False)
+class SupportMean(Learner):
+    """y = mean of the support targets."""
+
+    def init(self) -> Theta:
+        return {}
+
+    def adapt(self, theta: Theta, support: Batch) -> Tensor:
+        return support.y.mean(0)
+
+    def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+        return phi.expand(len(x), *phi.shape)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        return F.mse_loss(self.predict(theta, self.adapt(theta, episode.support), episode.query.x), episode.query.y)
+
+
+class Line(NamedTuple):
+    """x -> (x - centre) / scale @ weight + bias."""
+
+    centre: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe(Learner):
+    """Least squares for regression, softmax regression for classification, on inputs scaled to be free of units.
+
+    z = (x - mean) / scale has mean squared length 1. Regression takes the minimum-norm solution pinv(Z) (Y - mean Y).
+    Classification descends from zero on the cross entropy with learning rate 1, which is safe because the curvature in
+    (weight, bias) is then at most 1.
+    """
+
+    ways: int | None = None  # classes in a task; None for regression
+    steps: int = 100  # gradient steps (classification)
+
+    def init(self) -> Theta:
+        return {}
+
+    def adapt(self, theta: Theta, support: Batch) -> Line:
+        x = support.x.flatten(1)
+        centre = x.mean(0)
+        scale = ((x - centre) ** 2).sum(1).mean().sqrt().clamp(min=1e-12)
+        z = (x - centre) / scale
+        if self.ways is None:
+            level = support.y.mean(0)
+            return Line(centre, scale, torch.linalg.pinv(z) @ (support.y - level), level)
+        start = {"weight": z.new_zeros(z.shape[1], self.ways), "bias": z.new_zeros(self.ways)}
+        phi = descend(
+            lambda p, z, y: F.cross_entropy(z @ p["weight"] + p["bias"], y),
+            start,
+            given=(z, support.y),
+            lr=1.0,
+            steps=self.steps,
+            adjoint="first_order",
+        )
+        return Line(centre, scale, phi["weight"], phi["bias"])
+
+    def predict(self, theta: Theta, phi: Line, x: Tensor) -> Tensor:
+        return (x.flatten(1) - phi.centre) / phi.scale @ phi.weight + phi.bias
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        output = self.predict(theta, self.adapt(theta, episode.support), episode.query.x)
+        return loss_for(self.ways)(output, episode.query.y)
+
+
+class Likeness(NamedTuple):
+    means: Tensor  # [ways, d]
+    statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
+
+
+@dataclass(frozen=True, eq=False)
+class NIL(Learner):
+    """Nothing adapts: the head is dropped, and a query is compared with the support examples by their features.
+
+        logits_k(x) = mean over the support examples (x_i, k) of cos(f(x), f(x_i)),   f the body below the last linear
+
+    What a learner scores beyond this is due to its inner loop, not to the features alone.
+
+    Raghu, Raghu, Bengio, Vinyals: Rapid Learning or Feature Reuse?, ICLR 2020, https://arxiv.org/abs/1909.09157
+    """
+
+    model: nn.Module  # ends in a linear layer, the head
+    ways: int  # classes in a task
+
+    def init(self) -> Theta:
+        return parameters(self.model)
+
+    def adapt(self, theta: Theta, support: Batch) -> Likeness:
+        means = class_means(self._directions(theta, support.x), support.y, self.ways)
+        return Likeness(means, statistics(self.model, theta, support.x))
+
+    def _directions(self, theta: Theta, x: Tensor) -> Tensor:
+        """f(x) / |f(x)|. Inner products are cosines; a mean of cosines is the inner product with the mean direction."""
+        return F.normalize(input_of(last_linear(self.model).rstrip("."), self.model, theta, x).flatten(1), dim=1)
+
+    def predict(self, theta: Theta, phi: Likeness, x: Tensor) -> Tensor:
+        return self._directions(theta | phi.statistics, x) @ phi.means.T
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        output = self.predict(theta, self.adapt(theta, episode.support), episode.query.x)
+        return F.cross_entropy(output, episode.query.y)
+
+
+def loss_for(ways: int | None) -> Callable:
+    return F.cross_entropy if ways else F.mse_loss

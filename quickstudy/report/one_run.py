@@ -1,0 +1,150 @@
+"""The page of one run: its sections as plain values, and the template that renders them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quickstudy.base.words import duration, plural, short
+from quickstudy.errors import ProtocolError
+from quickstudy.evaluation.score import Score, compare
+from quickstudy.experiments.run import Run
+from quickstudy.report import words
+from quickstudy.report.scale import Scale
+from quickstudy.report.sections import (
+    confusion,
+    embeddings,
+    examples,
+    instances,
+    intervals,
+    movement,
+    probabilities,
+    served,
+)
+from quickstudy.report.sections.curves import learning_curves, steps_curve
+
+
+def run_values(run: Run) -> dict[str, Any]:
+    """The values that the template needs for the page of one run."""
+    return dict(
+        title=f"{run.config.learner} on {run.config.tasks.get('name', 'tasks')}",
+        run=run,
+        score=run.score,
+        facts=facts(run),
+        controls=controls(run.score) if run.score else [],
+        verdict=verdict(run.score) if run.score else "",
+        chance=_chance_mark(run.score),
+        curves=learning_curves(run),
+        steps=steps_curve(run),
+        instances=instances.picture(run.instances) if run.instances else None,
+        moved=movement.section(run.movement) if run.movement else None,
+        honest=intervals.section(run.calibration) if run.calibration else None,
+        confident=probabilities.section(run.answers) if run.answers else None,
+        confused=confusion.section(run.answers.confusion) if run.answers and run.answers.confusion else None,
+        seen=embeddings.section(run.embeddings) if run.embeddings else None,
+        served=served.section(run.score) if run.score else None,
+        episodes=examples.episodes(run.examples, run.score.protocol.steps if run.score else None),
+        most={"classes": examples.CLASSES, "shown": examples.SHOWN},
+        shares=words.shares(run.timing) if run.timing and run.parameters != 0 else [],
+        speed=speed(run),
+    )
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The most important numbers besides the headline, each with its explanation."""
+    if run.evaluation is None:
+        return []
+    found = [
+        (words.both(score), "when queries are answered one by one, each blind to the others")
+        for score in run.evaluation.scores[1:]
+        if run.evaluation.scores[0].protocol.transductive and not score.protocol.transductive
+    ]
+    main = run.evaluation.scores[0]
+    if "zero_steps" in main.controls:
+        found.append((words.both(main.controls["zero_steps"]), "without inner steps: theta alone, not adapted"))
+    if main.controls:
+        beaten = sum(row["beaten"] for row in controls(main))
+        found.append((f"{beaten} of {len(main.controls)}", "controls beaten, in pairs on the same test tasks"))
+    found.append((duration(run.evaluation.adapt_seconds), "to adapt to one new task"))
+    return found
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def controls(score: Score) -> list[dict[str, Any]]:
+    """One row per control: its bar, its paired difference from the score, and the conclusion."""
+    scale = Scale([score, *score.controls.values()])
+    rows = []
+    for name, control in score.controls.items():
+        label, what, _ = words.CONTROLS.get(name, (name, "", ""))
+        row = {"name": name, "label": label, "what": what, "score": control, "bar": scale.bar(control)}
+        rows.append(row | _against(name, score, control) | {"own": scale.bar(score)})
+    return rows
+
+
+def _against(name: str, score: Score, control: Score) -> dict[str, Any]:
+    try:
+        difference = compare(score, control, allow=("transductive",))
+    except ProtocolError:
+        why = words.differing(score.protocol, control.protocol)
+        return {"beaten": False, "reading": f"Not comparable: another protocol, {why}.", "difference": ""}
+    beaten, reading = words.reading(name, score, control, difference)
+    return {"beaten": beaten, "reading": reading, "difference": words.signed(difference)}
+
+
+def verdict(score: Score) -> str:
+    """The conclusion from all controls together."""
+    missed = [row for row in controls(score) if not row["beaten"]]
+    if not missed:
+        why = ": its score is owed to what it learned across tasks and to adapting"
+        enough = {"shuffled_labels", "from_scratch"} <= set(score.controls)
+        return f"{score.protocol.learner} beats every control{why if enough else ''}."
+    if [row["name"] for row in missed] == ["nil"]:
+        # NIL uses the learner's own features, so a learner that does not beat it has still learned something.
+        why = "the features carry the score, and the inner loop adds nothing to them"
+        return f"{score.protocol.learner} beats every control but NIL, which reads its features as they are: {why}."
+    text = f"Not beaten: {', '.join(row['label'] for row in missed)}."
+    return f"{text} Until every control is, the score does not show that meta-learning helped."
+
+
+def _chance_mark(score: Score | None) -> float | None:
+    guess = words.chance(score) if score else None
+    return None if guess is None else 100 * guess
+
+
+# --- timing ----------------------------------------------------------------------------------------------------------
+
+
+def speed(run: Run) -> list[tuple[str, str]]:
+    """Rows of the timing table: a label and a value."""
+    trained = _training_speed(run) if run.timing and run.parameters != 0 else []
+    return trained + (_evaluation_speed(run) if run.evaluation else [])
+
+
+def _training_speed(run: Run) -> list[tuple[str, str]]:
+    assert run.timing is not None
+    total, why = run.timing.total, f" ({run.timing.reason})" if run.timing.reason else ""
+    rows = [("training", duration(total)), ("engine", f"{run.timing.engine}{why}")]
+    if run.metrics and total > 0:
+        rate = run.metrics[-1]["iteration"] / total
+        embeddings = short(rate * run.config.meta_batch)
+        rows.insert(1, ("rate", f"{short(rate)} iterations per second, {embeddings} tasks per second"))
+    return rows
+
+
+def _evaluation_speed(run: Run) -> list[tuple[str, str]]:
+    assert run.evaluation is not None
+    e, p = run.evaluation, run.evaluation.scores[0].protocol
+    queries = plural(p.queries * (p.ways or 1), "query", "queries")
+    machine = {key: value for key, value in e.machine.items() if value is not None}
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "quickstudy") if name in machine)
+    cores = f"{machine.get('cores', '?')} cores, torch on {plural(machine.get('threads', 1), 'thread')}"
+    return [
+        ("adapting to a task", f"{duration(e.adapt_seconds)}, median, one task at a time"),
+        ("answering a task", f"{duration(e.predict_seconds)}, median, for its {queries}"),
+        (
+            "evaluated on",
+            ", ".join(str(machine[key]) for key in ("accelerator", "cpu") if key in machine) + f", {cores}",
+        ),
+        ("versions", versions),
+    ]

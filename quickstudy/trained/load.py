@@ -1,0 +1,48 @@
+"""Files of trained learners and of predictors, read back."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from quickstudy.base import files
+from quickstudy.nn.parameters import part
+from quickstudy.tasks.texts.sentences import opened
+from quickstudy.trained.learner_file import build_extractor, build_learner, check_theta
+from quickstudy.trained.predictor import Predictor
+from quickstudy.trained.reading import SupportSet
+from quickstudy.trained.trained import Trained
+
+
+def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) -> Trained | Predictor:
+    """Read a `.qs` file (of `Trained.save` or `Predictor.save`), or the learner of a run folder.
+
+    `fields` are the learner's fields that a file cannot hold, such as a model of your own: load(path, model=MyNet()).
+    If it was trained on features (`qs.tasks.features`) of a module of your own, pass that as `extractor`. Weights come
+    from the file. `text_encoder` is the function that turned texts into vectors (`qs.tasks.from_text`), if it was your
+    own; without it the loaded object takes only vectors.
+
+    Raises FileFormatError for a file that is not what it claims to be and for a missing field. Nothing is ever
+    unpickled.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, "learner.qs")
+    kind = files.kind_of(path)
+    tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
+    learner = build_learner(path, header, tensors, fields)
+    # safetensors sorts the names. Restore theta's order, because optimizer state is matched to theta by position.
+    theta = part(tensors, "theta.")
+    theta = {name: theta[name] for name in header.get("names", theta)}
+    check_theta(path, learner, theta)
+    extractor = build_extractor(path, header, tensors, fields)
+    asked = None if text_encoder is None else opened(text_encoder)
+    if kind == "predictor":
+        phi = files.unpack(header["phi"], tensors, type(learner).__module__)
+        classes = None if header["classes"] is None else tuple(header["classes"])
+        told = header.get("support")
+        shown = SupportSet(tensors["support.x"], np.array(told["y"]), told["transductive"]) if told else None
+        return Predictor(learner, theta, phi, classes, header["preprocess"], extractor, shown, asked)
+    best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()
+    return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor, asked)

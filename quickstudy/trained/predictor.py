@@ -1,0 +1,231 @@
+"""A learner adapted to one task: a module that answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from quickstudy.base import files
+from quickstudy.errors import ConfigError, DataError
+from quickstudy.learner import Learner, Theta, distance_of, distribution_of, networks
+from quickstudy.nn.model import prepare
+from quickstudy.tasks.texts.sentences import Encoder
+from quickstudy.trained.learner_file import extractor_header, extractor_tensors, learner_header, learner_tensors
+from quickstudy.trained.reading import SupportSet, as_features, as_inputs, encoded, in_units
+from quickstudy.trained.trained import SCOPE, Trained
+
+Answer = TypeVar("Answer")
+
+
+class Predictor(nn.Module):
+    """A learner adapted to one task: an `nn.Module` that answers and can be exported with `torch.export`.
+
+    `classes` are the class names in the order of the output's columns; None for regression. `support` is the support
+    set, from which `update` and `forget` learn the task again; None if it was loaded from a file saved without it.
+    """
+
+    extractor: nn.Module | None  # as in `Trained`
+    support: SupportSet | None
+    text_encoder: Encoder | None  # as in `Trained`
+
+    def __init__(
+        self,
+        learner: Learner,
+        theta: Theta,
+        phi: Any,
+        classes: Sequence[Any] | None = None,
+        preprocess: Mapping[str, Any] | None = None,
+        extractor: nn.Module | None = None,
+        shown: SupportSet | None = None,
+        text_encoder: Encoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.support = shown
+        self.learner, self.classes, self.preprocess = learner, classes, dict(preprocess or {})
+        # Set through __dict__ so that they are no submodules: train() must not reach them.
+        self.__dict__ |= {"extractor": extractor, "text_encoder": text_encoder}
+        self.names = tuple(theta)
+        leaves, self.structure = pytree.tree_flatten(phi)
+        self.sizes = (len(theta), len(leaves))
+        for i, value in enumerate([*theta.values(), *leaves]):
+            # Contiguous, as after loading from a file: memory layout can change the last bit of a matrix product.
+            self.register_buffer(f"value{i}", value.detach().contiguous())
+        for model in [*networks(learner).values(), *([extractor] if extractor is not None else [])]:
+            prepare(model)
+
+    def _values(self) -> tuple[Theta, Any]:
+        values = [getattr(self, f"value{i}") for i in range(sum(self.sizes))]
+        theta = dict(zip(self.names, values[: self.sizes[0]], strict=True))
+        return theta, pytree.tree_unflatten(values[self.sizes[0] :], self.structure)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [m, classes] or values [m, d] for x [m, ...]."""
+        theta, phi = self._values()
+        output = self.learner.predict(theta, phi, as_features(x, self.extractor))
+        return output if self.classes is None else output[:, : len(self.classes)]
+
+    @torch.no_grad()
+    def predict(self, x: Any, *, reject: float | bool = False) -> list[Any] | Tensor:
+        """Class labels as they were given to `adapt` (a list), or values [m, d] for regression in the unit of y.
+
+        x is as for `adapt`, m inputs. `reject` is a distance: an input farther than that from every class gets None
+        instead of a label. True takes the distance that `quickstudy.scoped` chose on validation tasks.
+
+        Raises DataError for inputs that it cannot read. With `reject` raises ConfigError where the distance is
+        negative, where none was chosen, and where the learner measures no distance.
+        """
+        near = None if reject is False else (self.distance(x) <= self._reach(reject)).tolist()
+        output = self._answer(x)
+        if self.classes is None:
+            return in_units(self.preprocess, output)
+        labels = [self.classes[i] for i in output.argmax(1).tolist()]
+        return labels if near is None else [name if n else None for name, n in zip(labels, near, strict=True)]
+
+    @torch.no_grad()
+    def distance(self, x: Any) -> Tensor:
+        """The distance [m] of each input to the nearest class, 0 or more, as the learner's own `distance` measures it.
+
+        It shows whether an input resembles anything in the support set. Probabilities only compare the classes: they
+        sum to 1 even for an input of no class. Raises ConfigError for learners that measure no distance, DataError for
+        inputs that it cannot read.
+        """
+        distance = distance_of(self.learner)
+        x = self._inputs(x)
+        return self._asked(lambda: distance(*self._values(), as_features(x, self.extractor)), x)
+
+    def _reach(self, reject: float) -> float:
+        if reject is True:
+            if SCOPE not in self.preprocess:
+                raise ConfigError(
+                    "no distance was chosen beyond which an input is of no class. Give one, predict(x, reject=0.5), or "
+                    "choose it on validation tasks before adapting: trained = qs.scoped(trained, tasks), or on the "
+                    "command line: quickstudy adapt RUN SUPPORT --reject."
+                )
+            return self.preprocess[SCOPE]
+        if not reject >= 0:
+            raise ConfigError(f"reject is a distance, 0 or more, or True; got {reject}.")
+        return reject
+
+    @torch.no_grad()
+    def predict_interval(self, x: Any, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Lower and upper ends [m, d], in the unit of y, of intervals that hold each value with probability `level`.
+
+        They are the central intervals of the learner's Gaussian: mean -+ z std, where z is the standard normal quantile
+        at (1 + level) / 2. `interval_coverage` measures their actual coverage. Raises ConfigError for learners without
+        a distribution and for a level outside (0, 1), DataError for inputs that it cannot read.
+        """
+        if not 0 < level < 1:
+            raise ConfigError(f"level is a probability between 0 and 1, got {level}. For 90 % give 0.9.")
+        distribution = distribution_of(self.learner)
+        x = self._inputs(x)
+        mean, std = self._asked(lambda: distribution(*self._values(), as_features(x, self.extractor)), x)
+        reach = float(ndtri(0.5 + level / 2)) * std
+        return in_units(self.preprocess, mean - reach), in_units(self.preprocess, mean + reach)
+
+    @torch.no_grad()
+    def predict_proba(self, x: Any) -> Tensor:
+        """Class probabilities [m, classes], columns in the order of `classes`.
+
+        Raises ConfigError for regression, DataError for inputs that it cannot read.
+        """
+        if self.classes is None:
+            raise ConfigError("predict_proba is for classification; this predictor gives real values: use predict.")
+        return self._answer(x).softmax(1)
+
+    def update(self, x: Any, y: Any) -> Predictor:
+        """Learn from more examples of the task, of known or new classes. Changes this predictor and returns it.
+
+        x and y are as for `Trained.adapt`. The task is learned again from all examples, so for every learner the
+        answers are exactly those of `adapt` with all examples at once.
+
+        Raises ConfigError where the predictor was saved without its support set, DataError for examples unlike the
+        earlier ones, and the errors of `adapt`.
+        """
+        shown = self._kept()
+        more = self._inputs(x)
+        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        if more.shape[1:] != shown.x.shape[1:] or y.shape[1:] != shown.y.shape[1:]:
+            raise DataError(
+                f"the examples so far are x {list(shown.x.shape)}, y {list(shown.y.shape)}; these are x "
+                f"{list(more.shape)}, y {list(y.shape)}. Give them as batches like those."
+            )
+        if len(shown.y) and (shown.y.dtype.kind in "fiu") != (y.dtype.kind in "fiu"):
+            raise DataError(
+                f"the answers so far are like {shown.y.tolist()[0]!r}, these like {y.tolist()[0]!r}. Give all alike."
+            )
+        return self._again(torch.cat([shown.x, more]), np.concatenate([shown.y, y]))
+
+    def forget(self, examples: Sequence[int] = (), *, classes: Sequence[Any] = ()) -> Predictor:
+        """Learn the task again without some examples or whole classes. Changes this predictor and returns it.
+
+        `examples` are numbers from 0, in the order in which the examples were given. The answers are exactly those of
+        a predictor that never saw them. Raises ConfigError where the predictor was saved without its support set,
+        DataError for unknown examples or classes and where too few examples would be left.
+        """
+        shown = self._kept()
+        if unknown := [i for i in examples if not 0 <= i < len(shown.y)]:
+            raise DataError(f"there is no example {unknown[0]}: {len(shown.y)} were shown, numbered from 0.")
+        if unknown := [name for name in classes if name not in shown.y.tolist()]:
+            raise DataError(f"no example of the class {unknown[0]!r} was shown; the classes are {self.classes}.")
+        kept = [i for i, name in enumerate(shown.y.tolist()) if i not in set(examples) and name not in list(classes)]
+        return self._again(shown.x[kept], shown.y[kept])
+
+    def _kept(self) -> SupportSet:
+        if self.support is None:
+            raise ConfigError(
+                "this predictor was saved without its support set, from which it would learn again: adapt anew, or "
+                "save with support=True."
+            )
+        return self.support
+
+    def _again(self, x: Tensor, y: np.ndarray) -> Predictor:
+        parts = {"extractor": self.extractor, "text_encoder": self.text_encoder}
+        trained = Trained(self.learner, self._values()[0], {}, self.preprocess, **parts)
+        self.__dict__.update(trained._adapted(SupportSet(x, y, self._kept().transductive), known=True).__dict__)
+        return self
+
+    def _inputs(self, x: Any) -> Tensor:
+        return as_inputs(encoded(self.preprocess, x, self.text_encoder), self._values()[0])
+
+    def _answer(self, x: Any) -> Tensor:
+        x = self._inputs(x)
+        return self._asked(lambda: self(x), x)
+
+    def _asked(self, question: Callable[[], Answer], x: Tensor) -> Answer:
+        try:
+            return question()
+        except (RuntimeError, IndexError) as error:
+            raise DataError(
+                f"this predictor cannot read inputs of shape {tuple(x.shape)}: {str(error).splitlines()[0]}. Give them "
+                "as a batch [n, ...], with the channels and the size of the support set."
+            ) from error
+
+    def save(self, path: str | os.PathLike, *, support: bool = True) -> None:
+        """Write a `.qs` file for `quickstudy.load`. Raises RunError where it cannot be written.
+
+        The file holds the support set, so that the loaded predictor can go on learning. With `support=False` it can
+        only answer. Use that for examples that must not be passed on, but note that what was learned from them may
+        still reveal something about them.
+        """
+        theta, phi = self._values()
+        tensors = {f"theta.{name}": value for name, value in theta.items()}
+        kept = self.support if support else None
+        if kept is not None:
+            tensors["support.x"] = kept.x
+        header = {
+            "classes": None if self.classes is None else list(self.classes),
+            "preprocess": self.preprocess,
+            "names": list(theta),
+            "phi": files.pack(phi, tensors, "phi"),
+            "support": None if kept is None else {"y": kept.y.tolist(), "transductive": kept.transductive},
+        }
+        header |= learner_header(self.learner) | extractor_header(self.extractor)
+        tensors |= learner_tensors(self.learner) | extractor_tensors(self.extractor)
+        files.write_tensors(path, "predictor", tensors, header)

@@ -1,0 +1,8 @@
+"""From a learner and tasks to a trained learner: the outer loop, its optimizer, checkpoints and run folders."""
+
+from quickstudy.training.loop import Step, meta_steps
+from quickstudy.training.module import as_module
+from quickstudy.training.outer import optimizer_of, schedule_of
+from quickstudy.training.session import train
+
+__all__ = ["Step", "as_module", "meta_steps", "optimizer_of", "schedule_of", "train"]

@@ -1,0 +1,71 @@
+"""The rows of the reproduction tables: told apart by name, written as plain values, and buildable."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from quickstudy.experiments import recipes
+from quickstudy.experiments.request import Request, open_tasks
+
+
+@pytest.fixture
+def reproduce(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    return importlib.import_module("benchmarks.reproduce")
+
+
+@pytest.fixture
+def tables(reproduce):
+    return reproduce.TABLES
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_every_row_can_be_built(tables, long):
+    built = set()
+    for (what, _), rows in tables.items():
+        found = [row for part in rows(long) for row in part]
+        assert len({row.name for row in found}) == len(found) > 0
+        for row in found:
+            assert json.loads(json.dumps(row.settings()))["learner"] == row.learner
+            assert not row.features or row.features in {r.name for r in found[: found.index(row)]}
+            asked = (row.learner, row.sizes[0] is None, str(row.fields), str(row.network))
+            if asked in built or what == "cifar_fs":  # test_cifar.py builds those
+                continue
+            built.add(asked)
+            tasks = open_tasks(Request("sinusoid" if row.sizes[0] is None else "glyphs", 5), "train")
+            cls = recipes.find_learner(row.learner)[1]
+            theta = recipes.build_learner(cls, tasks, dict(row.fields), dict(row.network)).init()
+            assert all(torch.isfinite(value).all() for value in theta.values())
+    assert len(built) > 20
+
+
+def test_results_that_stand_are_those_of_the_rows(tables):
+    """A change of the settings that leaves the table behind would have every row trained again."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    seen = 0
+    for (what, family), rows in tables.items():
+        path = results / (f"{what}.json" if family == "foundation" else f"{what}-{family}.json")
+        if not path.exists() or family == "foundation":  # the oldest tables keep no settings
+            continue
+        known = {row["name"]: row["settings"] for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        for row in (row for part in rows(False) for row in part):
+            if row.name in known:
+                assert json.loads(json.dumps(row.settings())) == known[row.name], row.name
+                seen += 1
+    assert seen > 40
+
+
+def test_the_course_of_a_training_is_its_end_of_each_quarter(reproduce, tmp_path):
+    lines = [{"iteration": 20 * i, "loss": 100.0 - i, "accuracy": i / 100} for i in range(1, 101)]
+    lines.insert(3, {"iteration": 61, "loss": 1.0})  # without a training accuracy
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = reproduce.course(tmp_path / "metrics.jsonl")
+    assert [q["iteration"] for q in found] == [500, 1000, 1500, 2000]
+    assert [q["loss"] for q in found] == pytest.approx([100 - i + 2.5 for i in (25, 50, 75, 100)])
+    assert [q["accuracy"] for q in found] == pytest.approx([(i - 2.5) / 100 for i in (25, 50, 75, 100)])
+    assert reproduce.course(tmp_path / "nothing.jsonl") == []

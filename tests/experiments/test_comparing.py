@@ -1,0 +1,289 @@
+"""Comparisons of learners: equal time, the same episodes, honest differences, and advice that follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from test_baselines import kinds, levels
+
+import quickstudy as qs
+from quickstudy.cli import main
+from quickstudy.errors import ConfigError, NonFiniteError, RunError
+from quickstudy.evaluation.score import Score, half_width
+from quickstudy.experiments.advice import Advice, advise, as_good
+from quickstudy.experiments.compare_learners import compare_learners
+from quickstudy.experiments.comparison import Entry, LearnerComparison, Trial
+from quickstudy.experiments.recipes import baselines
+from quickstudy.report.writing import write_comparison
+
+PROTOCOL = qs.Protocol("ProtoNet", "glyphs", "test", 5, 1, 15, "accuracy", 400, 1, False, "support")
+NOISE = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+
+
+def entry(name: str, *means: float, meta: bool = True, metric: str = "accuracy", **changes: object) -> Entry:
+    """Values of these means over 400 episodes, with noise of its own of 0.01."""
+    drawn = torch.Generator().manual_seed(len(name))
+    noise = NOISE + 0.5 * torch.randn(400, generator=drawn).double()
+    protocol = dataclasses.replace(PROTOCOL, metric=metric)
+    values = [mean + 0.01 * (noise - noise.mean()) for mean in means]
+    trials = tuple(Trial(i, Score(v, protocol), 100, 60.0) for i, v in enumerate(values))
+    given = {"adapt_seconds": 0.01, "predict_seconds": 0.01, "bytes": 10_000} | changes
+    return Entry(name, "ProtoNet", meta, trials, **given)  # type: ignore[arg-type]
+
+
+def comparison(*entries: Entry) -> LearnerComparison:
+    return LearnerComparison(entries, {"minutes": 1, "seeds": [0]})
+
+
+def asked(found: LearnerComparison, word: str) -> Advice:
+    return next(one for one in advise(found) if word in one.question)
+
+
+# --- differences -----------------------------------------------------------------------------------------------------
+
+
+def test_with_one_seed_a_difference_is_that_of_the_episodes() -> None:
+    a, b = entry("a", 0.9), entry("bb", 0.88)
+    found = comparison(a, b).difference(a, b)
+    assert found.mean == pytest.approx(0.02, abs=1e-6)
+    assert found.interval == pytest.approx(half_width(a.score.values - b.score.values))
+
+
+def test_with_several_seeds_the_interval_holds_their_spread() -> None:
+    a, b = entry("a", 0.90, 0.94, 0.89), entry("bb", 0.88, 0.87, 0.90)
+    found = comparison(a, b).difference(a, b)
+    over_episodes = half_width(a.score.values - b.score.values)
+    over_seeds = half_width(torch.tensor([0.02, 0.07, -0.01]))
+    assert found.mean == pytest.approx(0.08 / 3, abs=1e-6)
+    assert found.interval == pytest.approx(math.hypot(over_episodes, over_seeds), rel=1e-4)
+    assert not found.decided
+
+
+def test_a_baseline_of_one_trial_meets_every_seed() -> None:
+    a, b = entry("a", 0.90, 0.91), entry("bb", 0.5, meta=False)
+    found = comparison(a, b).difference(a, b)
+    assert found.mean == pytest.approx(0.405, abs=1e-6)
+    assert found.interval == pytest.approx(half_width(torch.tensor([0.40, 0.41])), rel=0.05)
+
+
+# --- advice ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cheapest_of_those_that_are_as_good() -> None:
+    best = entry("best", 0.90, adapt_seconds=0.1, bytes=10_000_000)
+    near = entry("nearly", 0.895, adapt_seconds=0.01, bytes=50_000)
+    cheap = entry("cheapest", 0.80, adapt_seconds=0.001, bytes=1000)
+    found = comparison(best, near, cheap)
+    assert [one.name for one in as_good(found)] == ["best", "nearly"]
+    assert asked(found, "accurate").choice == "best"
+    fast, small = asked(found, "fastest"), asked(found, "smallest")
+    assert (fast.choice, small.choice) == ("nearly", "nearly")
+    assert "cheapest takes less, 1 ms" in fast.reason and "10.0 points" in fast.reason
+
+
+def test_an_error_is_as_good_within_a_twentieth() -> None:
+    metric = "mean squared error"
+    best, near, far = (entry(n, v, metric=metric) for n, v in (("a", 1.0), ("bb", 1.04), ("ccc", 1.06)))
+    assert [one.name for one in as_good(comparison(best, near, far))] == ["a", "bb"]
+
+
+def test_what_is_far_off_and_varies_wildly_is_not_as_good() -> None:
+    metric = "mean squared error"
+    best, wild = entry("best", 1.0, metric=metric), entry("wild", 1.0, metric=metric, adapt_seconds=1e-6)
+    values = torch.cat([torch.ones(399), torch.tensor([4e7])]).double()
+    trial = dataclasses.replace(wild.trials[0], score=dataclasses.replace(wild.score, values=values))
+    found = comparison(best, dataclasses.replace(wild, trials=(trial,)))
+    assert not found.difference(*found.entries).decided
+    assert [one.name for one in as_good(found)] == ["best"]
+    assert asked(found, "fastest").choice == "best" and "wild" not in asked(found, "accurate").reason
+
+
+@pytest.mark.parametrize(
+    ("learner", "baseline", "begins", "choice"),
+    [(0.9, 0.8, "Yes", "meta"), (0.8, 0.9, "No", "plain"), (0.8, 0.8002, "Not shown", "plain")],
+)
+def test_whether_meta_learning_pays(learner: float, baseline: float, begins: str, choice: str) -> None:
+    pair = [entry("meta", learner), entry("plain", baseline, meta=False)]
+    found = comparison(*sorted(pair, key=lambda one: -one.score.mean))
+    told = asked(found, "pay")
+    assert told.reason.startswith(f"{begins}:") and told.choice == choice
+
+
+def test_who_answers_without_labels() -> None:
+    silent, score = entry("a", 0.9), entry("bb", 0.4).score
+    assert asked(comparison(silent), "before").choice == ""
+    able = entry("bb", 0.8, unlabelled=score)
+    assert asked(comparison(silent, able), "before").choice == "bb"
+
+
+def test_whose_probabilities_can_be_believed() -> None:
+    best, near, far = entry("best", 0.9, dishonest=0.2), entry("near", 0.899, dishonest=0.05), entry("far", 0.5)
+    far = dataclasses.replace(far, dishonest=0.01)
+    told = asked(comparison(best, near, far), "believed")
+    assert told.choice == "near" and "5.0 points" in told.reason and "of the best 20.0" in told.reason
+    assert asked(comparison(entry("a", 1.0, metric="mean squared error")), "believed").choice == ""
+
+
+# --- whole comparisons -----------------------------------------------------------------------------------------------
+
+
+def small(**changes: object) -> dict[str, object]:
+    return {"minutes": 0.002, "meta_batch": 2, "episodes": 4, "progress": False} | changes
+
+
+def test_comparing_values(tmp_path: Path) -> None:
+    """A table of values: what answers without a label is measured so, and the file says all."""
+    tasks = levels()
+    learners = {
+        "maml": lambda: qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.05, steps=1),
+        "cnp": lambda: qs.CNP(torch.nn.Flatten(), width=1, representation=8),
+    }
+    from sklearn.linear_model import Ridge
+
+    baselines = {"ridge": qs.per_task(Ridge(), tasks), "pooled": qs.pooled(Ridge(), tasks)}
+    found = compare_learners(
+        learners, tasks, tasks, val=tasks, out=tmp_path, baselines=baselines, seeds=(0, 1), **small()
+    )  # type: ignore[arg-type]
+    assert {e.name: e.meta for e in found.entries} == {"maml": True, "cnp": True, "ridge": False, "pooled": False}
+    assert [e.score.mean for e in found.entries] == sorted(e.score.mean for e in found.entries)
+    assert len(found["maml"].trials) == 2 and found["maml"].spread is not None
+    assert found["maml"].trials[0].score.values.tolist() != found["maml"].trials[1].score.values.tolist()
+    assert found["maml"].bytes == (tmp_path / "maml-seed0" / "learner.qs").stat().st_size
+    assert {e.name for e in found.entries if e.unlabelled is not None} == {"maml", "cnp", "pooled"}
+    assert {e.name for e in found.entries if e.dishonest is not None} == {"cnp"}
+    zero = qs.evaluate(qs.load(tmp_path / "maml-seed0" / "learner.qs"), tasks, episodes=4, steps=0)  # type: ignore
+    assert found["maml"].unlabelled.values.tolist() == pytest.approx(zero.values.tolist())  # type: ignore[union-attr]
+    again = LearnerComparison.from_dict(json.loads((tmp_path / "comparison.json").read_text()))
+    assert advise(again) == advise(found)
+    page = write_comparison(again, tmp_path).read_text()
+    assert "Does meta-learning pay?" in page and "seed to seed" in page
+
+
+def test_a_comparison_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    tasks = kinds()
+    first = {"r2d2": lambda: qs.R2D2(torch.nn.Linear(2, 4), ways=3)}
+    found = compare_learners(first, tasks, tasks, out=tmp_path, **small())  # type: ignore[arg-type]
+    before = (tmp_path / "r2d2-seed0" / "learner.qs").stat().st_mtime_ns
+    with pytest.raises(RunError, match="--resume"):
+        compare_learners(first, tasks, tasks, out=tmp_path, **small())  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="episodes = 4, now it is 5"):
+        compare_learners(first, tasks, tasks, out=tmp_path, **small(episodes=5, resume=True))  # type: ignore[arg-type]
+    both = first | {"protonet": lambda: qs.ProtoNet(torch.nn.Linear(2, 4), ways=3)}
+    more = compare_learners(both, tasks, tasks, out=tmp_path, **small(resume=True))  # type: ignore[arg-type]
+    assert more["r2d2"].score.values.tolist() == pytest.approx(found["r2d2"].score.values.tolist())
+    assert (tmp_path / "r2d2-seed0" / "learner.qs").stat().st_mtime_ns == before
+    assert "protonet" in {e.name for e in more.entries}
+
+
+def test_what_diverges_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    tasks = levels()
+    learners = {
+        "wild": lambda: qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=1e9, steps=9),
+        "maml": lambda: qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss),
+    }
+    found = compare_learners(learners, tasks, tasks, out=tmp_path, **small())  # type: ignore[arg-type]
+    assert [e.name for e in found.entries] == ["maml"]
+    assert "not finite" in found.failed["wild"]
+
+
+def test_a_baseline_that_diverges_is_left_out_and_nothing_at_all_is_refused(tmp_path: Path) -> None:
+    tasks = levels()
+    wild = qs.Trained(qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=1e9, steps=9), qs.nn.mlp(1, 1).state_dict())
+    steady = {"r2d2": lambda: qs.R2D2(qs.nn.mlp(1), qs.mse_loss, None)}
+    found = compare_learners(steady, tasks, tasks, out=tmp_path / "a", baselines={"wild": wild}, **small())  # type: ignore
+    assert [e.name for e in found.entries] == ["r2d2"] and "not finite" in found.failed["wild"]
+    with pytest.raises(NonFiniteError, match="nothing to compare: wild: "):
+        compare_learners({"wild": lambda: wild.learner}, tasks, tasks, out=tmp_path / "b", **small())  # type: ignore
+
+
+def test_only_what_ignores_the_answers_is_said_to_answer_without_them(tmp_path: Path) -> None:
+    """A linear probe has steps, but for values none of them: at no step it is fitted all the same."""
+    values, classes = levels(), kinds()
+    learners = {"maml": lambda: qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss)}
+    found = compare_learners(
+        learners, values, values, out=tmp_path / "a", baselines=baselines(values, values), **small()
+    )  # type: ignore[arg-type]
+    able = {e.name for e in found.entries if e.unlabelled is not None}
+    assert able == {"maml", "pooled-ridge-and-level", "pooled-boosting-and-level"}
+    plain = qs.evaluate(baselines(values, values)["pooled-ridge-and-level"], values, episodes=4).mean
+    assert found["pooled-ridge-and-level"].unlabelled.mean > plain  # type: ignore[union-attr]
+    learners = {
+        "maml": lambda: qs.MAML(qs.nn.mlp(2, 3)),
+        "leo": lambda: qs.LEO(qs.nn.mlp(2), width=40, ways=3),
+        "protonet": lambda: qs.ProtoNet(qs.nn.mlp(2), ways=3),
+    }
+    found = compare_learners(learners, classes, classes, out=tmp_path / "b", **small())  # type: ignore[arg-type]
+    assert {e.name for e in found.entries if e.unlabelled is not None} == {"maml"}
+
+
+@pytest.mark.parametrize("changes", [{"minutes": 0.0}, {"episodes": 1}, {"seeds": ()}])
+def test_settings_that_make_no_comparison(tmp_path: Path, changes: dict[str, object]) -> None:
+    tasks = kinds()
+    learners = {"r2d2": lambda: qs.R2D2(torch.nn.Linear(2, 4), ways=3)}
+    with pytest.raises(ConfigError):
+        compare_learners(learners, tasks, tasks, out=tmp_path, **small(**changes))  # type: ignore[arg-type]
+
+
+# --- on the command line ---------------------------------------------------------------------------------------------
+
+
+def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "glyphs", "protonet", "--ways", "3", "--queries", "2", "--filters", "4"]
+    sizes = ["--minutes", "0.001", "--episodes", "4", "--meta-batch", "2", "--out", str(tmp_path / "which")]
+    assert main.run([*words, *sizes, "--csv", "--png"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("protonet", "finetune", "linear-probe", "Does meta-learning pay?"))
+    page = (tmp_path / "which" / "comparison.html").read_text()
+    assert "Which learner for glyphs, 3-way 1-shot?" in page
+    assert "quickstudy compare glyphs protonet --ways" in page
+    beside = tmp_path / "which" / "comparison-files"
+    rows = (beside / "learners.csv").read_text().splitlines()
+    assert len(rows) == 5 and sum(row.startswith(("protonet,True", "finetune,False")) for row in rows) == 2
+    assert {path.suffix for path in beside.iterdir()} == {".csv", ".png"}
+
+
+def test_compare_refuses_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "which")]
+    assert main.run(["compare", "sinusoid", "maml", "protonet", *out]) == 2
+    assert "ProtoNet is for classification" in capsys.readouterr().err
+    assert main.run(["compare", "glyphs"]) == 2
+    assert "say first which tasks" in capsys.readouterr().err
+    assert main.run(["compare", "glyphs", "protonett", *out]) == 2
+    assert "protonet" in capsys.readouterr().err
+    assert not (tmp_path / "which").exists()
+
+
+# --- what stands beside ----------------------------------------------------------------------------------------------
+
+
+def test_baselines_suit_the_tasks() -> None:
+    classes, values, pictures = kinds(), levels(), qs.tasks.glyphs("val", ways=3)
+    both = {"linear-probe", "gradient-boosting"}
+    of_classes = {"nearest-centroid", "logistic-regression", "pooled-logistic-regression", "pooled-boosting"}
+    named = {
+        "classes": (classes, both | of_classes),
+        "values": (values, both | {"ridge", "pooled-ridge-and-level", "pooled-boosting-and-level"}),
+        "pictures": (pictures, {"linear-probe", "nearest-centroid"}),
+    }
+    for tasks, names in named.values():
+        found = baselines(tasks, tasks)
+        assert set(found) == names
+        for name, trained in found.items():
+            assert math.isfinite(qs.evaluate(trained, tasks, episodes=2).mean), name
+
+
+def test_baselines_of_texts_are_tf_idf() -> None:
+    rows = [(f"{word} number {i}", word) for word in ("pay", "card", "rate", "lost", "home", "visa") for i in range(8)]
+    frame = pandas.DataFrame(rows, columns=["text", "label"])
+    splits = {split: frame.assign(label=frame.label + split) for split in ("train", "val", "test")}
+    train, test = (qs.tasks.from_text(splits, split, 5, 2, 3) for split in ("train", "test"))
+    found = baselines(train, test)
+    assert set(found) == {"tf-idf-centroid", "tf-idf-logistic-regression"}
+    for trained in found.values():
+        assert qs.evaluate(trained, test, episodes=4).mean > 0.9  # one word tells the class
