@@ -33,24 +33,12 @@ import quickstudy as qs  # noqa: E402
 from benchmarks import rows  # noqa: E402
 from benchmarks.markdown import table  # noqa: E402
 from benchmarks.rows import Row, Test  # noqa: E402
-from quickstudy.base import (
-    files,
-    seeds,
-)
+from quickstudy.base import files, seeds  # noqa: E402
 from quickstudy.base.machine import machine  # noqa: E402
-from quickstudy.evaluation.score import (
-    Score,
-    compare,
-)
+from quickstudy.evaluation.score import Score, compare  # noqa: E402
 from quickstudy.experiments import recipes  # noqa: E402
-from quickstudy.experiments.request import (
-    Request,
-    open_tasks,
-)
-from quickstudy.training.outer import (
-    optimizer_of,
-    schedule_of,
-)
+from quickstudy.experiments.request import Request, open_tasks  # noqa: E402
+from quickstudy.training.outer import optimizer_of, schedule_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 BARS = {"gradient": "maml", "metric": "protonet"}  # family: the learner that its others are compared with

@@ -11,6 +11,7 @@ from typing import Any
 from torch.nn.functional import cross_entropy, mse_loss
 
 from quickstudy import errors, nn, tasks
+from quickstudy.base.version import __version__
 from quickstudy.engine import ranks
 from quickstudy.engine.check.meta_gradient import check_meta_gradient
 from quickstudy.engine.check.verdict import GradientCheck
@@ -125,6 +126,7 @@ __all__ = [
     "cross_entropy",
     "errors",
     "evaluate",
+    "inner",
     "instance_accuracy",
     "interval_coverage",
     "layer_movement",

@@ -5,12 +5,14 @@
     predict(theta, phi, x)    -> output     the adapted model's output
     meta_loss(theta, episode) -> scalar     one episode's loss; its gradient in theta is the meta-gradient
 
-Four more are optional. Code that needs one checks whether the learner has it:
+Six more are optional, with defaults that refuse. `offers(learner, "embed")` says whether a learner has one:
 
     embed(theta, support)        -> [d]          the task as one vector: similar tasks have nearby vectors
     distribution(theta, phi, x)  -> (mean, std)  regression: two tensors [m, d]; `predict` returns the first
     distance(theta, phi, x)      -> [m]          classification: how far each input is from the nearest class
     stream(theta, batch)         -> [n, ...]     row t is predict(theta, adapt(theta, batch[:t]), x_t), in one pass
+    begin(theta, phi, n)         -> memory       learners that act: the memory of n copies of the policy
+    act(theta, phi, memory, observation) -> (distribution, memory)
 
 `theta` is a flat `dict[str, Tensor]` with dotted keys; `phi` is any pytree of tensors. Nothing is written after
 construction and no input is modified, so the same learner can be mapped over tasks by `vmap`, by threads or by a loop.
@@ -102,36 +104,72 @@ class Learner(abc.ABC):
         """The learner to train with at `progress` in [0, 1) of a run: itself, unless its loss changes in training."""
         return self
 
+    # What follows is optional: `offers(learner, "embed")` tells whether a learner has it.
 
-def embed_of(learner: Learner) -> Callable[[Theta, Batch], Tensor]:
-    """The learner's `embed`: (theta, support) -> a vector [d] that represents the task.
+    def embed(self, theta: Theta, support: Batch) -> Tensor:
+        """The task of a support set as a vector [d]; the order of the examples does not matter unless `ordered`."""
+        raise _lacking(self, "embed")
 
-    The order of the support set does not matter unless the learner is `ordered`. Raises ConfigError where the
-    learner has none.
-    """
-    found = getattr(learner, "embed", None)
-    if found is None:
-        raise ConfigError(
-            f"{type(learner).__name__} makes no vector of a task: it has no method `embed`. ProtoNet and other "
-            "learners that compare, remember or condition have one."
-        )
-    return found
+    def distribution(self, theta: Theta, phi: Any, x: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [m, d] of the answers; `predict` gives the mean."""
+        raise _lacking(self, "distribution")
+
+    def distance(self, theta: Theta, phi: Any, x: Any) -> Tensor:
+        """How far each input is from the nearest class of the task, 0 or more: [m].
+
+        It is measured where the learner compares, so numbers of different learners are not alike.
+        """
+        raise _lacking(self, "distance")
+
+    def stream(self, theta: Theta, batch: Batch) -> Tensor:
+        """Row t is predict(theta, adapt(theta, batch[:t]), x_t), all rows in one pass: [n, ...]."""
+        raise _lacking(self, "stream")
+
+    def begin(self, theta: Theta, phi: Any, n: int) -> Any:
+        """The memory with which n copies of the adapted policy start to act: any pytree of tensors."""
+        raise _lacking(self, "begin")
+
+    def act(self, theta: Theta, phi: Any, memory: Any, observation: Any) -> tuple[Any, Any]:
+        """The distribution over actions for observations [n, ...], and the memory after them."""
+        raise _lacking(self, "act")
 
 
-def distance_of(learner: Learner) -> Callable[[Theta, Any, Tensor], Tensor]:
-    """The learner's `distance`: (theta, phi, x [m, ...]) -> distance of each input to the nearest class, 0 or more [m].
+# What is missing where a learner does not offer an optional method, and who has it.
+OPTIONAL = {
+    "embed": "makes no vector of a task. ProtoNet and other learners that compare, remember or condition have one",
+    "distribution": "answers with values alone, without their uncertainty: use `predict`. Learners with a distribution "
+    "are cnp and anp",
+    "distance": "knows boundaries between classes and not how far an input is from all of them. Learners that compare "
+    "with the examples shown have it: protonet, matchingnet, attentiveprotonet, simpleshot, nearestcentroid",
+    "stream": "does not read the support set one example after the other. MetaRNN, MANN and SNAIL do",
+    "begin": "does not act. Learners of policies do",
+    "act": "does not act. Learners of policies do",
+}
 
-    Each learner measures it in its own embedding space, so distances of different learners are not comparable. Raises
-    ConfigError where the learner has none.
-    """
-    found = getattr(learner, "distance", None)
-    if found is None:
-        raise ConfigError(
-            f"{type(learner).__name__} knows boundaries between classes and not how far an input is from all of them: "
-            "it has no method `distance`. Learners that compare with the examples shown have one: protonet, "
-            "matchingnet, attentiveprotonet, simpleshot, nearestcentroid."
-        )
-    return found
+
+def offers(learner: Learner, method: str) -> bool:
+    """Whether the learner has this optional method of the contract, a name out of OPTIONAL."""
+    return getattr(type(learner), method) is not getattr(Learner, method)
+
+
+def demand(learner: Learner, method: str) -> None:
+    """Raise ConfigError, before any work, where the learner does not offer an optional method."""
+    if not offers(learner, method):
+        raise _lacking(learner, method)
+
+
+def _lacking(learner: Learner, method: str) -> ConfigError:
+    return ConfigError(f"{type(learner).__name__} {OPTIONAL[method]}. It has no method `{method}`.")
+
+
+def takes(learner: Learner, field: str) -> bool:
+    """Whether the learner has a hyper-parameter of this name, such as `steps` or `ways`."""
+    return field in {f.name for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
+
+
+def setting(learner: Learner, field: str, default: Any = None) -> Any:
+    """The value of a hyper-parameter; `default` for a learner that has none of this name."""
+    return getattr(learner, field) if takes(learner, field) else default
 
 
 _thread = threading.local()
@@ -198,17 +236,3 @@ def networks(learner: Learner) -> dict[str, nn.Module]:
     """The learner's fields that are networks: name -> module."""
     fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
     return {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
-
-
-def distribution_of(learner: Learner) -> Callable[[Theta, Any, Tensor], tuple[Tensor, Tensor]]:
-    """The learner's `distribution`: (theta, phi, x [m, ...]) -> mean and standard deviation, [m, d] each.
-
-    Raises ConfigError where it has none.
-    """
-    found = getattr(learner, "distribution", None)
-    if found is None:
-        raise ConfigError(
-            f"{type(learner).__name__} answers with values alone, without their uncertainty: use `predict`. Learners "
-            "with a distribution are cnp and anp."
-        )
-    return found

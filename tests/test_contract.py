@@ -28,7 +28,7 @@ from quickstudy import learner
 from quickstudy.base import seeds
 from quickstudy.engine import fitting, mapping
 from quickstudy.errors import QuickstudyError
-from quickstudy.learner import Batch, Episode, Learner, Theta, distance_of, embed_of
+from quickstudy.learner import Batch, Episode, Learner, Theta, demand
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -652,7 +652,11 @@ def test_the_order_of_the_support_set_matters_only_where_that_is_declared(case):
         assert_close(other, plain, 1e-9)
 
 
-@rows(case for case in CASES if hasattr(qs.LEARNERS[case.learner], "stream"))
+def offered(case: Case, method: str) -> bool:
+    return getattr(qs.LEARNERS[case.learner], method) is not getattr(Learner, method)
+
+
+@rows(case for case in CASES if offered(case, "stream"))
 def test_a_stream_is_answered_as_example_by_example(case):
     """Row t of `stream` is predict(theta, adapt(theta, batch[:t]), x_t), from nothing read on."""
     learner, (support, query) = case.build(), case.episode()
@@ -679,7 +683,7 @@ def test_no_more_ways_than_in_training_where_theta_has_an_entry_for_each(case):
         qs.Trained(learner, learner.init()).adapt(x[0], y[0])
 
 
-@rows(case for case in CASES if hasattr(qs.LEARNERS[case.learner], "embed"))
+@rows(case for case in CASES if offered(case, "embed"))
 def test_a_task_embedding_depends_on_the_examples_and_not_on_their_order_or_the_names_of_classes(case):
     learner, support = case.build(), case.episode().support
     theta, order, p = learner.init(), torch.randperm(len(support.x)), torch.tensor([2, 0, 1])
@@ -696,7 +700,7 @@ def test_a_task_embedding_depends_on_the_examples_and_not_on_their_order_or_the_
     assert float((learner.embed(theta, support._replace(x=support.x + 1)) - found).abs().max()) > 1e-6
 
 
-@rows(case for case in CASES if hasattr(qs.LEARNERS[case.learner], "embed"))
+@rows(case for case in CASES if offered(case, "embed"))
 @pytest.mark.parametrize("name", ["threads", "vmap"])
 def test_engines_agree_on_task_embeddings(case, name):
     learner, episodes = case.build(), case.episodes()
@@ -705,14 +709,14 @@ def test_engines_agree_on_task_embeddings(case, name):
     assert_close(ours, loops, 1e-10)
 
 
-@rows(case for case in CASES if not hasattr(qs.LEARNERS[case.learner], "embed"))
+@rows(case for case in CASES if not offered(case, "embed"))
 def test_a_learner_without_a_task_embedding_says_so(case):
     learner = case.build()
     with pytest.raises(QuickstudyError, match="no vector of a task"):
-        embed_of(learner)
+        demand(learner, "embed")
 
 
-MEASURING = [case for case in CASES if hasattr(qs.LEARNERS[case.learner], "distance")]
+MEASURING = [case for case in CASES if offered(case, "distance")]
 
 
 @rows(MEASURING)
@@ -746,7 +750,7 @@ def test_engines_agree_on_distances(case, name):
 @rows(case for case in CASES if case not in MEASURING)
 def test_a_learner_without_a_distance_says_so(case):
     with pytest.raises(QuickstudyError, match="no method `distance`"):
-        distance_of(case.build())
+        demand(case.build(), "distance")
 
 
 def with_classes_renamed(case: Case, theta: Theta, p: Tensor) -> Theta:

@@ -9,6 +9,7 @@ from torch import nn
 
 import quickstudy as qs
 from quickstudy import episodes
+from quickstudy.base import seeds
 from quickstudy.engine import fitting, mapping
 from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
@@ -124,7 +125,7 @@ def test_training_and_evaluation_take_them():
     assert len(score.values) == 10 and set(score.controls) == {"shuffled_labels", "nearest_centroid"}
     by_hand = []
     for i in range(10):
-        task = episodes.unstack(Ragged().sample(1, qs.seeds.generator(0, "test", i)))[0]
+        task = episodes.unstack(Ragged().sample(1, seeds.generator(0, "test", i)))[0]
         fits, one = fitting.fitted(learner, task)
         output = fits.predict(trained.theta, fits.adapt(trained.theta, one.support), one.query.x)
         by_hand.append((output.argmax(1) == one.query.y).double().mean())

@@ -24,6 +24,7 @@ from quickstudy.engine.fitting import (
 )
 from quickstudy.episodes import Episodes, concat, count, first_tasks, is_classification, moved, unstack
 from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation.controls import check_control, control
 from quickstudy.evaluation.ensemble import best_thetas, mean_answer
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import Score
@@ -54,7 +55,7 @@ def evaluate(
     `transductive`: None keeps the network's own setting; False normalises queries with the support set's statistics.
     `ensemble`: this many thetas, those with the best validation scores, learn each task, and their answers (class
     probabilities or values) are averaged. This needs training with `keep`; the controls use the best theta only.
-    `controls`: names from quickstudy.evaluation.controls.CONTROLS. `engine`: "auto" times the engines. `progress(n)` is called
+    `controls`: names from `controls.CONTROLS`. `engine`: "auto" times the engines. `progress(n)` is called
     with the number of episodes done since the last call. In a process group every rank makes the same call: the ranks
     divide the episodes, and all get the score.
 
@@ -62,10 +63,6 @@ def evaluate(
     needs, DataError where the learner cannot use the tasks, NonFiniteError where an output is not finite, and RankError
     where other ranks cannot be reached.
     """
-    from quickstudy.evaluation.controls import (
-        check_control,
-        control,  # controls are learners, evaluated by this module
-    )
 
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, got {episodes}.")

@@ -38,7 +38,7 @@ from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
 from quickstudy.experiments.comparison import Entry, LearnerComparison, Trial
 from quickstudy.experiments.evaluate_run import adaptation_timing
-from quickstudy.learner import Learner, networks
+from quickstudy.learner import Learner, networks, offers
 from quickstudy.tasks.changed import ChangedSupport, without_support
 from quickstudy.tasks.source import describe
 from quickstudy.tasks.tabular.groups import GroupTasks
@@ -305,7 +305,7 @@ def _dishonest(trained: Trained, given: Given) -> float | None:
     few = min(given.episodes, CALIBRATED)
     if getattr(given.test, "ways", None):
         return classification_calibration(_inductive(trained), given.test, episodes=few).ece
-    if not hasattr(trained.learner, "distribution"):
+    if not offers(trained.learner, "distribution"):
         return None
     measured = interval_coverage(trained, given.test, episodes=few, levels=(0.9,)).sizes[-1]
     return abs(measured.coverage[0].mean - 0.9)

@@ -39,7 +39,7 @@ from quickstudy.evaluation.measures.movement import layer_movement, moves_layers
 from quickstudy.evaluation.measures.probabilities import classification_calibration
 from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
-from quickstudy.learner import Episode, Learner
+from quickstudy.learner import Episode, Learner, offers
 from quickstudy.tasks.tabular.columns import described
 from quickstudy.trained.load import load
 from quickstudy.trained.predictor import Predictor
@@ -174,12 +174,12 @@ def evaluate_instances(
 def _look_at_tasks(folder: Path, trained: Trained, tasks: Any, seed: int, episodes: int) -> None:
     """Write embeddings.json and calibration.json, each where the learner has the method for it."""
     few = min(episodes, EMBEDDED)
-    if hasattr(trained.learner, "embed") and few >= FEWEST:
+    if offers(trained.learner, "embed") and few >= FEWEST:
         # A task within one group, such as an alphabet, has a known fact that its embedding can be compared with.
         source = tasks.replace(grouped=True) if getattr(tasks, "groups", None) else tasks
         found = task_embeddings(trained, source, episodes=few, seed=seed)
         files.write_json(folder / "embeddings.json", found.to_dict())
-    if hasattr(trained.learner, "distribution") and getattr(tasks, "ways", None) is None and episodes > 1:
+    if offers(trained.learner, "distribution") and getattr(tasks, "ways", None) is None and episodes > 1:
         measured = interval_coverage(trained, tasks, episodes=min(episodes, CALIBRATED), seed=seed)
         files.write_json(folder / "calibration.json", measured.to_dict())
 

@@ -42,7 +42,7 @@ def write_pictures(values: Mapping[str, Any], runs: Sequence[Run], folder: Path)
         save(folder / f"{_file_name(one.heading)}.png", with_legend(one.draw, one.legend))
     confusion = runs[0].answers.confusion if len(runs) == 1 and runs[0].answers else None
     if confusion and len(confusion.names) <= READABLE:  # on the page this matrix is a table, not a plot
-        confusion.write_figure(confusion, folder / "what-is-taken-for-what.png")
+        confusion.plot(folder / "what-is-taken-for-what.png")
 
 
 def _pictures(values: Mapping[str, Any]) -> Iterator[Picture]:

@@ -17,6 +17,7 @@ from torch import nn
 from quickstudy.base.version import __version__
 from quickstudy.errors import FileFormatError
 from quickstudy.learner import LOSSES, Learner, Theta, describe_learner, networks, plain_value
+from quickstudy.learners import LEARNERS
 from quickstudy.nn import NETWORKS
 from quickstudy.nn.parameters import constants, part
 
@@ -31,8 +32,6 @@ def build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: M
 
     Raises FileFormatError where one of them is missing or does not fit, and for an unknown learner or field.
     """
-    from quickstudy.learners import LEARNERS  # not at the top: some learners import parts of this package
-
     classes = {cls.__name__: cls for cls in LEARNERS.values()}
     name, fields = header["learner"]["name"], header["learner"]["fields"]
     if name not in classes:

@@ -10,6 +10,7 @@ import numpy as np
 from quickstudy.base import files
 from quickstudy.nn.parameters import part
 from quickstudy.tasks.texts.sentences import opened
+from quickstudy.trained.adapting import Basis, Learned
 from quickstudy.trained.learner_file import build_extractor, build_learner, check_theta
 from quickstudy.trained.predictor import Predictor
 from quickstudy.trained.reading import SupportSet
@@ -43,6 +44,7 @@ def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) ->
         classes = None if header["classes"] is None else tuple(header["classes"])
         told = header.get("support")
         shown = SupportSet(tensors["support.x"], np.array(told["y"]), told["transductive"]) if told else None
-        return Predictor(learner, theta, phi, classes, header["preprocess"], extractor, shown, asked)
+        basis = Basis(learner, theta, header["preprocess"], extractor, asked)
+        return Predictor(basis, Learned(learner, phi, classes), shown)
     best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()
     return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor, asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.base import files
 from quickstudy.errors import ConfigError, DataError
-from quickstudy.learner import Learner, Theta, distance_of, distribution_of, networks
+from quickstudy.learner import Theta, demand, networks
 from quickstudy.nn.model import prepare
 from quickstudy.tasks.texts.sentences import Encoder
+from quickstudy.trained.adapting import SCOPE, Basis, Learned, learn
 from quickstudy.trained.learner_file import extractor_header, extractor_tensors, learner_header, learner_tensors
 from quickstudy.trained.reading import SupportSet, as_features, as_inputs, encoded, in_units
-from quickstudy.trained.trained import SCOPE, Trained
 
 Answer = TypeVar("Answer")
 
@@ -35,29 +35,20 @@ class Predictor(nn.Module):
     support: SupportSet | None
     text_encoder: Encoder | None  # as in `Trained`
 
-    def __init__(
-        self,
-        learner: Learner,
-        theta: Theta,
-        phi: Any,
-        classes: Sequence[Any] | None = None,
-        preprocess: Mapping[str, Any] | None = None,
-        extractor: nn.Module | None = None,
-        shown: SupportSet | None = None,
-        text_encoder: Encoder | None = None,
-    ) -> None:
+    def __init__(self, basis: Basis, learned: Learned, support: SupportSet | None = None) -> None:
         super().__init__()
-        self.support = shown
-        self.learner, self.classes, self.preprocess = learner, classes, dict(preprocess or {})
-        # Set through __dict__ so that they are no submodules: train() must not reach them.
-        self.__dict__ |= {"extractor": extractor, "text_encoder": text_encoder}
+        self.support, theta = support, basis.theta
+        self.learner, phi, self.classes = learned
+        self.preprocess = dict(basis.preprocess)
+        # Not submodules: train() must not reach them.
+        self.__dict__ |= {"extractor": basis.extractor, "text_encoder": basis.text_encoder}
         self.names = tuple(theta)
         leaves, self.structure = pytree.tree_flatten(phi)
         self.sizes = (len(theta), len(leaves))
         for i, value in enumerate([*theta.values(), *leaves]):
             # Contiguous, as after loading from a file: memory layout can change the last bit of a matrix product.
             self.register_buffer(f"value{i}", value.detach().contiguous())
-        for model in [*networks(learner).values(), *([extractor] if extractor is not None else [])]:
+        for model in [*networks(self.learner).values(), *([] if self.extractor is None else [self.extractor])]:
             prepare(model)
 
     def _values(self) -> tuple[Theta, Any]:
@@ -96,9 +87,9 @@ class Predictor(nn.Module):
         sum to 1 even for an input of no class. Raises ConfigError for learners that measure no distance, DataError for
         inputs that it cannot read.
         """
-        distance = distance_of(self.learner)
+        demand(self.learner, "distance")
         x = self._inputs(x)
-        return self._asked(lambda: distance(*self._values(), as_features(x, self.extractor)), x)
+        return self._asked(lambda: self.learner.distance(*self._values(), as_features(x, self.extractor)), x)
 
     def _reach(self, reject: float) -> float:
         if reject is True:
@@ -123,9 +114,9 @@ class Predictor(nn.Module):
         """
         if not 0 < level < 1:
             raise ConfigError(f"level is a probability between 0 and 1, got {level}. For 90 % give 0.9.")
-        distribution = distribution_of(self.learner)
+        demand(self.learner, "distribution")
         x = self._inputs(x)
-        mean, std = self._asked(lambda: distribution(*self._values(), as_features(x, self.extractor)), x)
+        mean, std = self._asked(lambda: self.learner.distribution(*self._values(), as_features(x, self.extractor)), x)
         reach = float(ndtri(0.5 + level / 2)) * std
         return in_units(self.preprocess, mean - reach), in_units(self.preprocess, mean + reach)
 
@@ -140,13 +131,19 @@ class Predictor(nn.Module):
         return self._answer(x).softmax(1)
 
     def update(self, x: Any, y: Any) -> Predictor:
-        """Learn from more examples of the task, of known or new classes. Changes this predictor and returns it.
+        """Learn from more examples of the task, of known or new classes; in place, and returned. See `updated`."""
+        return self._become(self.updated(x, y))
 
-        x and y are as for `Trained.adapt`. The task is learned again from all examples, so for every learner the
-        answers are exactly those of `adapt` with all examples at once.
+    def forget(self, examples: Sequence[int] = (), *, classes: Sequence[Any] = ()) -> Predictor:
+        """Learn the task again without some of its examples; in place, and returned. See `without`."""
+        return self._become(self.without(examples, classes=classes))
 
-        Raises ConfigError where the predictor was saved without its support set, DataError for examples unlike the
-        earlier ones, and the errors of `adapt`.
+    def updated(self, x: Any, y: Any) -> Predictor:
+        """A new predictor that has learned from more examples of the task too, of known or new classes.
+
+        x and y as `Trained.adapt` takes them. The task is learned again from all examples, so the answers are exactly
+        those of `adapt` with all of them at once, whatever the learner. This predictor does not change. Raises
+        DataError for examples that are not like those so far, ConfigError where no support set was kept.
         """
         shown = self._kept()
         more = self._inputs(x)
@@ -162,12 +159,11 @@ class Predictor(nn.Module):
             )
         return self._again(torch.cat([shown.x, more]), np.concatenate([shown.y, y]))
 
-    def forget(self, examples: Sequence[int] = (), *, classes: Sequence[Any] = ()) -> Predictor:
-        """Learn the task again without some examples or whole classes. Changes this predictor and returns it.
+    def without(self, examples: Sequence[int] = (), *, classes: Sequence[Any] = ()) -> Predictor:
+        """A new predictor that never saw some examples (their numbers in the order shown) or whole classes.
 
-        `examples` are numbers from 0, in the order in which the examples were given. The answers are exactly those of
-        a predictor that never saw them. Raises ConfigError where the predictor was saved without its support set,
-        DataError for unknown examples or classes and where too few examples would be left.
+        Its answers are exactly those of `adapt` without them. This predictor does not change. Raises DataError where
+        too few examples would be left, ConfigError where no support set was kept.
         """
         shown = self._kept()
         if unknown := [i for i in examples if not 0 <= i < len(shown.y)]:
@@ -186,9 +182,12 @@ class Predictor(nn.Module):
         return self.support
 
     def _again(self, x: Tensor, y: np.ndarray) -> Predictor:
-        parts = {"extractor": self.extractor, "text_encoder": self.text_encoder}
-        trained = Trained(self.learner, self._values()[0], {}, self.preprocess, **parts)
-        self.__dict__.update(trained._adapted(SupportSet(x, y, self._kept().transductive), known=True).__dict__)
+        basis = Basis(self.learner, self._values()[0], self.preprocess, self.extractor, self.text_encoder)
+        shown = SupportSet(x, y, self._kept().transductive)
+        return Predictor(basis, learn(basis, shown, known=True), shown)
+
+    def _become(self, other: Predictor) -> Predictor:
+        self.__dict__.update(other.__dict__)
         return self
 
     def _inputs(self, x: Any) -> Tensor:

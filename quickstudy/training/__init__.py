@@ -3,6 +3,16 @@
 from quickstudy.training.loop import Step, meta_steps
 from quickstudy.training.module import as_module
 from quickstudy.training.outer import optimizer_of, schedule_of
-from quickstudy.training.session import train
+from quickstudy.training.session import CHECKPOINT_SECONDS, LOG_EVERY, SHOWN_TASKS, train
 
-__all__ = ["Step", "as_module", "meta_steps", "optimizer_of", "schedule_of", "train"]
+__all__ = [
+    "CHECKPOINT_SECONDS",
+    "LOG_EVERY",
+    "SHOWN_TASKS",
+    "Step",
+    "as_module",
+    "meta_steps",
+    "optimizer_of",
+    "schedule_of",
+    "train",
+]

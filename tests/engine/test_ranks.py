@@ -32,7 +32,8 @@ def found(folder):
     flags = ["--standalone", "--nproc-per-node", str(RANKS), "--max-restarts", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *flags, str(HERE / "on_ranks.py"), str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -27,7 +27,7 @@ from problems import (
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy.base import files
+from quickstudy.base import files, seeds
 from quickstudy.cli import main
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation.ensemble import mean_answer
@@ -100,7 +100,7 @@ def test_the_accuracy_is_that_of_the_mean_probabilities(double, engine):
     tasks, thetas = Stream(), thetas_of(build, 2)
     expected, alone = [], []
     for i in range(12):
-        drawn = tasks.sample(1, qs.seeds.generator(3, "test", i))
+        drawn = tasks.sample(1, seeds.generator(3, "test", i))
         one = Episode(*(Batch(*(t[0] for t in batch)) for batch in drawn))
         odds = softmax(np.stack([adapted_logits(theta, one, 2.0) for theta in thetas]))
         expected.append((odds.mean(0).argmax(1) == one.query.y.numpy()).mean())

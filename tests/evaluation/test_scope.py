@@ -20,7 +20,7 @@ from quickstudy.cli import main
 from quickstudy.engine import mapping
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation.measures.scope import auroc, doubt, false_alarms, sized
-from quickstudy.learner import Episode, Learner, distance_of
+from quickstudy.learner import Episode, Learner, demand
 
 WAYS = 3
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(NonFiniteError, match="test episode 0"):
         qs.out_of_scope(broken, tasks, episodes=2)
     with pytest.raises(ConfigError, match="no method `distance`"):
-        distance_of(qs.MAML(nn.Linear(4, 3), lr=0.1))
+        demand(qs.MAML(nn.Linear(4, 3), lr=0.1), "distance")
 
 
 # --- predictors ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from problems import assert_close
 from torch import Tensor
 
 import quickstudy as qs
+from quickstudy import inner
 from quickstudy.errors import ConfigError
 from quickstudy.inner import descent
 from quickstudy.learner import Theta
@@ -39,7 +40,7 @@ WANTED = {"a": 3 * A**2 + B.sum(), "b": A.sum().expand(2).clone()}
 @pytest.mark.parametrize("recording", [True, False])
 def test_gradient_by_hand(adjoint, recording):
     with torch.set_grad_enabled(recording):
-        assert_close(descent.gradient(cubic, point(), adjoint=adjoint), WANTED, 1e-15)
+        assert_close(inner.gradient(cubic, point(), adjoint=adjoint), WANTED, 1e-15)
 
 
 @pytest.mark.parametrize("adjoint", ["unroll", "first_order"])
@@ -47,7 +48,7 @@ def test_gradient_by_hand(adjoint, recording):
 def test_gradient_under_vmap(adjoint, recording):
     many = {"a": torch.stack([A, 2 * A]), "b": torch.stack([B, -B])}
     with torch.set_grad_enabled(recording):
-        found = torch.func.vmap(lambda p: descent.gradient(cubic, p, adjoint=adjoint))(many)
+        found = torch.func.vmap(lambda p: inner.gradient(cubic, p, adjoint=adjoint))(many)
     wanted = {
         "a": 3 * many["a"] ** 2 + many["b"].sum(1, keepdim=True),
         "b": many["a"].sum(1, keepdim=True).expand(2, 2),
@@ -56,7 +57,7 @@ def test_gradient_under_vmap(adjoint, recording):
 
 
 def test_gradient_is_zero_where_nothing_depends_on_an_entry():
-    found = descent.gradient(lambda p: (p["a"] ** 2).sum(), point())
+    found = inner.gradient(lambda p: (p["a"] ** 2).sum(), point())
     assert torch.equal(found["b"], torch.zeros(2))
 
 
@@ -65,41 +66,41 @@ def test_gradient_of_a_constant_is_zero(transform):
     """A loss that looks at none of the parameters, such as one of a network whose used part is frozen."""
 
     def found(x: Tensor) -> Theta:
-        return descent.gradient(lambda p: (x * x).sum(), point())
+        return inner.gradient(lambda p: (x * x).sum(), point())
 
     slopes = torch.func.vmap(found)(torch.ones(1, 2)) if transform else found(torch.ones(2))
     assert not any(value.any() for value in slopes.values())
 
 
 def test_gradient_in_no_parameters_is_empty():
-    assert descent.gradient(lambda p: torch.ones(()), {}) == {}
+    assert inner.gradient(lambda p: torch.ones(()), {}) == {}
 
 
 def test_gradient_carries_the_second_derivative_only_if_asked():
     leaves = {name: value.requires_grad_() for name, value in point().items()}
-    slope = descent.gradient(cubic, leaves)
+    slope = inner.gradient(cubic, leaves)
     (second,) = torch.autograd.grad(slope["a"].sum(), leaves["a"])
     assert_close(second, 6 * A, 1e-15)
-    assert not any(v.requires_grad for v in descent.gradient(cubic, leaves, adjoint="first_order").values())
+    assert not any(v.requires_grad for v in inner.gradient(cubic, leaves, adjoint="first_order").values())
 
 
 def test_gradient_flows_into_what_the_function_closes_over():
     """A learned loss weight, or the frozen body of a head-only inner loop, is reached through the inner gradient."""
     weight = torch.tensor(2.0, requires_grad=True)
-    slope = descent.gradient(lambda p: weight * (p["a"] ** 2).sum(), {"a": A.clone()})
+    slope = inner.gradient(lambda p: weight * (p["a"] ** 2).sum(), {"a": A.clone()})
     (found,) = torch.autograd.grad(slope["a"].sum(), weight)
     assert float(found) == pytest.approx(float(2 * A.sum()))
 
 
 def test_gradient_leaves_the_grad_fields_alone():
     leaves = {name: value.requires_grad_() for name, value in point().items()}
-    descent.gradient(cubic, leaves)
+    inner.gradient(cubic, leaves)
     assert all(value.grad is None for value in leaves.values())
 
 
 def test_gradient_under_an_outer_functional_gradient():
     """d/da sum_i (3 a_i^2 + sum b) = 6 a, with torch.func.grad outside."""
-    outer = torch.func.grad(lambda a: descent.gradient(cubic, {"a": a, "b": B})["a"].sum())
+    outer = torch.func.grad(lambda a: inner.gradient(cubic, {"a": a, "b": B})["a"].sum())
     assert_close(outer(A), 6 * A, 1e-15)
 
 

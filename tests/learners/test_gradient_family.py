@@ -15,6 +15,7 @@ from problems import as_episodes, assert_close, clusters, meta_gradient, random_
 from torch import Tensor, nn
 
 import quickstudy as qs
+from quickstudy import inner
 from quickstudy.engine import mapping
 from quickstudy.errors import AccuracyWarning, ConfigError
 from quickstudy.inner import descent, rules
@@ -127,7 +128,7 @@ def test_the_meta_gradient_through_adam_is_finite_with_dead_units(seed):
     theta = learner.init()
     episodes = qs.tasks.sinusoid(shots=5, queries=5).sample(4, torch.Generator().manual_seed(seed))
     support = one(episodes).support
-    first = descent.gradient(lambda p: F.mse_loss(call(learner.model, p, support.x), support.y), theta)
+    first = inner.gradient(lambda p: F.mse_loss(call(learner.model, p, support.x), support.y), theta)
     assert any(bool((value == 0).any()) for value in first.values())  # or the test would show nothing
     loss, slope = qs.meta_gradient(learner, theta, episodes)
     assert torch.isfinite(loss) and all(torch.isfinite(value).all() for value in slope.values())
@@ -509,7 +510,7 @@ def test_an_unsolved_system_is_told(name):
 def test_conjugate_gradient_solves_in_as_many_steps_as_there_are_unknowns():
     a = torch.randn(5, 5)
     a, b = a @ a.T + torch.eye(5), torch.randn(5)
-    x, residual = descent.conjugate_gradient(lambda v: {"v": a @ v["v"]}, {"v": b}, steps=5)
+    x, residual = inner.conjugate_gradient(lambda v: {"v": a @ v["v"]}, {"v": b}, steps=5)
     assert_close(x["v"], torch.linalg.solve(a, b), 1e-10)
     assert float(residual) < 1e-10
 
@@ -522,7 +523,7 @@ def test_conjugate_gradient_stops_at_its_tolerance_and_tells_the_true_residual()
         calls.append(1)
         return {"v": a @ v["v"]}
 
-    x, residual = descent.conjugate_gradient(product, {"v": b}, steps=30, tolerance=0.1)
+    x, residual = inner.conjugate_gradient(product, {"v": b}, steps=30, tolerance=0.1)
     assert 1 < len(calls) < 15 and float(residual) <= 0.1
     assert float((a @ x["v"] - b).norm() / b.norm()) == pytest.approx(float(residual), rel=1e-9)
 
@@ -531,7 +532,7 @@ def test_conjugate_gradient_under_vmap_holds_what_is_solved():
     scales = torch.tensor([1.0, 2.0, 3.0])
 
     def solve(b: Tensor) -> Tensor:
-        return descent.conjugate_gradient(lambda v: {"v": scales * v["v"]}, {"v": b}, steps=8, tolerance=1e-12)[0]["v"]
+        return inner.conjugate_gradient(lambda v: {"v": scales * v["v"]}, {"v": b}, steps=8, tolerance=1e-12)[0]["v"]
 
     b = torch.stack([torch.zeros(3), torch.tensor([1.0, 0.0, 0.0]), torch.randn(3)])
     assert_close(torch.func.vmap(solve)(b), b / scales, 1e-10)

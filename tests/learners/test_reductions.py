@@ -13,8 +13,8 @@ from problems import assert_close, meta_gradient, random_episodes
 from torch import Tensor, nn
 
 import quickstudy as qs
+from quickstudy import inner
 from quickstudy.engine import mapping
-from quickstudy.inner import descent
 from quickstudy.learner import Batch, Episode, Theta
 from quickstudy.nn.model import call
 
@@ -175,7 +175,7 @@ def random_like(theta: Theta) -> Theta:
 def test_hessian_vector_product_of_a_quadratic():
     a = torch.randn(6, 6)
     h = a @ a.T
-    product = descent.hessian_vector_product(lambda p: 0.5 * p["v"] @ h @ p["v"], {"v": torch.randn(6)}, {"v": a[0]})
+    product = inner.hessian_vector_product(lambda p: 0.5 * p["v"] @ h @ p["v"], {"v": torch.randn(6)}, {"v": a[0]})
     assert_close(product["v"], h @ a[0], 1e-12)
 
 
@@ -183,7 +183,7 @@ def test_hessian_vector_product_of_a_linear_model():
     """H = 2 X^T X / n; forward over reverse fails in torch on just this model."""
     task, v = TASKS[0], np.array([1.0, -2.0, 0.5])
     x, y = torch.tensor(task.x), torch.tensor(task.y)
-    product = descent.hessian_vector_product(
+    product = inner.hessian_vector_product(
         lambda p: F.mse_loss(x @ p["w"], y), {"w": torch.tensor(START)}, {"w": torch.tensor(v)}
     )
     np.testing.assert_allclose(product["w"].numpy(), problems.squared_hessian(task.x) @ v, rtol=1e-12)
@@ -204,19 +204,19 @@ def test_hessian_vector_product_of_a_network():
 
     whole = torch.autograd.functional.hessian(flat_loss, torch.cat([v.flatten() for v in theta.values()]))
     wanted = (whole @ torch.cat([vector[name].flatten() for name in theta])).split(sizes)  # type: ignore[operator]
-    product = descent.hessian_vector_product(loss_at, theta, vector)
+    product = inner.hessian_vector_product(loss_at, theta, vector)
     assert_close(product, {n: part.view_as(theta[n]) for n, part in zip(theta, wanted, strict=True)}, 1e-12)
 
 
 def test_hessian_vector_product_of_a_linear_function_is_zero():
-    product = descent.hessian_vector_product(lambda p: 3 * p["a"].sum(), {"a": torch.ones(3)}, {"a": torch.ones(3)})
+    product = inner.hessian_vector_product(lambda p: 3 * p["a"].sum(), {"a": torch.ones(3)}, {"a": torch.ones(3)})
     assert torch.equal(product["a"], torch.zeros(3))
 
 
 def test_hessian_vector_product_under_vmap():
     points, vectors = torch.randn(4, 3), torch.randn(4, 3)
     product = torch.func.vmap(
-        lambda p, v: descent.hessian_vector_product(lambda q: (q["a"] ** 4).sum(), {"a": p}, {"a": v})["a"]
+        lambda p, v: inner.hessian_vector_product(lambda q: (q["a"] ** 4).sum(), {"a": p}, {"a": v})["a"]
     )
     assert_close(product(points, vectors), 12 * points**2 * vectors, 1e-12)
 

@@ -113,6 +113,6 @@ def test_being_in_training_belongs_to_a_thread_and_ends_with_the_loss():
 
 def test_the_two_copies_of_a_model_share_their_tensors():
     net = nn.Sequential(nn.Linear(4, 3), nn.Dropout())
-    own = model._own_copy(net)
+    own = model.own_copy(net)
     assert own.module is not own.still
     assert all(a is b for a, b in zip(own.module.parameters(), own.still.parameters(), strict=True))

@@ -13,9 +13,8 @@ from problems import assert_close
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy.cli import main
+from quickstudy.cli import evaluating, main, training
 from quickstudy.errors import ConfigError
-from quickstudy.experiments import recipes
 from quickstudy.experiments.request import Request, open_tasks
 from quickstudy.tasks.images.augment import Augmentation
 from quickstudy.tasks.images.folders import from_folder
@@ -139,7 +138,8 @@ def test_the_command_line_changes_images_in_training_only(tmp_path, monkeypatch,
         seen.append((split, tasks.augment is not None))
         return tasks
 
-    monkeypatch.setattr(recipes, "open_tasks", watched)
+    for command in (training, evaluating):
+        monkeypatch.setattr(command, "open_tasks", watched)
     train = ["train", "photos", "nearestcentroid", "--ways", "2", "--queries", "2", "--size", "16", "--augment"]
     assert main.run([*train, "--iterations", "1", "--meta-batch", "1", "--out", "run"]) == 0
     few = ["--episodes", "4", "--engine", "loop", "--controls", "shuffled_labels"]

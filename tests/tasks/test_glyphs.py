@@ -9,6 +9,7 @@ import torch
 
 import quickstudy as qs
 from quickstudy.errors import ConfigError
+from quickstudy.tasks.images.folders import read_classes
 from quickstudy.tasks.images.glyphs import draw_glyphs
 
 ROOT = Path(__file__).parents[2]
@@ -63,4 +64,4 @@ def test_the_example_draws_characters_that_can_be_adapted_to(tmp_path):
     subprocess.run([sys.executable, script, tmp_path], check=True, cwd=ROOT, capture_output=True)
     assert len(list((tmp_path / "support").rglob("*.png"))) == 5
     assert len(list((tmp_path / "query").glob("*.png"))) == 10
-    assert list(qs.tasks.images.read_classes(tmp_path / "support")) == ["alef", "bira", "cumo", "deth", "esk"]
+    assert list(read_classes(tmp_path / "support")) == ["alef", "bira", "cumo", "deth", "esk"]

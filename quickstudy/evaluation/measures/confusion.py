@@ -12,16 +12,16 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from quickstudy.base.figures import save
 from quickstudy.evaluation.amount import aligned
 from quickstudy.learner import Episode, Learner
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 READABLE = 25  # most classes of a readable matrix; with more, pairs that were never confused are not kept
 PRINTED = 10  # most pairs that are printed
@@ -106,9 +106,9 @@ class Confusion:
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the matrix of rates as a picture. `path` ends with .png, .svg or .pdf."""
-        from quickstudy.evaluation.measures.confusion import write_figure  # matplotlib takes a second to import
+        from quickstudy.base.figures import save  # matplotlib takes a second to import
 
-        write_figure(self, path)
+        save(path, lambda colours: _figure(self, colours))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -147,12 +147,10 @@ def told_of(
     return known
 
 
-def write_figure(confusion: Confusion, path: str | os.PathLike) -> None:
-    """Write the confusion matrix to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
-    save(path, lambda colours: _figure(confusion, colours))
-
-
 def _figure(confusion: Confusion, colours: Mapping[str, str]) -> Figure:
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
     names, rates = confusion.names, {(one.truth, one.answer): one.rate for one in confusion.pairs}
     side = 2.0 + 0.34 * len(names)
     figure = Figure(figsize=(side, side), layout="constrained")

@@ -13,25 +13,24 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.base.figures import SERIES, save
 from quickstudy.engine import mapping
 from quickstudy.engine.fitting import check_episodes, device_of, for_test
 from quickstudy.episodes import Episodes, count, is_classification
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.scoring import episode_score, protocol_of, sample_blocks
-from quickstudy.learner import embed_of
+from quickstudy.learner import demand
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NEIGHBOURS = 5
 FEWEST = 10  # with fewer tasks, neighbours mean nothing
@@ -88,9 +87,9 @@ class TaskEmbeddings:
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the figure, a panel for each plane and fact. The suffix of `path` is .png, .svg or .pdf."""
-        from quickstudy.evaluation.measures.embeddings import write_figure  # matplotlib takes a second to import
+        from quickstudy.base.figures import save  # matplotlib takes a second to import
 
-        write_figure(self, path)
+        save(path, lambda colours: figure(self, colours))
 
 
 def in_words(values: Fact, told: Told) -> str:
@@ -137,7 +136,7 @@ def task_embeddings(
     Raises ConfigError for learners without an `embed` and for fewer than 10 episodes, NonFiniteError where an embedding
     is not finite.
     """
-    embed_of(trained.learner)
+    demand(trained.learner, "embed")
     if episodes < FEWEST:
         raise ConfigError(f"neighbours need at least {FEWEST} episodes, got {episodes}.")
     learner, theta, found, scores = for_test(trained.learner, tasks), trained.theta, [], []
@@ -147,9 +146,7 @@ def task_embeddings(
             first = block
             check_episodes(learner, theta, block)
         with seeds.seeded(seed, "evaluate", number):
-            found.append(
-                mapping.map_learner(lambda one, e: embed_of(one)(theta, e.support), learner, block).cpu().double()
-            )
+            found.append(mapping.map_learner(lambda one, e: one.embed(theta, e.support), learner, block).cpu().double())
             scores.append(
                 mapping.map_learner(lambda one, e: episode_score(one, theta, e), learner, block).cpu().double()
             )
@@ -228,13 +225,10 @@ MARKS = ("o", "^", "s")  # three marks times six colours distinguish 18 groups
 SEEN = 0.3  # from this R^2 on it can be read off in part
 
 
-def write_figure(embeddings: TaskEmbeddings, path: str | os.PathLike) -> None:
-    """Write the figure to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
-    save(path, lambda colours: figure(embeddings, colours))
-
-
 def figure(e: TaskEmbeddings, colours: Mapping[str, str]) -> Figure:
     """A row for each plane and a column for each fact. With one fact or none, planes are side by side with one key."""
+    from matplotlib.figure import Figure
+
     names: list[str | None] = [*e.facts] or [None]
     panels = [(plane, name) for plane in e.planes for name in names]
     columns = len(names) if len(names) > 1 else len(e.planes)
@@ -257,6 +251,9 @@ def _panel(
     colours: Mapping[str, str],
     keyed: bool,
 ) -> None:
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
     axes.set(xticks=[], yticks=[])
     axes.set_title(plane if name is None else f"{plane}, by {name}", fontsize=10.5, loc="left", parse_math=False)
     if fact is None or name is None:
@@ -274,6 +271,8 @@ def _panel(
 
 def _groups(axes: Axes, places: np.ndarray, fact: list[str], colours: Mapping[str, str], keyed: bool) -> None:
     """Draw the largest groups in their own colours and marks, and all others in grey."""
+    from quickstudy.base.figures import SERIES
+
     looks = [(colours[colour], mark) for mark in MARKS for colour in SERIES]
     largest = [name for name, _ in Counter(fact).most_common(len(looks))]
     rest = np.array([name not in largest for name in fact])

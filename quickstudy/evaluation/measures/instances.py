@@ -20,13 +20,12 @@ import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.base.figures import Bars, bars, save
 from quickstudy.engine import mapping
 from quickstudy.engine.choice import race
 from quickstudy.engine.fitting import check_episodes, check_values, device_of, for_test
@@ -36,8 +35,11 @@ from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import in_words as score_in_words
 from quickstudy.evaluation.scoring import TRIAL, protocol_of, sample_blocks
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta, offers
 from quickstudy.learners.parts.reading import joined
+
+if TYPE_CHECKING:
+    from quickstudy.base.figures import Bars
 
 INSTANCES = (1, 2, 5, 10)
 
@@ -103,9 +105,9 @@ class InstanceAccuracy:
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the figure: a bar per instance with 95 % intervals. The suffix of `path` is .png, .svg or .pdf."""
-        from quickstudy.evaluation.measures.instances import write_figure  # matplotlib takes a second to import
+        from quickstudy.base.figures import bars, save  # matplotlib takes a second to import
 
-        write_figure(self, path)
+        save(path, bars(*figure(self)))
 
 
 def in_words(amount: Amount) -> str:
@@ -224,12 +226,12 @@ def _finite(table: Tensor) -> Tensor:
 
 def has_instances(learner: Learner, tasks: Any) -> bool:
     """Whether `instance_accuracy` can be computed for this learner on these tasks."""
-    return hasattr(learner, "stream") and getattr(tasks, "ways", None) is not None
+    return offers(learner, "stream") and getattr(tasks, "ways", None) is not None
 
 
 def _check(learner: Learner, tasks: Any, instances: Sequence[int], episodes: int) -> None:
     name = type(learner).__name__
-    if not hasattr(learner, "stream"):
+    if not offers(learner, "stream"):
         raise ConfigError(f"{name} does not read streams: accuracy at an instance is for MetaRNN, SNAIL and MANN.")
     if getattr(tasks, "ways", None) is None:
         raise ConfigError("accuracy at an instance is for classification; these tasks have no `ways`.")
@@ -239,12 +241,9 @@ def _check(learner: Learner, tasks: Any, instances: Sequence[int], episodes: int
         raise ConfigError(f"instances are different numbers from 1, such as 1 2 5 10; got {tuple(instances)}.")
 
 
-def write_figure(found: InstanceAccuracy, path: str | os.PathLike) -> None:
-    """Write the figure to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
-    save(path, bars(*figure(found)))
-
-
 def figure(found: InstanceAccuracy) -> tuple[list[str], list[Bars]]:
+    from quickstudy.base.figures import Bars
+
     names = [f"instance {n}" for n in found.instances]
     means, half = [a.mean for a in found.amounts], [a.interval for a in found.amounts]
     return names, [Bars("share of right answers", "accuracy", means, half, whole=1.0)]

@@ -14,16 +14,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy.special import ndtri
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.base.figures import DASHES, SERIES, save
 from quickstudy.base.words import plural
 from quickstudy.engine import mapping
 from quickstudy.engine.fitting import check_episodes, check_values, device_of, for_test
@@ -32,9 +30,12 @@ from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation.amount import Amount, aligned
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.scoring import protocol_of, sample_blocks
-from quickstudy.learner import Batch, Episode, Learner, Theta, distribution_of
+from quickstudy.learner import Batch, Episode, Learner, Theta, demand
 from quickstudy.learners.parts.gaussian import Gaussian, surprise
 from quickstudy.trained.trained import Trained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 POINTS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # default numbers of support points
@@ -105,9 +106,9 @@ class Calibration:
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the reliability curve: coverage against level. `path` ends with .png, .svg or .pdf."""
-        from quickstudy.evaluation.measures.intervals import write_figure  # matplotlib takes a second to import
+        from quickstudy.base.figures import save  # matplotlib takes a second to import
 
-        write_figure(self, path)
+        save(path, lambda colours: figure(self, colours))
 
 
 def _row(one: AtSize) -> tuple[str, ...]:
@@ -151,7 +152,7 @@ def interval_coverage(
     Raises ConfigError where the learner has no distribution or `points` are more than the tasks have, DataError where
     the learner cannot use the tasks, and NonFiniteError where a distribution is not finite.
     """
-    distribution_of(trained.learner)
+    demand(trained.learner, "distribution")
     _check(episodes, levels)
     learner, theta, found = for_test(trained.learner, tasks), trained.theta, []
     first: Episodes | None = None
@@ -198,7 +199,7 @@ def _answers(learner: Learner, theta: Theta, episode: Episode, points: int) -> G
     """The distribution of the query values after learning from the first `points` support points."""
     x, y = episode.support
     phi = learner.adapt(theta, Batch(x[:points], y[:points]))
-    return Gaussian(*distribution_of(learner)(theta, phi, episode.query.x))
+    return Gaussian(*learner.distribution(theta, phi, episode.query.x))
 
 
 def _measured(learner: Learner, theta: Theta, episodes: Episodes, points: int, levels: Sequence[float]) -> Tensor:
@@ -257,7 +258,7 @@ def recalibrated(
     Raises ConfigError where the learner has no distribution or no `std_factors`, or `points` are more than the tasks
     have, and NonFiniteError where a distribution is not finite.
     """
-    distribution_of(trained.learner)
+    demand(trained.learner, "distribution")
     _check(episodes, [level])
     if not hasattr(trained.learner, "std_factors"):
         raise ConfigError(f"{type(trained.learner).__name__} has no std_factors that could be set.")
@@ -284,12 +285,11 @@ def _factor(learner: Learner, theta: Theta, blocks: Sequence[Episodes], points: 
 SHOWN = (0.5, 0.8, 0.9, 0.95)  # levels in the table, as far as they were measured
 
 
-def write_figure(found: Calibration, path: str | os.PathLike) -> None:
-    """Write the reliability curve to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
-    save(path, lambda colours: figure(found, colours))
-
-
 def figure(found: Calibration, colours: Mapping[str, str]) -> Figure:
+    from matplotlib.figure import Figure
+
+    from quickstudy.base.figures import DASHES, SERIES
+
     figure = Figure(figsize=(4.6, 4.1), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=colours["muted"], linestyle=":", linewidth=1.2)

@@ -17,13 +17,12 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from quickstudy.base import seeds
-from quickstudy.base.figures import Bars, bars, save
 from quickstudy.engine import mapping
 from quickstudy.engine.fitting import check_episodes, check_values, device_of, for_test
 from quickstudy.episodes import Episodes, count, unstack
@@ -35,6 +34,9 @@ from quickstudy.evaluation.scoring import protocol_of, sample_blocks
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.nn.hooks import outputs_of
 from quickstudy.nn.parameters import own, parameters
+
+if TYPE_CHECKING:
+    from quickstudy.base.figures import Bars
 
 KINDS = ("representation", "output", "weights")
 Moves = dict[str, dict[str, Tensor]]  # layer -> kind -> a scalar
@@ -91,9 +93,9 @@ class Movement:
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the figure: bars per layer with 95 % intervals. The suffix of `path` is .png, .svg or .pdf."""
-        from quickstudy.evaluation.measures.movement import write_figure  # matplotlib takes a second to import
+        from quickstudy.base.figures import bars, save  # matplotlib takes a second to import
 
-        write_figure(self, path)
+        save(path, bars(*figure(self)))
 
 
 def in_words(amount: Amount | None) -> str:
@@ -259,12 +261,9 @@ CHANGE = "1\xa0−\xa0CKA"
 STILL = 0.01  # a layer whose representation changes by less counts as unmoved
 
 
-def write_figure(movement: Movement, path: str | os.PathLike) -> None:
-    """Write the figure to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
-    save(path, bars(*figure(movement)))
-
-
 def figure(movement: Movement) -> tuple[list[str], list[Bars]]:
+    from quickstudy.base.figures import Bars
+
     representation, weights = (
         [getattr(one, kind) for one in movement.layers] for kind in ("representation", "weights")
     )

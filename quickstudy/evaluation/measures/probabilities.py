@@ -19,14 +19,12 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.base.figures import save
 from quickstudy.engine import mapping
 from quickstudy.engine.choice import race
 from quickstudy.engine.fitting import check_episodes, check_values, device_of, fitted, for_test
@@ -39,6 +37,9 @@ from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import by_task
 from quickstudy.evaluation.scoring import TRIAL, protocol_of, sample_blocks, tasks_of
 from quickstudy.learner import Episode, Learner, Theta
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 15
 KINDS = ("surprise", "brier", "accuracy", "excess")
@@ -110,9 +111,9 @@ class Answers:
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the reliability curve: accuracy against confidence. `path` ends with .png, .svg or .pdf."""
-        from quickstudy.evaluation.measures.probabilities import write_figure  # matplotlib takes a second to import
+        from quickstudy.base.figures import save  # matplotlib takes a second to import
 
-        write_figure(self, path)
+        save(path, lambda colours: figure(self, colours))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -226,12 +227,9 @@ def _bins(sums: Tensor) -> Iterator[Bin]:
             yield Bin(i / BINS, (i + 1) / BINS, round(queries), sure / queries, right / queries)
 
 
-def write_figure(found: Answers, path: str | os.PathLike) -> None:
-    """Write the reliability diagram to `path`, as .png, .svg or .pdf. Raises ConfigError for another suffix."""
-    save(path, lambda colours: figure(found, colours))
-
-
 def figure(found: Answers, colours: Mapping[str, str]) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.6, 4.8), layout="constrained")
     curve, held = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
     curve.plot([0, 100], [0, 100], color=colours["muted"], linestyle=":", linewidth=1.2)

@@ -34,10 +34,11 @@ from quickstudy.evaluation.amount import Amount, aligned
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import Difference, in_words
 from quickstudy.evaluation.scoring import protocol_of
-from quickstudy.learner import Learner, distance_of
+from quickstudy.learner import Learner, demand
 from quickstudy.tasks.classes import ClassTasks, scaled
+from quickstudy.trained.adapting import SCOPE
 from quickstudy.trained.reading import as_features, as_inputs, encoded
-from quickstudy.trained.trained import SCOPE, Trained
+from quickstudy.trained.trained import Trained
 
 RECALL = 0.95  # share of a task's own queries that should be answered
 
@@ -173,7 +174,7 @@ class Adapted(NamedTuple):
 
 
 def _adapted(trained: Trained, tasks: Any, episodes: int, seed: int) -> Iterator[Adapted]:
-    distance_of(trained.learner)
+    demand(trained.learner, "distance")
     if episodes < 2:
         raise ConfigError(f"intervals over episodes need at least 2 of them, got {episodes}.")
     learner, outputs = _as_predictor(trained.learner, tasks), None
@@ -219,7 +220,7 @@ def _other_rows(tasks: Any, generator: torch.Generator) -> Tensor:
 def _measured(task: Adapted, trained: Trained, x: Tensor, episode: int) -> np.ndarray:
     """[2, m]: the distance of each input x [m, ...] to the nearest class, and its `doubt`."""
     with torch.no_grad():
-        distance = distance_of(task.learner)(trained.theta, task.phi, x)
+        distance = task.learner.distance(trained.theta, task.phi, x)
         logits = task.learner.predict(trained.theta, task.phi, x)
     found = torch.stack([distance.double(), doubt(logits.double())]).cpu()
     if not torch.isfinite(found).all():

@@ -103,7 +103,7 @@ def _names(split: str, division: str) -> list[str]:
 
 def _letters() -> dict[str, str]:
     """Character -> t, v or e, from the file beside this one: one line per alphabet, one letter per character."""
-    text = resources.files("quickstudy.tasks").joinpath("omniglot_split.txt").read_text("utf-8")
+    text = resources.files("quickstudy.tasks.images").joinpath("omniglot_split.txt").read_text("utf-8")
     rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
     return {f"{alphabet}/character{i:02d}": letter for alphabet, row in rows for i, letter in enumerate(row, 1)}
 

@@ -5,7 +5,7 @@
 
 n_i counts the ratings of item i by training users, and s_i sums their differences from the mean of all ratings. The
 first number is therefore the item's mean rating, shrunk towards the overall mean. c_i and v_i, if asked for, are the
-item's offset and factors in a factorisation of those ratings (`quickstudy.tasks.tabular.factors`). A linear head on them is the
+item's offset and factors in a factorisation of those ratings (`tabular.factors`). A linear head on them is the
 fold-in of a new user.
 
 For training users, all of these are computed without the user's own rating of the item, so that no rating sees itself

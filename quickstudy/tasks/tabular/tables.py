@@ -73,7 +73,7 @@ def from_table(
     ignore      columns to leave out; categories: columns of numbers that are only names, such as a kind of pain
     preprocess  how columns become numbers, from an earlier learner: `trained.preprocess`; None: learn it here
 
-    All other columns are features (see `quickstudy.tasks.tabular.columns`). Their means, standard deviations and levels are
+    All other columns are features (see `tabular.columns`). Their means, standard deviations and levels are
     those of training tasks. A target of numbers is scaled by mean and standard deviation of training tasks; predictors
     answer in its own unit. Rows without a target, exact copies of other rows, columns that only number the rows, and
     tasks that are too small are left out; `notes` says how many. `GroupTasks` describes what happens to tasks with few

@@ -1,0 +1,124 @@
+"""One task is learned: from a support set, as it was given, to the learner of this task, its phi and its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from quickstudy.engine.fitting import check_episodes, device_of, for_test, is_transductive, with_ways
+from quickstudy.errors import DataError, suggest
+from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.nn.parameters import first_non_finite
+from quickstudy.tasks.texts.sentences import Encoder
+from quickstudy.trained.reading import SupportSet, answers, as_features, as_inputs, encoded
+
+SCOPE = "scope"  # in preprocess: the distance beyond which an input is of no class, see `quickstudy.scoped`
+
+
+class Basis(NamedTuple):
+    """What a task is learned with: the part of a `Trained` that its predictors keep."""
+
+    learner: Learner
+    theta: Theta
+    preprocess: Mapping[str, Any]
+    extractor: nn.Module | None = None
+    text_encoder: Encoder | None = None
+
+
+class Learned(NamedTuple):
+    """What one task taught."""
+
+    learner: Learner  # in the task's ways, and normalising as the task asks
+    phi: Any
+    classes: tuple[Any, ...] | None  # in the order of the output's columns; None for values
+
+
+def learn(basis: Basis, shown: SupportSet, known: bool = False) -> Learned:
+    """Adapt to a support set.
+
+    `known`: the learner has read such examples before. The check that it can then be left out takes longer than
+    learning. Raises DataError as `Trained.adapt`.
+    """
+    learner, classes, support = one_task(basis, shown, known)
+    with torch.no_grad():
+        phi = learner.adapt(basis.theta, support)
+    _check_finite(phi)
+    return Learned(learner, phi, classes)
+
+
+def support_set(basis: Basis, x: Any, y: Any, transductive: bool) -> SupportSet:
+    """Raw inputs and answers as a support set: inputs as the model reads them, answers as they are."""
+    x = encoded(basis.preprocess, x, basis.text_encoder)
+    x = as_inputs(x, basis.theta, least=0 if basis.learner.from_nothing else 1)
+    return SupportSet(x, y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y), transductive)
+
+
+def one_task(basis: Basis, shown: SupportSet, known: bool = False) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
+    """The learner for this task, the names of its classes, and its support set as the learner reads it."""
+    names, target = _answers(basis, answers(basis.preprocess, shown.y), len(shown.x))
+    learner = _for_task(basis.learner, names, shown.transductive)
+    with torch.no_grad():
+        support = Batch(as_features(shown.x, basis.extractor), target)
+    # New classes may be more than the learner has outputs for; those with `ways` were asked above.
+    if not known or not hasattr(learner, "ways"):
+        check_episodes(learner, basis.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
+    return learner, names, support
+
+
+def _answers(basis: Basis, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Tensor]:
+    """Class names in order and numbers [n], or None and values [n, d]."""
+    values = y.numpy() if isinstance(y, Tensor) else y
+    if len(values) != n:
+        raise DataError(f"x has {n} examples, but y has {len(values)}. Give one answer for each example.")
+    device = device_of(basis.theta)
+    if values.dtype.kind == "f":
+        if values.ndim == 1:
+            raise DataError("y holds real numbers [n]. For classes give names or integers, for values [n, d].")
+        real = torch.as_tensor(values, dtype=next(iter(basis.theta.values())).dtype if basis.theta else None)
+        return None, real.to(device)
+    names, numbers = np.unique(values, return_inverse=True)
+    if _same_everywhere(basis):
+        return _known_classes(list(basis.preprocess["classes"]), names, numbers, device)
+    if len(names) < 2:
+        raise DataError(f"the support set has one class only ({names.tolist()[0]!r}). Give examples of two or more.")
+    return tuple(names.tolist()), torch.as_tensor(numbers.reshape(-1)).to(device)
+
+
+def _same_everywhere(basis: Basis) -> bool:
+    """Whether a class is the same output in every task: tasks share their classes, and the learner has one each."""
+    return "classes" in basis.preprocess and (basis.learner.fixed_ways or not hasattr(basis.learner, "ways"))
+
+
+def _known_classes(
+    known: list[str], names: np.ndarray, numbers: np.ndarray, device: torch.device
+) -> tuple[tuple[Any, ...], Tensor]:
+    if unknown := [name for name in map(str, names.tolist()) if name not in known]:
+        raise DataError(
+            f"the support set has the class {unknown[0]!r}; training knew {', '.join(known)}."
+            f"{suggest(unknown[0], known)}"
+        )
+    places = torch.tensor([known.index(str(name)) for name in names.tolist()])
+    return tuple(known), places[numbers.reshape(-1)].to(device)
+
+
+def _for_task(learner: Learner, names: tuple[Any, ...] | None, transductive: bool) -> Learner:
+    if names is not None and getattr(learner, "ways", None) is not None:
+        learner = dataclasses.replace(learner, **with_ways(learner, len(names)))  # type: ignore[type-var]
+    if is_transductive(learner) and not transductive:
+        learner = for_test(learner, None, transductive=False)
+    return learner
+
+
+def _check_finite(phi: Any) -> None:
+    leaves = {str(i): leaf for i, leaf in enumerate(pytree.tree_leaves(phi)) if isinstance(leaf, Tensor)}
+    if first_non_finite(leaves) is not None:
+        raise DataError(
+            "adapting to this support set gives values that are not finite. Check the inputs for absurd numbers, "
+            "or lower the inner learning rate."
+        )
