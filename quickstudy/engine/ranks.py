@@ -31,7 +31,8 @@ from quickstudy.engine.choice.race import Choice
 from quickstudy.engine.mapping import ENGINES
 from quickstudy.episodes import Episodes, part_of
 from quickstudy.errors import ConfigError, RankError
-from quickstudy.learner import Theta
+from quickstudy.learner import Learner, Theta
+from quickstudy.tasks.source import source_of
 
 PATIENCE = 600.0  # seconds that the first rank waits for the others to join
 DESCRIBED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment variables that torchrun sets
@@ -162,17 +163,20 @@ def share(n: int) -> range:
     return range(start, start + each + (rank() < more))
 
 
-def draw(tasks: Any, n: int, generator: torch.Generator) -> Episodes:
+def draw(
+    tasks: Any, n: int, generator: torch.Generator, learner: Learner | None = None, theta: Theta | None = None
+) -> Episodes:
     """This rank's share of `tasks.sample(n, generator)`: together the ranks have the tasks of a single process.
 
     A task source with a method `share(n, places, generator)` makes only the tasks at these places. From any other
-    source all tasks are drawn, and those of other ranks are dropped.
+    source all tasks are drawn, and those of other ranks are dropped. A source that is `on_policy` is given the learner
+    and theta, and needs them.
     """
-    if size() == 1:
-        return tasks.sample(n, generator)
-    if hasattr(tasks, "share"):
-        return tasks.share(n, share(n), generator)
-    return part_of(tasks.sample(n, generator), share(n))
+    source = source_of(tasks)
+    if source.on_policy and learner is not None and theta is not None:
+        drawn = source.draw(n, generator, learner, theta)
+        return drawn if size() == 1 else part_of(drawn, share(n))
+    return source.sample(n, generator) if size() == 1 else source.share(n, share(n), generator)
 
 
 def stream(name: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from quickstudy.episodes import Episodes, count, moved
 from quickstudy.errors import NonFiniteError
 from quickstudy.learner import Learner, Theta
 from quickstudy.nn.parameters import first_non_finite
+from quickstudy.tasks.source import Source, source_of
 
 
 class Step(NamedTuple):
@@ -26,7 +28,7 @@ class Step(NamedTuple):
     iteration: int  # iterations done, from 1
     loss: float  # mean meta-loss before the update, over the tasks of all ranks
     episodes: Episodes  # this rank's share of the tasks
-    sampling: float  # seconds spent waiting for the episodes, which are drawn in the background
+    sampling: float  # seconds spent waiting for the episodes, which are drawn in the background, or on policy
     computing: float  # seconds spent on the meta-gradient, its mean over the ranks, and the update
     interrupted: bool = False  # whether any rank was asked to stop before the update
 
@@ -51,42 +53,71 @@ def meta_steps(
     """Run iterations start+1..iterations, updating theta in place and yielding a Step after each.
 
     Iteration i draws its episodes and random numbers from (seed, i) only, so an interrupted and resumed run gives the
-    same result as an uninterrupted one. `optimizer` must have been built on `list(theta.values())`. The other settings
-    are those of `train`, except that `engine` must not be "auto". In a process group the tasks are divided among the
-    ranks, which all yield at the same iterations; `interrupted()` says whether this rank was asked to stop.
+    same result as an uninterrupted one. The next iteration's episodes are drawn in the background, except where `tasks`
+    are `on_policy`: then they are drawn after the update, with the learner and the current theta. `optimizer` must have
+    been built on `list(theta.values())`. The other settings are those of `train`, except that `engine` must not be
+    "auto". In a process group the tasks are divided among the ranks, which all yield at the same iterations;
+    `interrupted()` says whether this rank was asked to stop.
 
     Raises NonFiniteError, before the update, where the loss or a gradient is not finite, OutOfMemoryError where memory
     runs out, and RankError where the other ranks cannot be reached.
     """
-    device = next(iter(theta.values())).device
-    with ThreadPoolExecutor(1, "episodes", initializer=torch.set_num_threads, initargs=(1,)) as background:
+    source, device = source_of(tasks), next(iter(theta.values())).device
 
-        def draw(iteration: int) -> Future[Episodes]:
-            return background.submit(_draw, tasks, meta_batch, seed, device, channels_last, iteration)
+    def draw(iteration: int) -> Episodes:
+        now = learner.at(iteration / iterations)
+        share = moved(drawn_share(source, now, theta, meta_batch, seed, iteration), device)
+        return numerics.images_channels_last(share) if channels_last else share
 
-        ahead = draw(start) if start < iterations else None
+    drawn = _now if source.on_policy else _ahead
+    with contextlib.closing(drawn(draw, range(start, iterations))) as batches:
         for iteration in range(start, iterations):
             began = time.perf_counter()
-            assert ahead is not None  # every iteration has its draw
-            episodes = ahead.result()
-            drawn = time.perf_counter()
-            # Draw the next tasks while this iteration computes and the ranks communicate.
-            ahead = draw(iteration + 1) if iteration + 1 < iterations else None
+            episodes = next(batches)
+            begun = time.perf_counter()
             with seeds.seeded(seed, ranks.stream("iteration"), iteration):
                 now = learner.at(iteration / iterations)
-                loss, slope = _share_gradient(now, theta, episodes, engine, chunk, precision)
-            loss, slope, stop = ranks.begin_mean(loss, slope, count(episodes) / meta_batch, interrupted())()
-            _check_finite(iteration + 1, loss, slope)
-            _update(theta, slope, optimizer, clip)
-            yield Step(iteration + 1, float(loss), episodes, drawn - began, time.perf_counter() - drawn, stop)
+                loss, gradient = _share_gradient(now, theta, episodes, engine, chunk, precision)
+            weight = count(episodes) / meta_batch
+            loss, gradient, stop = ranks.begin_mean(loss, gradient, weight, interrupted())()
+            _check_finite(iteration + 1, loss, gradient)
+            _update(theta, gradient, optimizer, clip)
+            yield Step(iteration + 1, float(loss), episodes, begun - began, time.perf_counter() - begun, stop)
 
 
-def _draw(
-    tasks: Any, meta_batch: int, seed: int, device: torch.device, channels_last: bool, iteration: int
-) -> Episodes:
-    """This rank's share of the tasks of an iteration."""
-    drawn = moved(ranks.draw(tasks, meta_batch, seeds.generator(seed, "train", iteration)), device)
-    return numerics.images_channels_last(drawn) if channels_last else drawn
+# --- the tasks of an iteration ---------------------------------------------------------------------------------------
+
+
+def _ahead(draw: Callable[[int], Episodes], iterations: range) -> Generator[Episodes, None, None]:
+    """The tasks of each iteration; the next ones are drawn in the background while the caller uses these."""
+    with ThreadPoolExecutor(1, "episodes", initializer=torch.set_num_threads, initargs=(1,)) as background:
+        ahead = background.submit(draw, iterations.start) if iterations else None
+        for iteration in iterations:
+            assert ahead is not None  # every iteration has its draw
+            episodes = ahead.result()
+            ahead = background.submit(draw, iteration + 1) if iteration + 1 < iterations.stop else None
+            yield episodes
+
+
+def _now(draw: Callable[[int], Episodes], iterations: range) -> Generator[Episodes, None, None]:
+    """The tasks of each iteration, drawn when the caller asks for them: after the update of the iteration before."""
+    yield from map(draw, iterations)
+
+
+def drawn_share(source: Source, learner: Learner, theta: Theta, meta_batch: int, seed: int, iteration: int) -> Episodes:
+    """This rank's share of the tasks of an iteration; those of one rank where there is no process group.
+
+    They depend on (seed, iteration) alone, and for a source that is `on_policy` on the learner and theta. A policy may
+    draw its actions from torch's generator, so that is seeded for it, equally on all ranks.
+    """
+    generator = seeds.generator(seed, "train", iteration)
+    if not source.on_policy:
+        return ranks.draw(source, meta_batch, generator)
+    with seeds.seeded(seed, "act", iteration):
+        return ranks.draw(source, meta_batch, generator, learner, theta)
+
+
+# --- the gradient and the update -------------------------------------------------------------------------------------
 
 
 def _share_gradient(
@@ -98,20 +129,20 @@ def _share_gradient(
     return next(iter(nothing.values())).sum(), nothing
 
 
-def _update(theta: Theta, slope: Theta, optimizer: Optimizer, clip: float | None) -> None:
+def _update(theta: Theta, gradient: Theta, optimizer: Optimizer, clip: float | None) -> None:
     for name, value in theta.items():
-        value.grad = slope[name]
+        value.grad = gradient[name]
     if clip is not None:
         torch.nn.utils.clip_grad_norm_(theta.values(), clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
-def _check_finite(iteration: int, loss: Tensor, slope: Theta) -> None:
-    total = torch.nn.utils.get_total_norm(slope.values())
+def _check_finite(iteration: int, loss: Tensor, gradient: Theta) -> None:
+    total = torch.nn.utils.get_total_norm(gradient.values())
     if torch.isfinite(loss) and torch.isfinite(total):
         return
-    name = first_non_finite(slope)
+    name = first_non_finite(gradient)
     where = (
         f"the meta-gradient of {name!r}" if name else "the loss" if not torch.isfinite(loss) else "the gradient norm"
     )

@@ -7,7 +7,7 @@ from quickstudy.base.words import plural
 from quickstudy.experiments.evaluate_run import CURVE_EPISODES
 from quickstudy.experiments.run import Run
 from quickstudy.report import words
-from quickstudy.training.session import SHOWN_TASKS
+from quickstudy.training.curve import SHOWN_TASKS
 
 
 def learning_curves(run: Run) -> list[Picture]:
