@@ -27,7 +27,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +60,46 @@ class Outer(NamedTuple):
     optimizer: str = "adam"  # adam, sgd or rmsprop
     lr: float = 1e-3
     schedule: str = "constant"  # constant; cosine or linear: down to 0 over all iterations
+
+
+# --- fields that follow from the tasks -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Structural:
+    """Marks a field that follows from the tasks, so that the command line makes it. All other fields are its options.
+
+    A field of one of the types below is marked: `model: Network`. `experiments.recipes` makes one of each role.
+    """
+
+    role: str
+
+
+Value = TypeVar("Value")
+Network = Annotated[nn.Module, Structural("network")]  # maps x [n, ...] to logits [n, ways] or values [n, d]
+Encoder = Annotated[nn.Module, Structural("encoder")]  # maps x [n, ...] to features [n, width]
+MapEncoder = Annotated[nn.Module, Structural("map encoder")]  # maps images to feature maps
+Relation = Annotated[nn.Module, Structural("relation")]  # maps features of classes and of examples to scores
+Loss = Annotated[Callable[[Any, Any], Tensor], Structural("loss")]  # (output, y) -> scalar
+Ways = Annotated[int, Structural("ways")]  # classes in a task
+Width = Annotated[int, Structural("width")]  # of the encoder's features
+Outputs = Annotated[int, Structural("outputs")]  # numbers in one answer (regression)
+Length = Annotated[int, Structural("length")]  # of the longest sequence of examples in training
+NotAnOption = Annotated[Value, Structural("not an option")]  # for Python alone: elsewhere it keeps its default
+
+
+def structural_fields(cls: type[Learner]) -> dict[str, str]:
+    """The role of each field that follows from the tasks: name -> role."""
+    hints = get_type_hints(cls, include_extras=True)
+    marks = {field.name: _marks(hints[field.name]) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return {name: found[0].role for name, found in marks.items() if found}
+
+
+def _marks(hint: Any) -> list[Structural]:
+    """The marks of a type, or of the parts of a union such as `Ways | None`."""
+    if get_origin(hint) is Annotated:
+        return [mark for mark in hint.__metadata__ if isinstance(mark, Structural)]
+    return [mark for part in get_args(hint) for mark in _marks(part)]
 
 
 class Learner(abc.ABC):

@@ -23,7 +23,7 @@ def word(default: str) -> Any:
     return arg(metavar="WORD", help_behavior_hint=f"(default: {default})")
 
 
-def words(default: str) -> Any:
+def several(default: str) -> Any:
     """Any number of words; `default` says in the help what happens without them."""
     return arg(metavar="WORD...", help_behavior_hint=f"(default: {default})")
 

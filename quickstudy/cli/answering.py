@@ -17,6 +17,7 @@ from quickstudy.errors import ConfigError
 from quickstudy.evaluation.measures import scope
 from quickstudy.experiments import evaluate_run
 from quickstudy.experiments.request import open_tasks
+from quickstudy.tasks.source import source_of
 from quickstudy.trained import inputs
 from quickstudy.trained.load import load
 from quickstudy.trained.predictor import Predictor
@@ -42,7 +43,7 @@ def _scoped(run: str, trained: Trained, y: Any) -> Trained:
     The distance is found on validation tasks with the ways and shots of the support set.
     """
     tasks = open_tasks(request_of_run(run), "val", trained.preprocess)
-    if getattr(tasks, "ways", None) is None:
+    if source_of(tasks).ways is None:
         raise ConfigError("--reject is for classes; this run answers with values.")
     sizes = Counter(y)
     tasks = scope.sized(tasks, len(sizes), min(sizes.values()))

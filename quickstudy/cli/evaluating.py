@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from quickstudy.base import files
@@ -11,8 +12,6 @@ from quickstudy.errors import ConfigError
 from quickstudy.evaluation.score import in_words
 from quickstudy.experiments import evaluate_run
 from quickstudy.experiments.request import Request, open_tasks
-
-# --- evaluate, adapt, predict, report, list --------------------------------------------------------------------------
 
 
 def evaluate(argv: list[str]) -> None:
@@ -25,8 +24,9 @@ def evaluate(argv: list[str]) -> None:
 
 def _evaluate(options: EvaluateOptions) -> None:
     trained = evaluate_run.load_run(options.run)
-    given = {name: getattr(options, name) for name in ("ways", "shots", "queries", "data")}
-    request = request_of_run(options.run)._replace(**{k: v for k, v in given.items() if v is not None})
+    sizes = {name: vars(options)[name] for name in ("ways", "shots", "queries", "data")}
+    changes = {name: value for name, value in sizes.items() if value is not None}
+    request = dataclasses.replace(request_of_run(options.run), **changes)
     tasks = open_tasks(request, options.split, trained.preprocess)
     scores = evaluate_run.evaluate_run(
         options.run,
@@ -50,8 +50,8 @@ def _evaluate(options: EvaluateOptions) -> None:
 
         print(verdict(scores[0]))
     common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
-    if found := evaluate_run.evaluate_instances(options.run, trained, tasks, options.instances, **common):
-        print(found)
+    if instances := evaluate_run.evaluate_instances(options.run, trained, tasks, options.instances, **common):
+        print(instances)
     print(f"next: quickstudy report {options.run}")
 
 
@@ -61,7 +61,7 @@ def request_of_run(run: str) -> Request:
     config = files.read_json(path) if path.is_file() else {}
     if "request" not in config:
         raise ConfigError(f"{run!r} is not a run of 'quickstudy train': which tasks it was trained on is not known.")
-    return Request(**config["request"])._replace(augment=False)
+    return dataclasses.replace(Request(**config["request"]), augment=False)
 
 
 def report(argv: list[str]) -> None:

@@ -7,9 +7,10 @@ import inspect
 import re
 import sys
 import typing
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
@@ -19,8 +20,10 @@ from tyro.conf import arg
 from quickstudy.base import seeds
 from quickstudy.base.memory import in_words as in_bytes
 from quickstudy.base.progress import settings_bar
+from quickstudy.base.words import duration
 from quickstudy.cli.options import PlanOptions, TaskOptions, TrainOptions, parse
 from quickstudy.engine import ranks
+from quickstudy.engine.choice.forecast import Setting
 from quickstudy.engine.choice.forecast import plan as plan_training
 from quickstudy.engine.mapping import TOGETHER
 from quickstudy.errors import ConfigError, DataError
@@ -28,8 +31,10 @@ from quickstudy.experiments import recipes
 from quickstudy.experiments.request import NAMED, Request, kind_of, open_tasks
 from quickstudy.learner import Learner
 from quickstudy.learners import LEARNERS
+from quickstudy.tasks.source import source_of
 from quickstudy.training.outer import optimizer_of, schedule_of
 from quickstudy.training.session import train as train_learner
+from quickstudy.training.settings import settings_among
 
 Options = TypeVar("Options", bound=TrainOptions)
 
@@ -38,56 +43,48 @@ Options = TypeVar("Options", bound=TrainOptions)
 
 
 def train(argv: list[str]) -> None:
-    given = _train_options(argv, "train", TrainOptions)
-    with ranks.joined(device_named(given[2].device)) as device:
-        _train(*given, device)
+    asked = _asked(argv, "train", TrainOptions)
+    with ranks.joined(device_named(asked.options.device)) as device:
+        _train(asked, device)
 
 
-def _train(
-    tasks_name: str, learner_name: str, options: TrainOptions, fields: dict[str, Any], device: torch.device
-) -> None:
-    cls = LEARNERS[learner_name]
-    request = request_from(tasks_name, options)
-    out = Path(options.out or f"runs/{Path(tasks_name).name.split('.')[0]}-{learner_name}")
-    tasks, learner = _built(request, cls, options, fields)
-    given = {"lr": options.outer_lr, "schedule": options.schedule}
-    outer = learner.outer()._replace(**{name: value for name, value in given.items() if value is not None})
+def _train(asked: Asked, device: torch.device) -> None:
+    options = asked.options
+    request = request_of(options)
+    out = Path(options.out or f"runs/{folder_name(options.tasks)}-{asked.learner}")
+    tasks, learner = _built(request, asked)
+    chosen = {"lr": options.outer_lr, "schedule": options.schedule}
+    outer = learner.outer()._replace(**{name: value for name, value in chosen.items() if value is not None})
     trained = train_learner(
         learner,
         tasks,
-        iterations=options.iterations,
-        meta_batch=options.meta_batch,
-        seed=options.seed,
+        **settings_among(vars(options)),
         out=out,
-        val=_validation_tasks(request, getattr(tasks, "preprocess", None)),
-        val_every=options.val_every,
-        val_episodes=options.val_episodes,
-        patience=options.patience,
-        keep=options.keep,
-        engine=options.engine,
-        chunk=options.chunk,
-        precision=options.precision,
-        channels_last=options.channels_last,
+        val=_validation_tasks(request, source_of(tasks).preprocess),
         optimizer=optimizer_of(outer),
         scheduler=schedule_of(outer.schedule, options.iterations),
-        clip=options.clip,
         resume=options.resume,
         device=device,
-        tensorboard=options.tensorboard,
-        about={"request": request._asdict()},
+        about={"request": dataclasses.asdict(request)},
     )
     parameters = sum(value.numel() for value in trained.theta.values())
-    print(f"trained {cls.__name__} ({parameters:,} parameters) on {tasks_name}: {out}")
+    print(f"trained {type(learner).__name__} ({parameters:,} parameters) on {options.tasks}: {out}")
     print(f"next: quickstudy evaluate {out}")
 
 
-def _built(request: Request, cls: type[Learner], options: TrainOptions, fields: dict[str, Any]) -> tuple[Any, Learner]:
+def _built(request: Request, asked: Asked) -> tuple[Any, Learner]:
     """The training tasks, and a learner for them with new weights."""
-    torch.manual_seed(seeds.derive(options.seed, "weights"))
+    torch.manual_seed(seeds.derive(asked.options.seed, "weights"))
+    tasks = open_noted(request)
+    return tasks, recipes.build_learner(LEARNERS[asked.learner], tasks, asked.fields, asked.options.network_options())
+
+
+def open_noted(request: Request) -> Any:
+    """The training tasks; prints what a reader should know of the data."""
     tasks = open_tasks(request, "train")
-    for note in getattr(tasks, "notes", ()):
+    for note in source_of(tasks).notes:
         print(f"note: {note}", file=sys.stderr)
-    return tasks, recipes.build_learner(cls, tasks, fields, network_options(options))
+    return tasks
 
 
 def _validation_tasks(request: Request, preprocess: Any) -> Any:
@@ -104,31 +101,50 @@ def _validation_tasks(request: Request, preprocess: Any) -> Any:
     return opened.get("val")
 
 
-def _train_options(
-    argv: list[str], command: str, kind_of_options: type[Options]
-) -> tuple[str, str, Options, dict[str, Any]]:
-    """The names of the tasks and of the learner, the command's options, and the learner's fields."""
-    words = [a for a in argv[:2] if not a.startswith("-")]
-    if len(words) < 2:
-        # With --help this prints the help and exits.
-        parse(kind_of_options, [a for a in argv if a in ("-h", "--help")], f"{command} TASKS LEARNER")
-        raise ConfigError(
-            f"say first what to train on what, then the options: quickstudy {command} TASKS LEARNER [OPTIONS], as in: "
-            f"quickstudy {command} glyphs protonet --ways 5"
-        )
-    name, cls = recipes.find_learner(words[1])
-    kind = kind_of(words[0], any(word.split("=")[0] in ("--text", "--label") for word in argv))
+# --- the words of the command line -----------------------------------------------------------------------------------
+
+
+class Asked(NamedTuple, Generic[Options]):
+    """What a command line asks for."""
+
+    learner: str  # its name in LEARNERS
+    options: Options
+    fields: dict[str, Any]  # of the learner
+
+
+def _asked(argv: list[str], command: str, kind_of_options: type[Options]) -> Asked[Options]:
+    """What the words of `quickstudy train` or `quickstudy plan` ask for."""
+    tasks, wanted = _first_words(argv, command, kind_of_options)
+    name, cls = recipes.find_learner(wanted)
+    kind = kind_named(tasks, argv)
     fields = _field_options(cls, recipes.FIELDS.get((kind, name), {}))
-    sizes = recipes.DEFAULTS.get(words[0], recipes.DEFAULTS[kind])
+    sizes = recipes.DEFAULTS.get(tasks, recipes.DEFAULTS[kind])
     parts = [
-        ("training", kind_of_options, field(default_factory=lambda: kind_of_options(**sizes))),
-        (name, fields, field(default_factory=fields)),
+        ("training", kind_of_options, field(default_factory=lambda: kind_of_options(tasks=tasks, **sizes))),
+        ("learner", Annotated[fields, arg(name=name)], field(default_factory=fields)),
     ]
     both = dataclasses.make_dataclass("Train", parts if dataclasses.fields(fields) else parts[:1])
     purpose = "keep the run in a folder" if command == "train" else "say what that needs, without doing it"
-    both.__doc__ = f"Meta-train {cls.__name__} on {words[0]} and {purpose}."
-    parsed = parse(both, argv[2:], f"{command} {words[0]} {words[1]}")
-    return words[0], name, parsed.training, dataclasses.asdict(getattr(parsed, name, fields()))
+    both.__doc__ = f"Meta-train {cls.__name__} on {tasks} and {purpose}."
+    parsed = vars(parse(both, argv[2:], f"{command} {tasks} {wanted}"))
+    return Asked(name, parsed["training"], vars(parsed.get("learner", fields())))
+
+
+def _first_words(argv: list[str], command: str, kind_of_options: type[Options]) -> tuple[str, str]:
+    """The tasks and the learner. Raises ConfigError where they do not come first; --help prints the help and exits."""
+    names = [word for word in argv[:2] if not word.startswith("-")]
+    if len(names) == 2:
+        return names[0], names[1]
+    parse(kind_of_options, [word for word in argv if word in ("-h", "--help")], f"{command} TASKS LEARNER")
+    raise ConfigError(
+        f"say first what to train on what, then the options: quickstudy {command} TASKS LEARNER [OPTIONS], as in: "
+        f"quickstudy {command} glyphs protonet --ways 5"
+    )
+
+
+def kind_named(tasks: str, argv: list[str]) -> str:
+    """The kind of these tasks, which is text where the words name a column of texts."""
+    return kind_of(tasks, any(word.split("=")[0] in ("--text", "--label") for word in argv))
 
 
 def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
@@ -142,19 +158,18 @@ def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
     return dataclasses.make_dataclass(f"{cls.__name__}Fields", made)
 
 
-def request_from(tasks: str, options: TaskOptions) -> Request:
+def request_of(options: TaskOptions) -> Request:
     """The request for these tasks. Paths become absolute, so that the run can be evaluated from any folder."""
-    given = {name: getattr(options, name) for name in Request._fields if hasattr(options, name)}
-    named = tasks in NAMED or not Path(tasks).exists()
-    given |= {name: str(Path(given[name]).resolve()) for name in ("data", "items") if given[name]}
-    return Request(tasks if named else str(Path(tasks).resolve()), **given)
+    values = options.values(*(one.name for one in dataclasses.fields(Request)))
+    values |= {name: str(Path(path).resolve()) for name, path in options.given("data", "items").items()}
+    if options.tasks not in NAMED and Path(options.tasks).exists():
+        values["tasks"] = str(Path(options.tasks).resolve())
+    return Request(**values)
 
 
-def network_options(options: TaskOptions) -> dict[str, Any]:
-    chosen = {
-        name: getattr(options, name) for name in ("network", "filters", "norm", "downsample", "dropblock", "hidden")
-    }
-    return {name: value for name, value in chosen.items() if value is not None}
+def folder_name(tasks: str) -> str:
+    """The word for these tasks in the name of a run folder."""
+    return Path(tasks).name.split(".")[0]
 
 
 def device_named(name: str) -> torch.device:
@@ -171,29 +186,26 @@ def device_named(name: str) -> torch.device:
 
 
 def plan(argv: list[str]) -> None:
-    tasks_name, learner_name, options, fields = _train_options(argv, "plan", PlanOptions)
-    tasks, learner = _built(request_from(tasks_name, options), LEARNERS[learner_name], options, fields)
+    asked = _asked(argv, "plan", PlanOptions)
+    options = asked.options
+    tasks, learner = _built(request_of(options), asked)
+    shared = options.values("meta_batch", "memory", "engine", "chunk", "precision", "channels_last", "seed")
     with settings_bar() as bar:
-        found = plan_training(
-            learner,
-            tasks,
-            progress=bar,
-            device=device_named(options.device),
-            **{
-                name: getattr(options, name)
-                for name in ("meta_batch", "memory", "engine", "chunk", "precision", "channels_last", "seed")
-            },
-        )
-    from quickstudy.base.words import duration  # imported late: matplotlib takes a second and memory
+        settings = plan_training(learner, tasks, progress=bar, device=device_named(options.device), **shared)
+    _print_settings(settings, options.iterations)
+    print(f"fastest: quickstudy train {options.tasks} {asked.learner} ... {settings[0].options()}")
 
-    heads = ("engine", "adjoint", "chunk", "peak memory", "iteration", f"{options.iterations:,} of them")
+
+def _print_settings(settings: Sequence[Setting], iterations: int) -> None:
+    """A table of what each setting needs, the fastest first."""
+    heads = ("engine", "adjoint", "chunk", "peak memory", "iteration", f"{iterations:,} of them")
     table = Table(*(Column(head, no_wrap=True) for head in heads))
-    for one in found:
+    for one in settings:
+        chunk = str(one.chunk or ("all" if one.engine in TOGETHER else ""))
         size = "?" if one.memory is None else in_bytes(one.memory)
-        cells = (one.adjoint or "", str(one.chunk or ("all" if one.engine in TOGETHER else "")), size)
-        table.add_row(one.engine, *cells, *map(duration, (one.seconds, options.iterations * one.seconds)))
+        times = map(duration, (one.seconds, iterations * one.seconds))
+        table.add_row(one.engine, one.adjoint or "", chunk, size, *times)
     Console().print(table)
-    print(f"fastest: quickstudy train {tasks_name} {learner_name} ... {found[0].options()}")
 
 
 LESS_MEMORY = "Take --engine loop, fewer --queries or a smaller network; 'quickstudy plan' tells what a training needs."

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,14 @@ from quickstudy.base import seeds
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, QuickstudyError, suggest
 from quickstudy.experiments.baselines import per_task, pooled
-from quickstudy.learner import Episode, Learner
+from quickstudy.learner import Episode, Learner, structural_fields
 from quickstudy.learners import LEARNERS
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.metric.protonet import ProtoNet
 from quickstudy.learners.reference import LinearProbe
 from quickstudy.nn import NETWORKS
 from quickstudy.nn.model import call
+from quickstudy.tasks.source import Source, source_of
 from quickstudy.trained.trained import Trained
 
 # Defaults for each kind of task: sizes of an episode and the outer loop here, and the inner loop of each learner in
@@ -81,54 +82,72 @@ def find_learner(name: str) -> tuple[str, type[Learner]]:
 
 
 def plain_fields(cls: type[Learner]) -> list[dataclasses.Field]:
-    """The learner's fields that a command line can set: numbers, words and switches."""
-    fixed = (
-        "model",
-        "encoder",
-        "set_encoder",
-        "relation",
-        "loss",
-        "ways",
-        "width",
-        "outputs",
-        "length",
-        "progress",
-        "std_factors",
-    )
-    return [f for f in dataclasses.fields(cls) if f.name not in fixed]  # type: ignore[arg-type]
+    """The learner's fields that a command line can set: those that do not follow from the tasks."""
+    structural = structural_fields(cls)
+    return [field for field in dataclasses.fields(cls) if field.name not in structural]  # type: ignore[arg-type]
 
 
-def build_learner(cls: type[Learner], tasks: Any, fields: dict[str, Any], network: dict[str, Any]) -> Learner:
+class Making(NamedTuple):
+    """A learner in the making: what its structural fields follow from."""
+
+    cls: type[Learner]
+    source: Source
+    fields: Mapping[str, Any]  # its plain fields, with their defaults
+    network: Mapping[str, Any]  # options of `build_network`
+    made: dict[str, Any]  # its structural fields so far: role -> value
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The shape of its encoder's output for one input."""
+        return shape_of(next(self.made[role] for role in ("encoder", "map encoder") if role in self.made), self.source)
+
+
+def _encoder(making: Making, maps: bool) -> nn.Module:
+    return build_network(making.source, None, {"downsample": "pool", "maps": maps, **making.network})
+
+
+def _relation(making: Making) -> nn.Module:
+    sizes = {name: making.network[name] for name in ("filters", "norm") if name in making.network}
+    return networks.relation(making.features, **sizes)
+
+
+def _network(making: Making) -> nn.Module:
+    source = making.source if making.cls.episodic else making.source.pooled()
+    return build_network(making.source, source.ways or answer_width(making.source), dict(making.network))
+
+
+# How a field that follows from the tasks is made, by its role; the first are made first.
+ROLES: dict[str, Callable[[Making], Any]] = {
+    "loss": lambda making: F.cross_entropy if making.source.ways else F.mse_loss,
+    "ways": lambda making: making.source.ways,
+    "encoder": lambda making: _encoder(making, maps=False),
+    "map encoder": lambda making: _encoder(making, maps=True),
+    "outputs": lambda making: 1 if making.source.ways else answer_width(making.source),
+    "width": lambda making: making.features[-1],
+    "length": lambda making: positions(making.source, making.fields.get("objective", "query")),
+    "relation": _relation,
+    "network": _network,
+}
+
+
+def build_learner(cls: type[Learner], tasks: Any, fields: Mapping[str, Any], network: Mapping[str, Any]) -> Learner:
     """A learner of class `cls` for these tasks. Its network fits their inputs and answers, and its loss their kind.
 
-    `fields` are the learner's plain fields, and `network` the options of `build_network`; `fields` is changed in place.
-    Raises ConfigError where the learner is for classification and the tasks are regression.
+    `fields` are some of the learner's plain fields, and `network` the options of `build_network`. Raises ConfigError
+    where the learner is for classification and the tasks are regression.
     """
-    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    ways = getattr(tasks, "ways", None)
-    if ways is None and not names & {"loss", "outputs"}:
+    source, structural = source_of(tasks), structural_fields(cls)
+    if source.ways is None and not {"loss", "outputs"} & set(structural.values()):
         raise ConfigError(
             f"{cls.__name__} is for classification; these tasks ask for real numbers. Try maml or finetune."
         )
-    if "loss" in names:
-        fields["loss"] = F.cross_entropy if ways else F.mse_loss
-    if "ways" in names:
-        fields["ways"] = ways
-    if "encoder" in names:
-        fields["encoder"] = build_network(tasks, None, {"downsample": "pool", "maps": "relation" in names} | network)
-    if "outputs" in names and ways is None:
-        fields["outputs"] = answer_width(tasks)
-    if "width" in names:
-        fields["width"] = shape_of(fields["encoder"], tasks)[-1]
-    if "length" in names:
-        fields["length"] = positions(tasks, fields.get("objective") or cls.objective)  # type: ignore[attr-defined]
-    if "relation" in names:
-        sizes = {name: network[name] for name in ("filters", "norm") if name in network}
-        fields["relation"] = networks.relation(shape_of(fields["encoder"], tasks), **sizes)
-    if "model" in names:
-        outputs = answer_width(tasks) if ways is None else ways if cls.episodic else len(tasks.classes)
-        fields["model"] = build_network(tasks, outputs, network)
-    return cls(**fields)
+    plain = {field.name: field.default for field in plain_fields(cls)} | dict(fields)
+    making = Making(cls, source, plain, network, {})
+    for role, make in ROLES.items():
+        if role in structural.values():
+            making.made[role] = make(making)
+    made = {name: making.made[role] for name, role in structural.items() if role in making.made}
+    return cls(**made, **fields)
 
 
 def shape_of(encoder: nn.Module, tasks: Any) -> tuple[int, ...]:
@@ -160,10 +179,10 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
     """The network for these tasks: for images the one named by the option `network` (conv4 by default), for rows of
     numbers an mlp, for hashed texts the text network. It is an encoder without a head where `outputs` is None.
     """
-    preprocess = getattr(tasks, "preprocess", {})
+    preprocess = source_of(tasks).preprocess
     if "buckets" in preprocess:  # hashed texts
         model = networks.text(outputs, buckets=preprocess["buckets"], words=preprocess["words"])
-        model.encoder.set_idf(tasks.examples)  # type: ignore[operator, union-attr]
+        model.encoder.set_idf(source_of(tasks).tasks.examples)  # type: ignore[operator, union-attr]
         return model
     shape = tuple(one_episode(tasks).support.x.shape[1:])
     if len(shape) != 3:
@@ -185,12 +204,12 @@ def builders(
 
     def builder(name: str, cls: type[Learner]) -> Callable[[], Learner]:
         fields = FIELDS.get((kind, name), {})
-        return lambda: build_learner(cls, tasks, dict(fields), dict(network))
+        return lambda: build_learner(cls, tasks, fields, network)
 
     found = {name: builder(name, cls) for name, cls in learners.items()}
     for build in found.values():
         build()  # so that an unsuitable learner is refused now rather than after others were trained
-    with suppress(QuickstudyError, AttributeError):  # a source without a pool has no classes to pretrain on
+    with suppress(QuickstudyError):  # it does not fit all tasks
         fine_tuning = builder("finetune", LEARNERS["finetune"])
         fine_tuning()
         found.setdefault("finetune", fine_tuning)
@@ -202,9 +221,9 @@ def baselines(train: Any, test: Any) -> dict[str, Trained]:
 
     `train` fits the pooled models; `test` has the tasks that all of them will be tested on.
     """
-    if "buckets" in getattr(train, "preprocess", {}):  # texts, as hashed subwords
+    if "buckets" in source_of(train).preprocess:  # texts, as hashed subwords
         return _on_texts(train, test)
-    ways = getattr(test, "ways", None)
+    ways = source_of(test).ways
     found: dict[str, Trained] = {"linear-probe": Trained(LinearProbe(ways), {})}
     if ways:
         found["nearest-centroid"] = Trained(NearestCentroid(ways), {})

@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Suppress, arg
 
 from quickstudy import tasks as sources
+from quickstudy.base.options import choice, several, switch, word
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.tasks.tabular.tables import split_files
 
-PUBLIC = ("omniglot", "cifar_fs", "fc100")  # public data sets, which are downloaded
+# Public data sets, which are downloaded.
+PUBLIC: dict[str, Callable[..., Any]] = {
+    "omniglot": sources.omniglot,
+    "cifar_fs": sources.cifar_fs,
+    "fc100": sources.fc100,
+}
 NAMED = ("glyphs", "sinusoid", *PUBLIC)
 
 
-class Request(NamedTuple):
-    """A request for tasks: which tasks, in which sizes, and how to read them."""
+@dataclass(frozen=True)
+class Request:
+    """A request for tasks: which tasks, in which sizes, and how to read them. All but `tasks` are options, too."""
 
-    tasks: str  # a name out of NAMED, a folder of class folders, a table, or a folder of tables train, val, test
-    ways: int | None = None
-    shots: int = 1
-    queries: int = 15
-    data: str | None = None  # folder of the data set
+    # a name out of NAMED, a folder of class folders, a table, or a folder of tables train, val, test
+    tasks: Annotated[str, Suppress] = ""
+    ways: Annotated[int | None, arg(metavar="INT")] = None  # classes in a task (None for regression)
+    shots: int = 1  # support examples per class (regression: per task)
+    queries: int = 15  # query examples per class (regression: per task)
+    data: Annotated[str | None, word("$QUICKSTUDY_DATA, or ./data")] = None  # folder of the data set
     size: int = 28  # images from a folder are scaled to size x size
-    augment: bool = False  # training images are changed at random each time they are drawn
-    task: str | None = None  # table: the column that names a row's task
-    target: str | None = None  # table: the column to predict
-    time: str | None = None  # table or ratings: the column of time
-    kind: str | None = None  # what the target is: number or class
-    ignore: Sequence[str] = ()  # columns to leave out
-    categories: Sequence[str] = ()  # columns whose numbers are names of categories
-    user: str | None = None  # ratings: the column of the user who rated
-    item: str | None = None  # ratings: the column of the item that was rated
-    rating: str | None = None  # ratings: the column of the rating itself
-    items: str | None = None  # ratings: a second table, with the items' features
-    item_id: str | None = None  # ratings: the column of items in that table
+    augment: Annotated[bool, switch] = False  # change training images at random each time they are drawn
+    task: Annotated[str | None, word("none")] = None  # table: the column that says which task a row belongs to
+    target: Annotated[str | None, word("none")] = None  # table: the column to predict
+    time: Annotated[str | None, word("none")] = None  # table: the column of time; support rows come before query rows
+    # table: whether the target is a number or a class
+    kind: Annotated[Literal["number", "class"] | None, choice("number,class", "as the column looks")] = None
+    ignore: Annotated[tuple[str, ...], several("none")] = ()  # table: columns to leave out
+    categories: Annotated[tuple[str, ...], several("none")] = ()  # table: columns whose numbers are names of categories
+    user: Annotated[str | None, word("none")] = None  # ratings: the column of the user who rated
+    item: Annotated[str | None, word("item")] = None  # ratings: the column of the item that was rated
+    rating: Annotated[str | None, word("rating")] = None  # ratings: the column of the rating itself
+    items: Annotated[str | None, word("none")] = None  # ratings: a second table, with the items' features
+    item_id: Annotated[str | None, word("as in the ratings")] = None  # ratings: the column of items in that table
     factors: int = 0  # ratings: length of the item vectors that are learned from training users
-    text: str | None = None  # labelled texts: the column of texts
-    label: str | None = None  # labelled texts: the column of classes
-    words: int = 24  # labelled texts: how many words of each text are read
-    encoder: str | None = None  # labelled texts: the model of sentence_transformers that embeds them
+    text: Annotated[str | None, word("none")] = None  # table of texts: the column of texts
+    label: Annotated[str | None, word("none")] = None  # table of texts: the column of their classes
+    words: int = 24  # texts: how many words of each text are read
+    encoder: Annotated[str | None, word("hashed subwords")] = None  # texts: a model of sentence_transformers
+
+    def values(self, *names: str) -> dict[str, Any]:
+        """The values of some fields, by name."""
+        return {name: vars(self)[name] for name in names}
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """The values of those fields that hold one."""
+        return {name: value for name, value in self.values(*names).items() if value}
 
 
 def kind_of(tasks: str, labelled: bool = False) -> str:
@@ -76,7 +96,7 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
     name, kind = request.tasks, kind_of(request.tasks, bool(request.text or request.label))
     _check_placed(request, kind)
     if kind == "text":
-        named = {word: value for word in ("text", "label", "words", "encoder") if (value := getattr(request, word))}
+        named = request.given("text", "label", "words", "encoder")
         return sources.from_text(name, split, request.ways or 5, request.shots, request.queries, **named, progress=True)
     if is_table(name) and (request.user or request.item or request.rating or request.items):
         return _open_ratings(request, split, preprocess)
@@ -91,7 +111,7 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
         return sources.glyphs(split, *sizes)
     augment = {"augment": True} if request.augment and split == "train" else {}
     if name in PUBLIC:
-        return getattr(sources, name)(split, *sizes, root=request.data, **augment)
+        return PUBLIC[name](split, *sizes, root=request.data, **augment)
     if Path(name).is_dir():
         return sources.from_folder(name, split, *sizes, size=request.size, **augment)
     if Path(name).suffix or "/" in name:
@@ -117,9 +137,8 @@ def _open_table(request: Request, split: str, preprocess: Mapping[str, Any] | No
             f"{request.tasks!r} is a table: name the column that says which task a row belongs to (--task) and the one "
             f"to predict (--target). {lacking} is missing."
         )
-    words = ("task", "target", "time", "kind", "ignore", "categories", "shots", "queries")
-    given = {word: getattr(request, word) for word in words}
-    return sources.from_table(request.tasks, split, **given, preprocess=preprocess)
+    read = request.values("task", "target", "time", "kind", "ignore", "categories", "shots", "queries")
+    return sources.from_table(request.tasks, split, **read, preprocess=preprocess)
 
 
 def _open_ratings(request: Request, split: str, preprocess: Mapping[str, Any] | None) -> Any:
@@ -128,7 +147,6 @@ def _open_ratings(request: Request, split: str, preprocess: Mapping[str, Any] | 
             "in a table of ratings --user names the task and --rating the target, a number: leave --task, --target and "
             "--kind out."
         )
-    named = {word: value for word in ("user", "item", "rating") if (value := getattr(request, word))}
-    words = ("time", "items", "item_id", "ignore", "categories", "shots", "queries", "factors")
-    given = named | {word: getattr(request, word) for word in words}
-    return sources.from_ratings(request.tasks, split, **given, preprocess=preprocess)
+    columns = request.given("user", "item", "rating")
+    read = request.values("time", "items", "item_id", "ignore", "categories", "shots", "queries", "factors")
+    return sources.from_ratings(request.tasks, split, **columns, **read, preprocess=preprocess)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.inner.descent import descend
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Network, Theta, Ways
 from quickstudy.learners.parts.distance import class_means
 from quickstudy.nn.hooks import input_of
 from quickstudy.nn.parameters import last_linear, parameters
@@ -53,7 +53,7 @@ class LinearProbe(Learner):
     (weight, bias) is then at most 1.
     """
 
-    ways: int | None = None  # classes in a task; None for regression
+    ways: Ways | None = None  # classes in a task; None for regression
     steps: int = 100  # gradient steps (classification)
 
     def init(self) -> Theta:
@@ -102,8 +102,8 @@ class NIL(Learner):
     Raghu, Raghu, Bengio, Vinyals: Rapid Learning or Feature Reuse?, ICLR 2020, https://arxiv.org/abs/1909.09157
     """
 
-    model: nn.Module  # ends in a linear layer, the head
-    ways: int  # classes in a task
+    model: Network  # ends in a linear layer, the head
+    ways: Ways  # classes in a task
 
     def init(self) -> Theta:
         return parameters(self.model)

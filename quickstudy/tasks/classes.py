@@ -182,6 +182,11 @@ class PooledTasks:
 
     source: ClassTasks
 
+    @property
+    def ways(self) -> int:
+        """All classes of the pool."""
+        return len(self.source.classes)
+
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n minibatches of ways * (shots + queries) examples, drawn with replacement, as episodes."""
         s = self.source

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.inner.derivatives import Given, LossAt
 from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
 from quickstudy.inner.rules import find_rule
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.nn.hooks import below_head
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import last_linear, matching, parameters
@@ -36,8 +35,8 @@ class ANIL(Learner):
     Deviations from the paper: none.
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.1  # inner learning rate
     steps: int = 5  # inner gradient steps
     adapts: str = ""  # parameters that adapt, such as 'head.*,block4.*'; empty: the last linear layer

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
 from quickstudy.inner.rules import find_rule
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import last_linear, matching, parameters
 from quickstudy.nn.statistics import statistics
@@ -34,8 +33,8 @@ class BOIL(Learner):
     Deviations from the paper: one inner learning rate for the whole body, as in its main experiments.
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.5  # inner learning rate
     steps: int = 1  # inner gradient steps
     stays: str = ""  # parameters that do not adapt, such as 'head.*'; empty: the last linear layer

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
 from quickstudy.inner.rules import find_rule
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.nn.film import conditioned_layer, film, width_of
 from quickstudy.nn.model import Change, call
 from quickstudy.nn.parameters import beside, own, parameters, part
@@ -45,8 +44,8 @@ class CAVIA(Learner):
     map from context to scale and shift has no bias, because the layer before has one.
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 1.0  # inner learning rate
     steps: int = 2  # inner gradient steps
     context: int = 100  # length of the context vector

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.errors import ConfigError
 from quickstudy.inner.derivatives import LossAt, gradient, hessian
 from quickstudy.inner.descent import check_steps, descend
 from quickstudy.inner.implicit import conjugate_gradient, warn_above
 from quickstudy.inner.rules import find_rule
-from quickstudy.learner import Batch, Episode, Learner, Theta, with_gradient
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta, with_gradient
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters
 from quickstudy.nn.statistics import statistics
@@ -47,8 +46,8 @@ class IMAML(Learner):
     not implemented); conjugate gradient may stop at a tolerance, whereas the paper always takes 5 steps.
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.1  # inner learning rate
     steps: int = 16  # inner gradient steps
     lam: float = 2.0  # strength of the pull towards theta

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways, Width
 from quickstudy.learners.parts.distance import class_means
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import beside, own, parameters, part
@@ -89,9 +89,9 @@ class LEO(Learner):
     values that the authors found best for each data set are in docs/learners/leo.md.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to features [n, width]
-    width: int  # of the encoder's features
-    ways: int = 5  # classes in a task
+    encoder: Encoder  # maps x [n, ...] to features [n, width]
+    width: Width  # of the encoder's features
+    ways: Ways = 5  # classes in a task
     latent: int = 64  # numbers in a latent code
     lr: float = 1.0  # initial value of the learned rate of the latent steps
     steps: int = 5  # gradient steps on the latent codes

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
 from quickstudy.inner.rules import find_rule
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters
 from quickstudy.nn.statistics import statistics
@@ -39,8 +38,8 @@ class MAML(Learner):
     inner steps at test (3) than in training (1). The protocol here records both.
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.4  # inner learning rate
     steps: int = 1  # inner gradient steps
     first_order: bool = False  # drop the second-order term (FOMAML); the same as adjoint "first_order"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.errors import ConfigError
 from quickstudy.inner.descent import ALONG_THE_PATH, check_adjoint, check_steps, trajectory
 from quickstudy.inner.rules import find_rule
-from quickstudy.learner import Batch, Episode, Learner, Outer, Theta, with_gradient
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, NotAnOption, Outer, Theta, with_gradient
 from quickstudy.nn.model import call
 from quickstudy.nn.norm import affine_of_norms
 from quickstudy.nn.parameters import beside, own, parameters, part
@@ -51,8 +50,8 @@ class MAMLPlusPlus(Learner):
     running average with momentum. The authors' code keeps averages too, but normalises by the batch at test as well.
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.1  # inner learning rate, or initial value of the learned ones
     steps: int = 5  # inner gradient steps
     multi_step_loss: bool = True  # the query loss counts after every step, not only the last
@@ -64,7 +63,7 @@ class MAMLPlusPlus(Learner):
     cosine: bool = True  # outer learning rate falls to zero along a cosine
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
     adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
-    progress: float = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
+    progress: NotAnOption[float] = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
 
     handed_in: ClassVar[tuple[str, ...]] = ("seen.",)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
 from quickstudy.inner.rules import find_rule
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics
@@ -35,8 +34,8 @@ class MetaSGD(Learner):
     Deviations from the paper: alpha starts at one value, whereas the paper draws it at random (from [0.005, 0.1]).
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.1  # initial value of every inner learning rate
     steps: int = 1  # inner gradient steps
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.errors import ConfigError
 from quickstudy.inner.descent import check_steps, descend
 from quickstudy.inner.rules import find_rule
-from quickstudy.learner import Batch, Episode, Learner, Outer, Theta, with_gradient
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Outer, Theta, with_gradient
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters
 from quickstudy.nn.statistics import statistics
@@ -39,8 +38,8 @@ class Reptile(Learner):
     carries them from task to task in training.
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 1e-3  # inner learning rate
     steps: int = 5  # inner steps
     batch: int = 10  # support examples per inner step; 0, or more than there are: all of them

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, NotAnOption, Theta, Ways, Width
 from quickstudy.learners.parts.sets import applied, checked_features, members, perceptron, set_means
 from quickstudy.nn.film import conditioned_layers, film, width_of
 from quickstudy.nn.model import Change, call
@@ -59,12 +59,13 @@ class CNAPs(Learner):
     sqrt(width), so that a wide extractor does not start with overconfident predictions.
     """
 
-    encoder: nn.Module  # the feature extractor: maps x [n, ...] to features [n, width]
-    width: int  # of the encoder's features
-    ways: int = 5  # classes in a task
+    encoder: Encoder  # the feature extractor: maps x [n, ...] to features [n, width]
+    width: Width  # of the encoder's features
+    ways: Ways = 5  # classes in a task
     layers: str = ""  # modulated layers, patterns such as "block*.norm"; empty: every norm layer
     freeze: bool = False  # keep the extractor's weights fixed; theta then does not contain them
-    set_encoder: nn.Module | None = None  # maps x to [n, width] for the task's embedding; None: the extractor itself
+    # maps x to [n, width] for the task's embedding; None: the extractor itself
+    set_encoder: NotAnOption[nn.Module | None] = None
     embedding: int = 64  # length of z
     penalty: float = 0.001  # weight of the penalty on squared lambda and mu
 

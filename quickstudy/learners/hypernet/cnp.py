@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, NotAnOption, Outputs, Theta, Ways, Width
 from quickstudy.learners.hypernet.process import (
     PREFIX,
     check_fields,
@@ -62,16 +62,17 @@ class CNP(Learner):
     Its loss includes the support points, ours only the queries.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to features [n, width]
-    width: int  # of the encoder's features
-    ways: int | None = None  # classes in a task; None for regression
-    outputs: int = 1  # predicted numbers per input (regression)
+    encoder: Encoder  # maps x [n, ...] to features [n, width]
+    width: Width  # of the encoder's features
+    ways: Ways | None = None  # classes in a task; None for regression
+    outputs: Outputs = 1  # predicted numbers per input (regression)
     representation: int = 128  # length of a task's representation, and width of every layer
     depth: int = 3  # layers of h and of g
     min_std: float = 0.01  # smallest standard deviation of a prediction, in units of y_scale
     fewest: int = 0  # fewest support points kept in training (at least 1 per class); the shots or more: keep all
     y_scale: float = 1.0  # typical size of y (regression)
-    std_factors: tuple[float, ...] = ()  # of standard deviations after 0, 1, ... support points, see `qs.recalibrated`
+    # of standard deviations after 0, 1, ... support points, see `qs.recalibrated`
+    std_factors: NotAnOption[tuple[float, ...]] = ()
 
     from_nothing: ClassVar[bool] = True  # also predicts from an empty support set
 

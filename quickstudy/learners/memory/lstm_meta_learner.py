@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.inner.derivatives import value_and_gradient
 from quickstudy.inner.descent import check_steps
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics
@@ -47,8 +47,8 @@ class LSTMMetaLearner(Learner):
     units in between; every step reads the whole support set; batch normalisation is as the network declares.
     """
 
-    model: nn.Module  # maps x to logits or values
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
+    model: Network  # maps x to logits or values
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
     lr: float = 0.01  # initial value of the input gate, between 0 and 1
     steps: int = 5  # inner steps
     first_order: bool = True  # treat gradients and losses in the update as constants

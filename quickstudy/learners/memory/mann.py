@@ -8,11 +8,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Batch, Episode, Learner, Outer, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Outer, Theta, Ways, Width
 from quickstudy.learners.parts.reading import (
     as_input,
     check_objective,
@@ -74,9 +74,9 @@ class MANN(Learner):
     share its equations, or what lies between controller and key. A `sharpness` other than 1 is our addition.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to features [n, width]
-    width: int  # of the encoder's features
-    ways: int = 5  # classes in a task
+    encoder: Encoder  # maps x [n, ...] to features [n, width]
+    width: Width  # of the encoder's features
+    ways: Ways = 5  # classes in a task
     units: int = 200  # of the controller's state
     slots: int = 128  # rows of the memory
     slot: int = 40  # length of a row

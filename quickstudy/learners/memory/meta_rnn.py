@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Loss, Outputs, Theta, Ways, Width
 from quickstudy.learners.parts.reading import (
     as_input,
     check_objective,
@@ -57,11 +56,11 @@ class MetaRNN(Learner):
     over steps, not a sum.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to features [n, width]
-    width: int  # of the encoder's features
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
-    ways: int | None = 5  # classes in a task; None for regression
-    outputs: int = 1  # predicted numbers per input (regression)
+    encoder: Encoder  # maps x [n, ...] to features [n, width]
+    width: Width  # of the encoder's features
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
+    ways: Ways | None = 5  # classes in a task; None for regression
+    outputs: Outputs = 1  # predicted numbers per input (regression)
     cell: str = "lstm"  # elman, gru or lstm
     units: int = 200  # of the cell's state
     objective: str = "stream"  # training loss: stream (every example, before its target is read) or query

@@ -8,11 +8,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Length, Theta, Ways, Width
 from quickstudy.learners.parts.reading import (
     as_input,
     check_objective,
@@ -68,10 +68,10 @@ class SNAIL(Learner):
     change the softmax.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to features [n, width]
-    width: int  # of the encoder's features
-    ways: int = 5  # classes in a task
-    length: int = 6  # positions that the convolutions reach: the support set and a query
+    encoder: Encoder  # maps x [n, ...] to features [n, width]
+    width: Width  # of the encoder's features
+    ways: Ways = 5  # classes in a task
+    length: Length = 6  # positions that the convolutions reach: the support set and a query
     causal_filters: int = 128  # filters of a causal convolution, a multiple of 4; the attentions grow with them
     objective: str = "query"  # training loss: query, or stream (every example, before its label is read)
     shuffle: bool = True  # read training examples in a random order

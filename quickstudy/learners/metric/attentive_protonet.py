@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways, Width
 from quickstudy.learners.metric.protonet import Prototypes
 from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, squared_distances, to_nearest
 from quickstudy.nn.parameters import beside, parameters, part
@@ -46,9 +46,9 @@ class AttentiveProtoNet(Learner):
     same temperature as the logits.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to embeddings [n, width]
-    width: int  # of the encoder's embeddings
-    ways: int = 5  # classes in a task
+    encoder: Encoder  # maps x [n, ...] to embeddings [n, width]
+    width: Width  # of the encoder's embeddings
+    ways: Ways = 5  # classes in a task
     heads: int = 1  # attention heads; their number must divide the width
     contrast: float = 0.1  # weight of the contrastive regulariser
     temperature: float = 1.0  # what squared distances are divided by

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways, Width
 from quickstudy.learners.metric.context import in_context, init_context, reading
 from quickstudy.learners.parts.distance import class_means, cosines, embedding, known_statistics, one_hot, to_nearest
 from quickstudy.nn.parameters import beside, parameters, part
@@ -49,9 +49,9 @@ class MatchingNet(Learner):
     so that a larger class has more of it.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to embeddings [n, d]
-    ways: int = 5  # classes in a task
-    width: int | None = None  # of the encoder's embeddings; needed with context
+    encoder: Encoder  # maps x [n, ...] to embeddings [n, d]
+    ways: Ways = 5  # classes in a task
+    width: Width | None = None  # of the encoder's embeddings; needed with context
     scale: float = 10.0  # factor of the cosines, or its initial value if learned
     learn_scale: bool = True  # learn that factor
     context: bool = False  # embeddings that depend on the whole support set, in its order

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner.implicit import warn_above
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways
 from quickstudy.learners.metric.crammer_singer import support_vectors
 from quickstudy.learners.metric.ridge import ridge
 from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, one_hot
@@ -50,8 +50,8 @@ class MetaOptNet(Learner):
     own interior point method, with matrices of the size of the support set, replaces OptNet's.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to features [n, d]
-    ways: int = 5  # classes in a task
+    encoder: Encoder  # maps x [n, ...] to features [n, d]
+    ways: Ways = 5  # classes in a task
     head: str = "svm"  # what is solved: svm or ridge
     c: float = 0.1  # svm: cost C of examples inside the margin
     lam: float = 50.0  # ridge: weight of |W|^2

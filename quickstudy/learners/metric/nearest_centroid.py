@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta, Ways
 from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
 
 
@@ -26,7 +26,7 @@ class NearestCentroid(Learner):
     Deviations: none (a textbook classifier).
     """
 
-    ways: int = 5  # classes in a task
+    ways: Ways = 5  # classes in a task
 
     def init(self) -> Theta:
         return {}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways
 from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters
@@ -40,8 +40,8 @@ class ProtoNet(Learner):
     own batch), whereas the authors' code embeds both in one batch in training and uses running averages at test.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to embeddings [n, d]
-    ways: int = 5  # classes in a task
+    encoder: Encoder  # maps x [n, ...] to embeddings [n, d]
+    ways: Ways = 5  # classes in a task
 
     def init(self) -> Theta:
         return parameters(self.encoder)

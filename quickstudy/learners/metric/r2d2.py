@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Encoder, Episode, Learner, Loss, Theta, Ways
 from quickstudy.learners.metric.ridge import ridge
 from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, one_hot
 from quickstudy.nn.parameters import beside, parameters, part
@@ -47,9 +46,9 @@ class R2D2(Learner):
     class probability; features come from the last layer only, whereas the paper joins those of the last two.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to features [n, d]
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
-    ways: int | None = 5  # classes in a task; None for regression
+    encoder: Encoder  # maps x [n, ...] to features [n, d]
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
+    ways: Ways | None = 5  # classes in a task; None for regression
     lam: float = 1.0  # initial value of the learned weight of |W|^2
     scale: float = 10.0  # initial value of the learned factor of the output
 

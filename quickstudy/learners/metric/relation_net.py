@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, MapEncoder, Relation, Theta, Ways
 from quickstudy.learners.parts.distance import class_means, known_statistics, one_hot
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import beside, own, parameters, part
@@ -46,9 +46,9 @@ class RelationNet(Learner):
     pixel in some), and poolings round up.
     """
 
-    encoder: nn.Module  # maps x [n, ...] to feature maps [n, channels, height, width] or vectors [n, d]
-    relation: nn.Module  # maps (features of classes [ways, ...], of examples [m, ...]) to scores [m, ways]
-    ways: int = 5  # classes in a task
+    encoder: MapEncoder  # maps x [n, ...] to feature maps [n, channels, height, width] or vectors [n, d]
+    relation: Relation  # maps (features of classes [ways, ...], of examples [m, ...]) to scores [m, ways]
+    ways: Ways = 5  # classes in a task
 
     def init(self) -> Theta:
         return beside(parameters(self.encoder), PREFIX, parameters(self.relation))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.errors import ConfigError
 from quickstudy.inner.descent import check_steps, descend
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Network, Theta, Ways
 from quickstudy.learners.parts.distance import class_means, cosines
 from quickstudy.learners.transfer.pretrained import features, pooled
 from quickstudy.nn.parameters import last_linear, parameters
@@ -44,8 +44,8 @@ class BaselinePP(Learner):
     paper's code also learns the length of each w_k.
     """
 
-    model: nn.Module  # ends in a linear layer, the head
-    ways: int = 5  # classes in a new task
+    model: Network  # ends in a linear layer, the head
+    ways: Ways = 5  # classes in a new task
     scale: float = 10.0  # factor of the cosines
     lr: float = 0.1  # learning rate on the support set
     steps: int = 100  # gradient steps on the support set

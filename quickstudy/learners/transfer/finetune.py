@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner.derivatives import Given, LossAt
 from quickstudy.inner.descent import check_steps, descend
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta, Ways
 from quickstudy.learners.transfer.pretrained import pooled
 from quickstudy.nn.hooks import below_head
 from quickstudy.nn.model import call
@@ -43,9 +42,9 @@ class FineTune(Learner):
     Deviations from the paper: plain full-batch gradient descent for `steps` steps instead of minibatches of 4.
     """
 
-    model: nn.Module  # ends in a linear layer, the head
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # (output, y) -> scalar
-    ways: int | None = 5  # classes in a new task; None for regression
+    model: Network  # ends in a linear layer, the head
+    loss: Loss = F.cross_entropy  # (output, y) -> scalar
+    ways: Ways | None = 5  # classes in a new task; None for regression
     lr: float = 0.1  # learning rate on the support set
     steps: int = 100  # gradient steps on the support set
     fit: str = "head"  # what is fine-tuned: head or all

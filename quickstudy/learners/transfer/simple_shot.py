@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Batch, Episode, Learner, Theta, with_gradient
+from quickstudy.learner import Batch, Episode, Learner, Network, Theta, Ways, with_gradient
 from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
 from quickstudy.learners.transfer.pretrained import features, pooled
 from quickstudy.nn.parameters import beside, last_linear, parameters
@@ -47,8 +47,8 @@ class SimpleShot(Learner):
     at the end, in a pass over the training set.
     """
 
-    model: nn.Module  # ends in a linear layer, the head
-    ways: int = 5  # classes in a new task
+    model: Network  # ends in a linear layer, the head
+    ways: Ways = 5  # classes in a new task
     features: str = "CL2N"  # UN (unchanged), L2N (scaled to length one) or CL2N (centred, then scaled)
 
     episodic: ClassVar[bool] = False  # trains on pooled examples, not on episodes
