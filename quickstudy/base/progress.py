@@ -49,6 +49,8 @@ def _in_words(line: dict[str, Any]) -> str:
         words.append(f"accuracy {100 * line['accuracy']:.0f} %")
     if "error" in line:
         words.append(f"error {line['error']:.3f}")
+    if "score" in line:
+        words.append(f"score {line['score']:.3g}")
     if "val" in line:
         words.append(f"val {100 * line['val']:.1f} %" if "accuracy" in line else f"val {line['val']:.3f}")
     return "  ".join(words)

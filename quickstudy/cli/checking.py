@@ -23,18 +23,19 @@ from quickstudy.nn.norm import POLICIES
 
 def check(argv: list[str]) -> int:
     options = parse(CheckOptions, argv, "check")
-    names = ("ways", "shots", "queries", "lr", "steps", "seed")
-    sizes = factory.Sizes(_shape(options.shape), **{name: getattr(options, name) for name in names})
+    sizes = factory.Sizes(
+        _shape(options.shape), options.ways, options.shots, options.queries, options.lr, options.steps, options.seed
+    )
     learner, episode = factory.build(options.factory, sizes)
     chosen = {"directions": options.directions, "tolerance": options.tolerance, "seed": options.seed}
-    found = check_meta_gradient(learner, episode, **chosen)
+    checked = check_meta_gradient(learner, episode, **chosen)
     table = Table("parameter", "shape", "meta-gradient", "difference", "verdict")
-    for entry in found.entries:
+    for entry in checked.entries:
         shape, off = "x".join(map(str, entry.shape)) or "number", entry.difference
         table.add_row(entry.name, shape, f"{entry.norm:.3g}", "" if math.isnan(off) else f"{off:.0e}", entry.verdict)
     Console().print(table)
-    print(found)
-    return 0 if found.ok else 1
+    print(checked)
+    return 0 if checked.ok else 1
 
 
 def _shape(words: Sequence[str]) -> tuple[int, ...]:

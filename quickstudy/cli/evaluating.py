@@ -38,6 +38,7 @@ def _evaluate(options: EvaluateOptions) -> None:
         ensemble=options.ensemble,
         names=None if options.controls is None else list(options.controls),
         engine=options.engine,
+        **({} if options.metric is None else {"metric": options.metric}),
     )
     if not ranks.first():
         return

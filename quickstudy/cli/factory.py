@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.learner import Batch, Episode, Learner
+from quickstudy.learner import Batch, Episode, Learner, setting, takes
 from quickstudy.learners.gradient.maml import MAML
 from quickstudy.nn.model import call
 
@@ -67,17 +67,18 @@ def make(name: str) -> Any:
         raise ConfigError(f"say MODULE:FACTORY, as in my_model.py:make or package.models:Net; got {name!r}.")
     with _importable(where):
         module = _import(where)
-        if not hasattr(module, attribute):
-            raise ConfigError(f"{where!r} has no {attribute!r}.{suggest(attribute, vars(module))}")
-        found = getattr(module, attribute)
-        return found if isinstance(found, (Learner, nn.Module, tuple)) else _call(name, found)
+        try:
+            named = getattr(module, attribute)  # a module may make its names on demand, so vars() is not enough
+        except AttributeError:
+            raise ConfigError(f"{where!r} has no {attribute!r}.{suggest(attribute, vars(module))}") from None
+        return named if isinstance(named, (Learner, nn.Module, tuple)) else _call(name, named)
 
 
 def _call(name: str, factory: Any) -> Any:
     if not callable(factory):
         raise ConfigError(f"{name} must be a function or class that gives {EXPECTED}; got {_describe(factory)}.")
     _check_needs_nothing(name, factory)
-    return told(factory, f"{name} raised")
+    return run_user_code(factory, f"{name} raised")
 
 
 def _check_needs_nothing(name: str, factory: Callable) -> None:
@@ -109,7 +110,9 @@ def _import(where: str) -> ModuleType:
     if where.endswith(".py"):
         return _import_file(Path(where))
     try:
-        return told(lambda: importlib.import_module(where), f"importing {where!r} failed:", keep=ModuleNotFoundError)
+        return run_user_code(
+            lambda: importlib.import_module(where), f"importing {where!r} failed:", keep=ModuleNotFoundError
+        )
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):  # one that the module itself imports
             raise ConfigError(f"importing {where!r} failed: {error}. Install it first.") from error
@@ -126,11 +129,11 @@ def _import_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # the name ends in .py
     # Dataclasses look up their module in sys.modules.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    told(lambda: spec.loader.exec_module(module), f"importing {str(path)!r} failed:")  # type: ignore[union-attr]
+    run_user_code(lambda: spec.loader.exec_module(module), f"importing {str(path)!r} failed:")  # type: ignore[union-attr]
     return module
 
 
-def told(action: Callable[[], Any], what: str, keep: type[Exception] | tuple = ()) -> Any:
+def run_user_code(action: Callable[[], Any], what: str, keep: type[Exception] | tuple = ()) -> Any:
     """The result of the user's code `action`. Raises ConfigError with one line, `what` and the cause, where it fails.
 
     Exceptions of the types `keep` pass unchanged.
@@ -168,9 +171,9 @@ def draw_episode(learner: Learner, sizes: Sizes) -> Episode:
 
 def _ways(learner: Learner, sizes: Sizes) -> int | None:
     """The given ways, else the learner's own, else one class per output where the loss is cross-entropy."""
-    if sizes.ways is not None or hasattr(learner, "ways"):
-        return getattr(learner, "ways", None) if sizes.ways is None else sizes.ways
-    return _outputs(learner, sizes.shape, 2).shape[-1] if getattr(learner, "loss", None) is F.cross_entropy else None
+    if sizes.ways is not None or takes(learner, "ways"):
+        return setting(learner, "ways") if sizes.ways is None else sizes.ways
+    return _outputs(learner, sizes.shape, 2).shape[-1] if setting(learner, "loss") is F.cross_entropy else None
 
 
 def _draw_batch(learner: Learner, shape: tuple[int, ...], ways: int | None, each: int) -> Batch:
@@ -181,13 +184,13 @@ def _draw_batch(learner: Learner, shape: tuple[int, ...], ways: int | None, each
 
 def _outputs(learner: Learner, shape: tuple[int, ...], n: int) -> Tensor:
     """The outputs of the learner's network for n random inputs."""
-    model = getattr(learner, "model", None)
+    model = setting(learner, "model")
     if not isinstance(model, nn.Module):
         raise ConfigError(f"say --ways, or return (learner, episode): {type(learner).__name__} has no model to ask.")
     x = torch.randn(n, *shape).to(next(model.parameters(), torch.empty(0)).dtype)
     with torch.no_grad():
-        found = told(lambda: call(model, {}, x), f"the model, given x {list(x.shape)}, raised")
-    if not (isinstance(found, Tensor) and found.dim() and len(found) == n):
-        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        outputs = run_user_code(lambda: call(model, {}, x), f"the model, given x {list(x.shape)}, raised")
+    if not (isinstance(outputs, Tensor) and outputs.dim() and len(outputs) == n):
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ConfigError(f"the model must give one tensor, [n, outputs] for n inputs; got {got} for n = {n}.")
-    return found
+    return outputs

@@ -95,6 +95,7 @@ class EvaluateOptions:
     split: Literal["test", "val", "train"] = "test"  # which classes or tasks
     data: Annotated[str | None, word("where training found it")] = None  # folder of the data set
     controls: Annotated[tuple[str, ...] | None, word("all that make sense")] = None  # controls to run
+    metric: Annotated[str | None, word("what suits the tasks")] = None  # what is scored, such as 'mean absolute error'
     instances: Annotated[tuple[int, ...] | None, number("1 2 5 10")] = None  # streams: instances of a class to score
     engine: Literal["auto", "vmap", "threads", "loop"] = "auto"  # how tasks are computed together
 

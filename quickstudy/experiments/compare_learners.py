@@ -44,6 +44,7 @@ from quickstudy.tasks.source import describe
 from quickstudy.tasks.tabular.groups import GroupTasks
 from quickstudy.trained.load import load
 from quickstudy.trained.trained import Trained
+from quickstudy.training.checkpoint import read_metrics
 from quickstudy.training.loop import meta_steps
 from quickstudy.training.outer import optimizer_of
 from quickstudy.training.session import train as train_learner
@@ -253,9 +254,7 @@ def iterations_within(seconds: float, learner: Learner, given: Given, seed: int)
 
 def _curve(folder: Path, iterations: int) -> list[tuple[float, float]]:
     """The validation curve: (share of the training's iterations, score on validation tasks)."""
-    path = folder / "metrics.jsonl"
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
-    return [(line["iteration"] / iterations, line["val"]) for line in lines if "val" in line]
+    return [(line["iteration"] / iterations, line["val"]) for line in read_metrics(folder) if "val" in line]
 
 
 def _inductive(trained: Trained) -> Trained:

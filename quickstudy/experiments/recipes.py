@@ -206,14 +206,14 @@ def builders(
         fields = FIELDS.get((kind, name), {})
         return lambda: build_learner(cls, tasks, fields, network)
 
-    found = {name: builder(name, cls) for name, cls in learners.items()}
-    for build in found.values():
+    known = {name: builder(name, cls) for name, cls in learners.items()}
+    for build in known.values():
         build()  # so that an unsuitable learner is refused now rather than after others were trained
     with suppress(QuickstudyError):  # it does not fit all tasks
         fine_tuning = builder("finetune", LEARNERS["finetune"])
         fine_tuning()
-        found.setdefault("finetune", fine_tuning)
-    return found
+        known.setdefault("finetune", fine_tuning)
+    return known
 
 
 def baselines(train: Any, test: Any) -> dict[str, Trained]:
@@ -224,10 +224,10 @@ def baselines(train: Any, test: Any) -> dict[str, Trained]:
     if "buckets" in source_of(train).preprocess:  # texts, as hashed subwords
         return _on_texts(train, test)
     ways = source_of(test).ways
-    found: dict[str, Trained] = {"linear-probe": Trained(LinearProbe(ways), {})}
+    untrained: dict[str, Trained] = {"linear-probe": Trained(LinearProbe(ways), {})}
     if ways:
-        found["nearest-centroid"] = Trained(NearestCentroid(ways), {})
-    return found | (_on_tables(train, test) if isinstance(train, sources.GroupTasks) else {})
+        untrained["nearest-centroid"] = Trained(NearestCentroid(ways), {})
+    return untrained | (_on_tables(train, test) if isinstance(train, sources.GroupTasks) else {})
 
 
 def _on_texts(train: Any, test: Any) -> dict[str, Trained]:
@@ -236,13 +236,13 @@ def _on_texts(train: Any, test: Any) -> dict[str, Trained]:
     with torch.no_grad():
         tf_idf.encoder.angle.zero_()  # type: ignore[operator, union-attr]
     means = ProtoNet(tf_idf, ways=test.ways)
-    found = {"tf-idf-centroid": Trained(means, means.init())}
+    untrained = {"tf-idf-centroid": Trained(means, means.init())}
     with suppress(ImportError):
         from sklearn.linear_model import LogisticRegression
 
         linear = LogisticRegression(C=10.0, max_iter=500)
-        found["tf-idf-logistic-regression"] = per_task(linear, test, encoder=tf_idf)
-    return found
+        untrained["tf-idf-logistic-regression"] = per_task(linear, test, encoder=tf_idf)
+    return untrained
 
 
 def _on_tables(train: sources.GroupTasks, test: Any) -> dict[str, Trained]:
@@ -264,6 +264,6 @@ def _on_tables(train: sources.GroupTasks, test: Any) -> dict[str, Trained]:
         trees = ensemble.GradientBoostingRegressor(**few)
         forest = ensemble.HistGradientBoostingRegressor(random_state=0)
     name, level = ("logistic-regression", "") if test.ways else ("ridge", "-and-level")
-    found = {name: per_task(line, test), "gradient-boosting": per_task(trees, test)}
-    found |= {f"pooled-{name}{level}": pooled(line, train, offset=bool(level))}
-    return found | {f"pooled-boosting{level}": pooled(forest, train, offset=bool(level))}
+    fitted = {name: per_task(line, test), "gradient-boosting": per_task(trees, test)}
+    fitted |= {f"pooled-{name}{level}": pooled(line, train, offset=bool(level))}
+    return fitted | {f"pooled-boosting{level}": pooled(forest, train, offset=bool(level))}

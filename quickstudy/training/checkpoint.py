@@ -121,7 +121,7 @@ def save_checkpoint(folder: Path | None, state: TrainingState) -> None:
         "optimizer": files.pack(state.optimizer.state_dict(), tensors, "optimizer"),
         "scheduler": files.pack(schedule_state(state.scheduler), tensors, "scheduler"),
     }
-    plain |= {name: getattr(state, name) for name in ("keep", *PLAIN)}
+    plain |= {name: vars(state)[name] for name in ("keep", *PLAIN)}
     files.write_tensors(folder / "checkpoint.safetensors", "checkpoint", tensors, plain)
 
 
@@ -145,7 +145,7 @@ def _load_checkpoint(folder: Path, state: TrainingState) -> None:
     if state.scheduler is not None and schedule is not None:
         state.scheduler.load_state_dict(schedule)
     for name in PLAIN:
-        setattr(state, name, plain.get(name, getattr(state, name)))  # older checkpoints have no chunk
+        setattr(state, name, plain.get(name, vars(state)[name]))  # older checkpoints have no chunk
 
 
 def _best(plain: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[float, Theta]]:
@@ -188,13 +188,13 @@ def append_metrics(folder: Path | None, line: dict[str, Any]) -> None:
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, without a last line that was cut short when the process was killed."""
     path = Path(folder) / "metrics.jsonl"
-    found = []
+    lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(text))
+            lines.append(json.loads(text))
         except ValueError:
             break
-    return found
+    return lines
 
 
 def _cut_metrics(path: Path, iteration: int) -> None:

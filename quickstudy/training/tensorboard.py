@@ -16,7 +16,13 @@ from typing import Any
 from quickstudy.errors import ConfigError
 from quickstudy.training.checkpoint import read_metrics
 
-TAGS = {"loss": "train/loss", "accuracy": "train/accuracy", "error": "train/error", "val": "val/score"}
+TAGS = {
+    "loss": "train/loss",
+    "accuracy": "train/accuracy",
+    "error": "train/error",
+    "score": "train/score",
+    "val": "val/score",
+}
 FLUSH = 10  # seconds between flushes, after which TensorBoard can show the numbers
 
 
