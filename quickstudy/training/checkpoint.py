@@ -164,7 +164,7 @@ def _keep_no_fewer(state: TrainingState, known: int) -> None:
         warnings.warn(
             f"this run kept the {known} best of its validations until now: keep={state.keep} counts from here on, and "
             "better ones of before may be missing among them",
-            stacklevel=5,
+            stacklevel=6,  # the caller of `train`
         )
     state.keep = max(state.keep, known)
 
