@@ -329,7 +329,7 @@ def test_the_command_line_from_table_to_answers(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main.run(["predict", "p.qs", "asked.csv", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
-    assert [a["input"] for a in answers[:2]] == ["asked.csv:1", "asked.csv:2"] and len(answers) == 12
+    assert [a["input"] for a in answers[:2]] == ["asked.csv:2", "asked.csv:3"] and len(answers) == 12
     assert all(800 < answer["label"] < 1200 for answer in answers)
     assert main.run(["predict", "p.qs", "asked.csv", "asked.csv", "--csv", "answers.csv"]) == 0
     written, asked = pandas.read_csv("answers.csv"), pandas.read_csv("asked.csv")
