@@ -234,10 +234,10 @@ def test_files_that_are_no_tables(tmp_path):
 def test_a_table_larger_than_memory_says_how_much_it_needs(tmp_path, monkeypatch):
     table().to_csv(tmp_path / "t.csv", index=False)
     size = (tmp_path / "t.csv").stat().st_size
-    monkeypatch.setattr(tables, "_memory", lambda: tables.BYTES * size - 1)
+    monkeypatch.setattr(tables.memory, "free", lambda device: tables.BYTES * size - 1)
     with pytest.raises(DataError, match=r"needs about .* GB of memory, of which .* GB are free"):
         opened(tmp_path / "t.csv")
-    monkeypatch.setattr(tables, "_memory", lambda: tables.BYTES * size)
+    monkeypatch.setattr(tables.memory, "free", lambda device: tables.BYTES * size)
     assert len(opened(tmp_path / "t.csv").names) == 6
 
 
