@@ -10,10 +10,13 @@ from torch import Tensor
 
 from quickstudy.base import trees
 from quickstudy.episodes import Episodes, class_numbers, count, is_classification, stacked, tensor_sizes, unstack, whole
-from quickstudy.errors import ConfigError, DataError, first_line
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
 from quickstudy.learner import Episode, Learner, Theta, networks, setting, takes
 from quickstudy.nn.statistics import normalisation, with_normalisation
 from quickstudy.tasks.source import source_of
+
+# What networks raise for inputs that they cannot read: torch for wrong shapes, Python for wrong arguments.
+UNREADABLE = (RuntimeError, IndexError, TypeError, AttributeError, ValueError)
 
 
 class Alike(NamedTuple):
@@ -114,7 +117,9 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | 
             outputs = None if isinstance(episodes, list) and not learner.fixed_ways else _outputs(output, episodes)
             _check_answers(output, one.query.y, episodes, outputs)
             fits.predict(theta, fits.adapt(theta, one.support), one.query.x)
-    except (RuntimeError, IndexError, TypeError, AttributeError) as error:  # the last two: inputs of another kind
+    except QuickstudyError:
+        raise
+    except UNREADABLE as error:
         support, query = one
         raise DataError(
             f"{type(learner).__name__} cannot read this task: support x {trees.shapes(support.x)}, y "

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from quickstudy.base import files, trees
-from quickstudy.errors import ConfigError, DataError, first_line
+from quickstudy.engine.fitting import UNREADABLE
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
 from quickstudy.learner import Theta, demand, networks
 from quickstudy.nn.model import prepare
 from quickstudy.tasks.texts.sentences import Encoder
@@ -197,7 +198,9 @@ class Predictor(nn.Module):
     def _asked(self, question: Callable[[], Answer], x: Any) -> Answer:
         try:
             return question()
-        except (RuntimeError, IndexError, TypeError, AttributeError) as error:  # the last two: inputs of another kind
+        except QuickstudyError:
+            raise
+        except UNREADABLE as error:
             raise DataError(
                 f"this predictor cannot read inputs of shape {trees.shapes(x)}: {first_line(error)}. Give them as a "
                 "batch [n, ...], with the channels and the size of the support set."

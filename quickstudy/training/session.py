@@ -289,6 +289,8 @@ def _line(trained: Trained, state: TrainingState, step: Step, settings: _Setting
 
 
 def _training_score(trained: Trained, episodes: Episodes) -> dict[str, float]:
+    if not isinstance(unstack(episodes)[0].query.y, Tensor):
+        return {}  # several targets: only a metric of the user's own could score them
     few = first_tasks(episodes, SHOWN_TASKS)
     with seeds.seeded(0, "shown"):
         values = mapping.map_learner(lambda one, e: episode_score(one, trained.theta, e), trained.learner, few)
