@@ -38,10 +38,13 @@ Theta = dict[str, Tensor]
 
 
 class Batch(NamedTuple):
-    """Inputs x [n, ...] and their targets (answers) y: class numbers [n] (int64) or values [n, d]."""
+    """Inputs x [n, ...] and their targets (answers) y: class numbers [n] (int64) or values [n, d].
 
-    x: Tensor
-    y: Tensor
+    Both may be dicts, tuples or lists of tensors with n rows each: token numbers and their mask, several targets.
+    """
+
+    x: Any
+    y: Any
 
 
 class Episode(NamedTuple):

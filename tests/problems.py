@@ -145,6 +145,50 @@ def smooth_conv(norm: str = "none", classes: int | None = 3) -> nn.Module:
     return nn.Sequential(layers)
 
 
+def by_name(x: Tensor) -> dict[str, Tensor]:
+    """Inputs [..., d] as two arguments of `Mixed`: the numbers, and a kind that they tell."""
+    return {"values": x, "kind": (x[..., 0] > 0).long()}
+
+
+def in_order(x: Tensor) -> tuple[Tensor, ...]:
+    """The same two arguments without their names."""
+    return tuple(by_name(x).values())
+
+
+class Mixed(nn.Module):
+    """A smooth network of two inputs of different types: numbers [n, 4], and kinds [n], 0 or 1."""
+
+    def __init__(self, outputs: int | None = 3) -> None:
+        super().__init__()
+        self.values, self.kinds = nn.Linear(4, 5), nn.Embedding(2, 5)
+        self.head = nn.Identity() if outputs is None else nn.Linear(5, outputs)
+
+    def forward(self, values: Tensor, kind: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.values(values) + self.kinds(kind)))
+
+
+@dataclass(frozen=True, eq=False)
+class WithInputs:
+    """A task source whose inputs are changed: those of another one, nested by `inputs`."""
+
+    tasks: Any
+    inputs: Callable[[Tensor], Any]
+
+    @property
+    def ways(self) -> int | None:
+        return self.tasks.ways
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
+        return with_inputs(self.tasks.sample(n, generator), self.inputs)
+
+    def replace(self, **changes: Any) -> WithInputs:
+        return WithInputs(self.tasks.replace(**changes), self.inputs)
+
+
+def with_inputs(episodes: Episode, inputs: Callable[[Tensor], Any]) -> Episode:
+    return Episode(*(batch._replace(x=inputs(batch.x)) for batch in episodes))
+
+
 @dataclass(frozen=True, eq=False)
 class ByTransform(Learner):
     """MAML as somebody may write it, with torch's transform for the inner gradient: its rules under vmap show."""

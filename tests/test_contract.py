@@ -12,23 +12,28 @@ from typing import Any
 import pytest
 import torch
 from problems import (
+    Mixed,
+    WithInputs,
     assert_close,
+    by_name,
     clusters,
+    in_order,
     map_tasks,
     meta_gradient,
     random_episodes,
     smooth_conv,
     snapshot,
     tensors_of,
+    with_inputs,
 )
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy import learner
-from quickstudy.base import seeds
+from quickstudy.base import seeds, trees
 from quickstudy.engine import fitting, mapping
+from quickstudy.episodes import examples, joined
 from quickstudy.errors import QuickstudyError
-from quickstudy.learner import Batch, Episode, Learner, Theta, demand
+from quickstudy.learner import Batch, Episode, Learner, Theta, demand, networks
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -54,19 +59,22 @@ class Case:
     columns: tuple[str, int] | None = None  # matrices with this prefix read class k in column number + k
     unused: frozenset[str] = frozenset()  # theta entries whose meta-gradient is zero by design
     outer: float = 1e-2  # Adam's learning rate in the training test
+    inputs: Callable[[Tensor], Any] = lambda x: x  # how an input is given: as it is, by names or in order
     decides: bool = False  # it looks at a number that it computed, to warn or to stop: no program can be recorded
 
     def __str__(self) -> str:
         return f"{self.learner}-{self.use}"
 
-    def episodes(self, tasks: int = 3, queries: int = 2) -> Episode:
-        return random_episodes(tasks, self.shape, None if self.regression else WAYS, queries=queries)
+    def episodes(self, tasks: int = 3, queries: int = 2, seed: int = 0) -> Episode:
+        ways = None if self.regression else WAYS
+        return with_inputs(random_episodes(tasks, self.shape, ways, queries=queries, seed=seed), self.inputs)
 
     def episode(self, queries: int = 2) -> Episode:
         return mapping.unstack(self.episodes(1, queries))[0]
 
     def source(self) -> Any:
-        return qs.tasks.sinusoid(shots=5, queries=5) if self.regression else clusters(self.shape, POOL)
+        source = qs.tasks.sinusoid(shots=5, queries=5) if self.regression else clusters(self.shape, POOL)
+        return source if self.inputs is Case.inputs else WithInputs(source, self.inputs)
 
 
 def vector_net(outputs: int | None) -> nn.Module:
@@ -163,6 +171,8 @@ CASES = [
     Case("maml", "layer norm", maml(conv("layer", WAYS)), IMAGE, head="head"),
     Case("maml", "momentum", maml(lambda: vector_net(WAYS), rule="momentum"), head="head"),
     Case("maml", "adam", maml(lambda: vector_net(WAYS), rule="adam", lr=0.05), head="head"),
+    Case("maml", "inputs by name", maml(lambda: Mixed(WAYS)), head="head", inputs=by_name),
+    Case("maml", "inputs in order", maml(lambda: Mixed(WAYS)), head="head", inputs=in_order),
     Case("reptile", "classification", gradient(qs.Reptile, lambda: vector_net(WAYS), **plain), **by_hand),
     Case("reptile", "adam", gradient(qs.Reptile, lambda: vector_net(WAYS), batch=0, lr=0.02), **by_hand),
     Case("reptile", "regression", gradient(qs.Reptile, number_net, **squared, **plain), exact=False, **regression),
@@ -296,6 +306,7 @@ CASES = [
         outer=3e-2,
         **regression,
     ),
+    Case("metarnn", "inputs by name", metarnn(lambda: Mixed(None), 5), outer=3e-2, inputs=by_name, **read),
     Case("metarnn", "layer norm", metarnn(conv("layer", None), 8), IMAGE, outer=3e-2, **read),
     Case("metarnn", "batch norm", metarnn(conv("batch", None), 8), IMAGE, transductive=True, outer=3e-2, **read),
     Case("metarnn", "support norm", metarnn(conv("support", None), 8, objective="query"), IMAGE, outer=3e-2, **read),
@@ -354,6 +365,7 @@ CASES = [
     Case("anp", "batch norm", process(qs.ANP, conv("batch", None), 8, heads=2), IMAGE, transductive=True, outer=3e-2),
     Case("anp", "support norm", process(qs.ANP, conv("support", None), 8, heads=2), IMAGE, outer=3e-2),
     Case("protonet", "classification", protonet(lambda: vector_net(None))),
+    Case("protonet", "inputs by name", protonet(lambda: Mixed(None)), inputs=by_name),
     Case("protonet", "batch norm", protonet(conv("batch", None)), IMAGE, transductive=True),
     Case("protonet", "support norm", protonet(conv("support", None)), IMAGE),
     Case("matchingnet", "classification", metric(qs.MatchingNet, lambda: vector_net(None))),
@@ -404,6 +416,7 @@ CASES = [
     Case("simpleshot", "batch norm", metric(qs.SimpleShot, conv("batch", POOL)), IMAGE, transductive=True, exact=False),
     Case("simpleshot", "support norm", metric(qs.SimpleShot, conv("support", POOL)), IMAGE, exact=False),
     Case("nearestcentroid", "classification", lambda: qs.NearestCentroid(ways=WAYS)),
+    Case("nearestcentroid", "inputs by name", lambda: qs.NearestCentroid(ways=WAYS), inputs=by_name),
 ]
 
 
@@ -415,6 +428,15 @@ def answers(learner: Learner, theta: Theta, episode: Episode) -> Tensor:
     """Outputs at the queries after adapting to the support set."""
     with torch.no_grad():
         return learner.predict(theta, learner.adapt(theta, episode.support), episode.query.x)
+
+
+def one_by_one(x: Any) -> list[Any]:
+    """Inputs as batches of one."""
+    return [trees.rows(x, slice(i, i + 1)) for i in range(trees.size(x))]
+
+
+def reordered(support: Batch) -> Batch:
+    return examples(support, torch.randperm(trees.size(support.y)))
 
 
 def trained_on(case: Case) -> qs.Trained:
@@ -457,7 +479,7 @@ def test_shapes(case):
     phi = learner.adapt(theta, episode.support)
     assert all(torch.isfinite(t).all() for t in tensors_of(phi))
     output = learner.predict(theta, phi, episode.query.x)
-    assert output.shape == (len(episode.query.x), 1 if case.regression else WAYS)
+    assert output.shape == (len(episode.query.y), 1 if case.regression else WAYS)
     assert output.dtype == torch.float64
     loss = learner.meta_loss(theta, episode)
     assert loss.shape == () and torch.isfinite(loss)
@@ -477,7 +499,7 @@ def test_adapting_a_plain_theta_gives_a_plain_phi(case):
 def test_init_repeats_itself_and_hands_out_copies(case):
     learner = case.build()
     first = learner.init()
-    unchanged = snapshot(*learner.networks(learner).values())
+    unchanged = snapshot(*networks(learner).values())
     for value in first.values():
         value += 1
     assert unchanged()
@@ -488,7 +510,7 @@ def test_init_repeats_itself_and_hands_out_copies(case):
 def test_no_method_modifies_its_inputs_or_the_network(case):
     learner, episode = case.build(), case.episode()
     theta = learner.init()
-    unchanged = snapshot(theta, episode, *learner.networks(learner).values())
+    unchanged = snapshot(theta, episode, *networks(learner).values())
     phi = learner.adapt(theta, episode.support)
     same_phi = snapshot(phi)
     learner.predict(theta, phi, episode.query.x)
@@ -501,7 +523,7 @@ def test_no_method_modifies_its_inputs_or_the_network(case):
 def test_no_engine_modifies_its_inputs_or_the_network(case, name):
     learner, episodes = case.build(), case.episodes()
     theta = learner.init()
-    unchanged = snapshot(theta, episodes, *learner.networks(learner).values())
+    unchanged = snapshot(theta, episodes, *networks(learner).values())
     meta_gradient(learner, theta, episodes, name)
     map_tasks(lambda episode: answers(learner, theta, episode), episodes, name)
     assert unchanged()
@@ -539,7 +561,7 @@ def test_what_was_recorded_holds_for_other_tasks_and_another_theta(case):
             meta_gradient(learner, theta, episodes, "replay")
         return
     for seed in (0, 1):  # the second is computed by the program of the first
-        episodes = random_episodes(3, case.shape, None if case.regression else WAYS, queries=2, seed=seed)
+        episodes = case.episodes(seed=seed)
         (loss, slope), (other_loss, other_slope) = (
             meta_gradient(learner, theta, episodes, name) for name in ("loop", "replay")
         )
@@ -625,7 +647,7 @@ def test_an_answer_depends_on_the_other_queries_only_if_transductive(case):
     with torch.no_grad():
         phi = learner.adapt(theta, episode.support)
         together = learner.predict(theta, phi, x)
-        alone = torch.cat([learner.predict(theta, phi, one[None]) for one in x])
+        alone = torch.cat([learner.predict(theta, phi, one) for one in one_by_one(x)])
     if case.transductive:
         assert float((together - alone).abs().max()) > 1e-3
     else:
@@ -637,15 +659,14 @@ def test_a_predictor_answers_one_query_at_a_time_as_all_together(case):
     """Also for networks that normalise by batch: `adapt` switches them to the support set's statistics."""
     predictor, x = adapted(case), case.episode(queries=4).query.x
     with torch.no_grad():
-        assert_close(torch.cat([predictor(one[None]) for one in x]), predictor(x), 1e-10)
+        assert_close(torch.cat([predictor(one) for one in one_by_one(x)]), predictor(x), 1e-10)
 
 
 @rows()
 def test_the_order_of_the_support_set_matters_only_where_that_is_declared(case):
     learner, (support, query) = case.build(), case.episode()
-    theta, order = learner.init(), torch.randperm(len(support.x))
-    shuffled = Batch(support.x[order], support.y[order])
-    other, plain = (answers(learner, theta, Episode(s, query)) for s in (shuffled, support))
+    theta = learner.init()
+    other, plain = (answers(learner, theta, Episode(s, query)) for s in (reordered(support), support))
     if learner.ordered:
         assert float((other - plain).abs().max()) > 1e-5
     else:
@@ -659,37 +680,36 @@ def offered(case: Case, method: str) -> bool:
 @rows(case for case in CASES if offered(case, "stream"))
 def test_a_stream_is_answered_as_example_by_example(case):
     """Row t of `stream` is predict(theta, adapt(theta, batch[:t]), x_t), from nothing read on."""
-    learner, (support, query) = case.build(), case.episode()
-    theta = learner.init()
-    whole = Batch(torch.cat([support.x, query.x]), torch.cat([support.y, query.y]))
+    learner, theta = case.build(), case.build().init()
+    whole = joined(case.episode())
     rows = learner.stream(theta, whole)
-    assert rows.shape == (len(whole.x), 1 if case.regression else WAYS)
+    assert rows.shape == (len(whole.y), 1 if case.regression else WAYS)
     if fitting.normalisation_of(learner) in ("batch", "support"):  # statistics of another set
         return
-    for t in range(len(whole.x)):
-        phi = learner.adapt(theta, Batch(whole.x[:t], whole.y[:t]))
-        assert_close(rows[t], learner.predict(theta, phi, whole.x[t : t + 1])[0], 1e-10)
+    for t, x in enumerate(one_by_one(whole.x)):
+        phi = learner.adapt(theta, examples(whole, slice(t)))
+        assert_close(rows[t], learner.predict(theta, phi, x)[0], 1e-10)
 
 
 @rows(case for case in CASES if case.build().fixed_ways and not case.regression)
 def test_no_more_ways_than_in_training_where_theta_has_an_entry_for_each(case):
-    learner, tasks = case.build(), clusters(case.shape, POOL)
+    learner, tasks = case.build(), case.source()
     fewer = qs.evaluate(qs.Trained(learner, learner.init()), tasks.replace(ways=2), episodes=3)
     assert fewer.protocol.ways == 2
     with pytest.raises(QuickstudyError, match="trained on 3 ways"):
         qs.evaluate(qs.Trained(learner, learner.init()), tasks.replace(ways=4), episodes=3)
     x, y = random_episodes(1, case.shape, 4).support
     with pytest.raises(QuickstudyError, match="trained on 3 ways"):
-        qs.Trained(learner, learner.init()).adapt(x[0], y[0])
+        qs.Trained(learner, learner.init()).adapt(case.inputs(x[0]), y[0])
 
 
 @rows(case for case in CASES if offered(case, "embed"))
 def test_a_task_embedding_depends_on_the_examples_and_not_on_their_order_or_the_names_of_classes(case):
     learner, support = case.build(), case.episode().support
-    theta, order, p = learner.init(), torch.randperm(len(support.x)), torch.tensor([2, 0, 1])
+    theta, p = learner.init(), torch.tensor([2, 0, 1])
     found = learner.embed(theta, support)
     assert found.dim() == 1 and torch.isfinite(found).all()
-    shuffled = learner.embed(theta, Batch(support.x[order], support.y[order]))
+    shuffled = learner.embed(theta, reordered(support))
     if learner.ordered:
         assert float((shuffled - found).abs().max()) > 1e-6
     else:
@@ -697,7 +717,8 @@ def test_a_task_embedding_depends_on_the_examples_and_not_on_their_order_or_the_
     if not case.regression:
         renamed = with_classes_renamed(case, theta, p)
         assert_close(learner.embed(renamed, support._replace(y=p[support.y])), found, 1e-9)
-    assert float((learner.embed(theta, support._replace(x=support.x + 1)) - found).abs().max()) > 1e-6
+    moved = trees.mapped(lambda t: t + 1 if t.is_floating_point() else t, support.x)
+    assert float((learner.embed(theta, support._replace(x=moved)) - found).abs().max()) > 1e-6
 
 
 @rows(case for case in CASES if offered(case, "embed"))
@@ -722,16 +743,17 @@ MEASURING = [case for case in CASES if offered(case, "distance")]
 @rows(MEASURING)
 def test_a_distance_is_of_one_input_and_of_examples_in_any_order(case):
     learner, (support, query) = case.build(), case.episode(queries=4)
-    theta, order, p = learner.init(), torch.randperm(len(support.x)), torch.tensor([2, 0, 1])
+    theta, p = learner.init(), torch.tensor([2, 0, 1])
     found = learner.distance(theta, learner.adapt(theta, support), query.x)
-    assert found.shape == (len(query.x),) and (found >= 0).all() and float(found.std()) > 1e-6
-    shuffled = learner.adapt(theta, Batch(support.x[order], p[support.y[order]]))  # nor do names of classes matter
+    assert found.shape == (len(query.y),) and (found >= 0).all() and float(found.std()) > 1e-6
+    mixed = reordered(support)
+    shuffled = learner.adapt(theta, mixed._replace(y=p[mixed.y]))  # nor do names of classes matter
     if learner.ordered:
         assert float((learner.distance(theta, shuffled, query.x) - found).abs().max()) > 1e-6
     else:
         assert_close(learner.distance(theta, shuffled, query.x), found, 1e-9)
     predictor = adapted(case)
-    alone = torch.cat([predictor.distance(one[None]) for one in query.x])
+    alone = torch.cat([predictor.distance(one) for one in one_by_one(query.x)])
     assert_close(alone, predictor.distance(query.x), 1e-9)
 
 
@@ -786,7 +808,7 @@ def test_renaming_the_classes_renames_the_answers(case):
 
 def own_networks(case: Case) -> dict[str, nn.Module]:
     """Networks that a file cannot hold, built anew with other weights, as a user does before loading."""
-    found = learner.networks(case.build())
+    found = networks(case.build())
     return {key: net for key, net in found.items() if not hasattr(net, "architecture")}
 
 

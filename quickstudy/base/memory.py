@@ -72,6 +72,12 @@ def room(device: torch.device) -> float | None:
     return min([own + 1024.0 * int(free[0])] * bool(free) + limits, default=None)
 
 
+def free(device: torch.device) -> float | None:
+    """The bytes that this process may still take; None if the system does not report it."""
+    own, whole = taken(device), room(device)
+    return None if own is None or whole is None else max(0.0, whole - own)
+
+
 def _reset() -> None:
     """Reset the peak so far, on Linux."""
     with suppress(OSError):

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quickstudy.base import trees
 from quickstudy.inner.descent import descend
 from quickstudy.learner import Batch, Episode, Learner, Network, Theta, Ways
-from quickstudy.learners.parts.distance import class_means
+from quickstudy.learners.parts.distance import class_means, raw
 from quickstudy.nn.hooks import input_of
 from quickstudy.nn.parameters import last_linear, parameters
 from quickstudy.nn.statistics import statistics
@@ -29,7 +30,7 @@ class SupportMean(Learner):
         return support.y.mean(0)
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
-        return phi.expand(len(x), *phi.shape)
+        return phi.expand(trees.size(x), *phi.shape)
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         return F.mse_loss(self.predict(theta, self.adapt(theta, episode.support), episode.query.x), episode.query.y)
@@ -60,7 +61,7 @@ class LinearProbe(Learner):
         return {}
 
     def adapt(self, theta: Theta, support: Batch) -> Line:
-        x = support.x.flatten(1)
+        x = raw(support.x)
         centre = x.mean(0)
         scale = ((x - centre) ** 2).sum(1).mean().sqrt().clamp(min=1e-12)
         z = (x - centre) / scale
@@ -79,7 +80,7 @@ class LinearProbe(Learner):
         return Line(centre, scale, phi["weight"], phi["bias"])
 
     def predict(self, theta: Theta, phi: Line, x: Tensor) -> Tensor:
-        return (x.flatten(1) - phi.centre) / phi.scale @ phi.weight + phi.bias
+        return (raw(x) - phi.centre) / phi.scale @ phi.weight + phi.bias
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         output = self.predict(theta, self.adapt(theta, episode.support), episode.query.x)

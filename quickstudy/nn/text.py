@@ -49,18 +49,20 @@ def text(
 
     Raises ConfigError where `heads` does not divide `width`, or a size is below its minimum.
     """
+    sizes = {"buckets": buckets, "words": words, "sketch": sketch, "width": width, "heads": heads}
+    if wrong := next((name for name, size in sizes.items() if size < 1), None):
+        raise ConfigError(f"{wrong} must be at least 1, got {sizes[wrong]}.")
+    if layers < 0 or not 0 <= dropout <= 1:
+        raise ConfigError(f"layers are 0 or more, dropout is from 0 to 1; got {layers} and {dropout}.")
     if width % heads:
         raise ConfigError(f"heads={heads} must divide width={width}.")
-    if min(buckets, words, sketch, width, heads) < 1 or layers < 0:
-        raise ConfigError("buckets, words, sketch, width and heads are at least 1, layers at least 0.")
     encoder = TextEncoder(buckets, words, sketch, width, layers, heads, dropout)
     model = nn.Sequential()
     model.add_module("encoder", encoder)
     if classes is not None:
         model.add_module("head", nn.Linear(sketch + width, classes))
-    sizes = {"buckets": buckets, "words": words, "sketch": sketch, "width": width, "layers": layers}
-    sizes |= {"heads": heads, "dropout": dropout}
-    model.architecture = {"name": "text", "classes": classes, **sizes}  # type: ignore[assignment]
+    more = {"layers": layers, "dropout": dropout}
+    model.architecture = {"name": "text", "classes": classes, **sizes, **more}  # type: ignore[assignment]
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from quickstudy.base import trees
 from quickstudy.base.progress import counting_bar
 from quickstudy.errors import ConfigError
 from quickstudy.nn.model import call
@@ -17,10 +18,10 @@ from quickstudy.nn.statistics import normalisation
 from quickstudy.tasks.arrays import ArrayTasks
 from quickstudy.tasks.classes import ClassTasks, scaled
 
-Source = TypeVar("Source", ClassTasks, ArrayTasks)
+Pool = TypeVar("Pool", ClassTasks, ArrayTasks)
 
 
-def features(source: Source, extractor: nn.Module, *, batch: int = 256, progress: bool = False) -> Source:
+def features(source: Pool, extractor: nn.Module, *, batch: int = 256, progress: bool = False) -> Pool:
     """The same tasks with the extractor's features as inputs, so that a head meta-trains in seconds.
 
     extractor   any module, x [n, ...] -> features [n, ...] for x of the source: a torchvision model, one of `qs.nn`,
@@ -48,10 +49,8 @@ def features(source: Source, extractor: nn.Module, *, batch: int = 256, progress
         examples = _extracted(copied, source.examples, batch, progress)
         return dataclasses.replace(source, examples=examples, extractor=copied)
     if isinstance(source, ArrayTasks):
-        parts = (
-            _extracted(copied, b.x.flatten(0, 1), batch, progress).unflatten(0, b.y.shape[:2]) for b in source.episodes
-        )
-        episodes = source.episodes._make(b._replace(x=x) for b, x in zip(source.episodes, parts, strict=True))
+        parts = [b._replace(x=_of_tasks(copied, b.x, batch, progress)) for b in source.episodes]
+        episodes = source.episodes._make(parts)
         return dataclasses.replace(source, episodes=episodes, extractor=copied)
     raise ConfigError(
         f"features are computed for a pool of classes (glyphs, omniglot, from_folder) or for from_arrays; a "
@@ -59,12 +58,12 @@ def features(source: Source, extractor: nn.Module, *, batch: int = 256, progress
     )
 
 
-def extract(extractor: nn.Module, x: Tensor) -> Tensor:
-    """The features of x [n, ...], in the extractor's own precision and on its own device."""
+def extract(extractor: nn.Module, x: Any) -> Tensor:
+    """The features of n inputs, in the extractor's own precision and on its own device."""
     tensors = [*extractor.parameters(), *extractor.buffers()]
     like = next((t for t in tensors if t.is_floating_point()), None)
     if like is not None:
-        x = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+        x = trees.mapped(lambda t: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype), x)
     return call(extractor, {}, x)
 
 
@@ -79,22 +78,37 @@ def frozen(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _extracted(extractor: nn.Module, examples: Tensor, batch: int, progress: bool) -> Tensor:
-    return in_batches(lambda x: extract(extractor, scaled(x)), examples.split(batch), "the extractor", progress)
+def _of_tasks(extractor: nn.Module, x: Any, batch: int, progress: bool) -> Tensor:
+    """The features [tasks, n, ...] of inputs with a task axis."""
+    tasks, n = trees.first(x).shape[:2]
+    z = _extracted(extractor, trees.mapped(lambda t: t.flatten(0, 1), x), batch, progress)
+    return z.unflatten(0, (tasks, n))
 
 
-def in_batches(function: Callable[[Any], Any], parts: Sequence[Any], who: str, progress: bool) -> Tensor:
+def _extracted(extractor: nn.Module, examples: Any, batch: int, progress: bool) -> Tensor:
+    parts = [trees.rows(examples, slice(i, i + batch)) for i in range(0, trees.size(examples), batch)]
+
+    def features_of(x: Any) -> Tensor:
+        return extract(extractor, scaled(x) if isinstance(x, Tensor) else x)
+
+    return in_batches(features_of, parts, "the extractor", progress, trees.size)
+
+
+def in_batches(
+    function: Callable[[Any], Any], parts: Sequence[Any], who: str, progress: bool, size: Callable[[Any], int] = len
+) -> Tensor:
     """The outputs of `function` for all parts in one tensor [N, ...], on the CPU, in torch's default precision.
 
-    Raises ConfigError, naming `who`, where an output is not a tensor with one row per example.
+    `size` gives the number of examples of a part. Raises ConfigError, naming `who`, where an output is not a tensor
+    with one row per example.
     """
     found = []
-    with torch.no_grad(), counting_bar("features", sum(map(len, parts)), progress) as count:
+    with torch.no_grad(), counting_bar("features", sum(map(size, parts)), progress) as count:
         for part in parts:
-            z = function(part)
-            if not isinstance(z, Tensor) or z.dim() < 2 or len(z) != len(part):
+            z, n = function(part), size(part)
+            if not isinstance(z, Tensor) or z.dim() < 2 or len(z) != n:
                 got = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
-                raise ConfigError(f"{who} must give features [n, ...]; for n = {len(part)} it gave {got}.")
+                raise ConfigError(f"{who} must give features [n, ...]; for n = {n} it gave {got}.")
             found.append(z.to("cpu", torch.get_default_dtype()))
-            count(len(part))
+            count(n)
     return torch.cat(found)

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from quickstudy.base import trees
 from quickstudy.engine.fitting import check_episodes, device_of, for_test, is_transductive, with_ways
 from quickstudy.errors import DataError, suggest
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta, setting, takes
 from quickstudy.nn.parameters import first_non_finite
 from quickstudy.tasks.texts.sentences import Encoder
-from quickstudy.trained.reading import SupportSet, answers, as_features, as_inputs, encoded
+from quickstudy.trained.readers.known import reader_of
+from quickstudy.trained.readers.reader import Reader
+from quickstudy.trained.reading import as_answers, as_features, as_inputs, like_theta
+from quickstudy.trained.support import SupportSet
 
 SCOPE = "scope"  # in preprocess: the distance beyond which an input is of no class, see `quickstudy.scoped`
 
@@ -29,6 +33,15 @@ class Basis(NamedTuple):
     preprocess: Mapping[str, Any]
     extractor: nn.Module | None = None
     text_encoder: Encoder | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """How raw inputs and answers are read."""
+        return reader_of(self.preprocess)
+
+    def inputs(self, x: Any, least: int = 1) -> Any:
+        """Raw inputs as the model reads them. Raises DataError where it cannot, and for fewer than `least`."""
+        return as_inputs(self.reader.encoded(self.preprocess, x, self.text_encoder), self.theta, least)
 
 
 class Learned(NamedTuple):
@@ -54,34 +67,34 @@ def learn(basis: Basis, shown: SupportSet, known: bool = False) -> Learned:
 
 def support_set(basis: Basis, x: Any, y: Any, transductive: bool) -> SupportSet:
     """Raw inputs and answers as a support set: inputs as the model reads them, answers as they are."""
-    x = encoded(basis.preprocess, x, basis.text_encoder)
-    x = as_inputs(x, basis.theta, least=0 if basis.learner.from_nothing else 1)
-    return SupportSet(x, y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y), transductive)
+    return SupportSet(basis.inputs(x, least=0 if basis.learner.from_nothing else 1), as_answers(y), transductive)
 
 
 def one_task(basis: Basis, shown: SupportSet, known: bool = False) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
     """The learner for this task, the names of its classes, and its support set as the learner reads it."""
-    names, target = _answers(basis, answers(basis.preprocess, shown.y), len(shown.x))
+    names, target = _answers(basis, basis.reader.targets(basis.preprocess, shown.y), trees.size(shown.x))
     learner = _for_task(basis.learner, names, shown.transductive)
     with torch.no_grad():
         support = Batch(as_features(shown.x, basis.extractor), target)
     # New classes may be more than the learner has outputs for; those with `ways` were asked above.
-    if not known or not hasattr(learner, "ways"):
-        check_episodes(learner, basis.theta, Episode(*[Batch(b[None], t[None]) for b, t in (support, support)]))
+    if not known or not takes(learner, "ways"):
+        one = Batch(*(trees.mapped(lambda t: t[None], part) for part in support))
+        check_episodes(learner, basis.theta, Episode(one, one))
     return learner, names, support
 
 
-def _answers(basis: Basis, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Tensor]:
-    """Class names in order and numbers [n], or None and values [n, d]."""
+def _answers(basis: Basis, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Any]:
+    """Class names in order and numbers [n]; or None, and values [n, d] or several targets."""
+    if not isinstance(y, (np.ndarray, Tensor)):
+        return None, _several(basis.theta, y, n)
     values = y.numpy() if isinstance(y, Tensor) else y
     if len(values) != n:
         raise DataError(f"x has {n} examples, but y has {len(values)}. Give one answer for each example.")
+    if values.dtype.kind == "f" and values.ndim == 1:
+        raise DataError("y holds real numbers [n]. For classes give names or integers, for values [n, d].")
+    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and values[:1].size > 1):  # several numbers per example
+        return None, like_theta(torch.as_tensor(values), basis.theta)
     device = device_of(basis.theta)
-    if values.dtype.kind == "f":
-        if values.ndim == 1:
-            raise DataError("y holds real numbers [n]. For classes give names or integers, for values [n, d].")
-        real = torch.as_tensor(values, dtype=next(iter(basis.theta.values())).dtype if basis.theta else None)
-        return None, real.to(device)
     names, numbers = np.unique(values, return_inverse=True)
     if _same_everywhere(basis):
         return _known_classes(list(basis.preprocess["classes"]), names, numbers, device)
@@ -90,9 +103,19 @@ def _answers(basis: Basis, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Tens
     return tuple(names.tolist()), torch.as_tensor(numbers.reshape(-1)).to(device)
 
 
+def _several(theta: Theta, y: Any, n: int) -> Any:
+    """Several targets as the learner reads them. Raises DataError where one has another number of examples than x."""
+    for name, target in trees.named(y):
+        if target.dim() == 0 or len(target) != n:
+            raise DataError(
+                f"x has {n} examples, but y{name} has shape {tuple(target.shape)}. Give one answer for each."
+            )
+    return trees.mapped(lambda t: like_theta(t, theta), y)
+
+
 def _same_everywhere(basis: Basis) -> bool:
     """Whether a class is the same output in every task: tasks share their classes, and the learner has one each."""
-    return "classes" in basis.preprocess and (basis.learner.fixed_ways or not hasattr(basis.learner, "ways"))
+    return "classes" in basis.preprocess and (basis.learner.fixed_ways or not takes(basis.learner, "ways"))
 
 
 def _known_classes(
@@ -108,7 +131,7 @@ def _known_classes(
 
 
 def _for_task(learner: Learner, names: tuple[Any, ...] | None, transductive: bool) -> Learner:
-    if names is not None and getattr(learner, "ways", None) is not None:
+    if names is not None and setting(learner, "ways") is not None:
         learner = dataclasses.replace(learner, **with_ways(learner, len(names)))  # type: ignore[type-var]
     if is_transductive(learner) and not transductive:
         learner = for_test(learner, None, transductive=False)

@@ -19,6 +19,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.reference import LinearProbe
+from quickstudy.trained.readers.arrays import ARRAYS
+from quickstudy.trained.readers.known import reader_of
 from quickstudy.trained.trained import Trained
 
 
@@ -55,11 +57,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:
         """Class probabilities [n, classes], columns in the order of `classes_`."""
         check_is_fitted(self, "predictor_")
-        found = self.predictor_.predict_proba(_asked(self, X)).cpu().double().numpy()
-        known = list(self.predictor_.classes or ())
+        logits = self.predictor_.logits(_asked(self, X)).cpu().double()
+        known: list[Any] = list(self.predictor_.classes or ())
         if "classes" in self.predictor_.preprocess:  # one column per class of training: keep those of this task
-            found = found[:, [known.index(str(name)) for name in self.classes_]]
-        return found / found.sum(1, keepdims=True)
+            # Logits, because the probabilities of all of a task's classes may underflow to zero.
+            logits = logits[:, [known.index(str(name)) for name in self.classes_]]
+        return logits.softmax(1).numpy()
 
     def predict(self, X: Any) -> np.ndarray:
         """The most likely class of each input [n]."""
@@ -101,7 +104,7 @@ class FewShotRegressor(RegressorMixin, BaseEstimator):
 
 def _reads_numbers(estimator: Any) -> bool:
     """Whether inputs are rows of numbers, which scikit-learn can check. It cannot check images, texts and tables."""
-    return estimator.trained is None or not estimator.trained.preprocess.get("kind")
+    return estimator.trained is None or reader_of(estimator.trained.preprocess) is ARRAYS
 
 
 def _given(estimator: Any, X: Any, y: Any, **checks: Any) -> tuple[Any, np.ndarray]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
-
 from quickstudy.base import files
 from quickstudy.nn.parameters import part
 from quickstudy.tasks.texts.sentences import opened
 from quickstudy.trained.adapting import Basis, Learned
 from quickstudy.trained.learner_file import build_extractor, build_learner, check_theta
 from quickstudy.trained.predictor import Predictor
-from quickstudy.trained.reading import SupportSet
+from quickstudy.trained.support import unpack_support
 from quickstudy.trained.trained import Trained
 
 
@@ -42,8 +40,8 @@ def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) ->
     if kind == "predictor":
         phi = files.unpack(header["phi"], tensors, type(learner).__module__)
         classes = None if header["classes"] is None else tuple(header["classes"])
-        told = header.get("support")
-        shown = SupportSet(tensors["support.x"], np.array(told["y"]), told["transductive"]) if told else None
+        kept = header.get("support")
+        shown = unpack_support(kept, tensors, type(learner).__module__) if kept else None
         basis = Basis(learner, theta, header["preprocess"], extractor, asked)
         return Predictor(basis, Learned(learner, phi, classes), shown)
     best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()

@@ -6,20 +6,21 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from quickstudy.base import files
-from quickstudy.errors import ConfigError, DataError
+from quickstudy.base import files, trees
+from quickstudy.engine.fitting import UNREADABLE
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
 from quickstudy.learner import Theta, demand, networks
 from quickstudy.nn.model import prepare
 from quickstudy.tasks.texts.sentences import Encoder
 from quickstudy.trained.adapting import SCOPE, Basis, Learned, learn
 from quickstudy.trained.learner_file import extractor_header, extractor_tensors, learner_header, learner_tensors
-from quickstudy.trained.reading import SupportSet, as_features, as_inputs, encoded, in_units
+from quickstudy.trained.reading import as_answers, as_features, in_units
+from quickstudy.trained.support import SupportSet, pack_support
 
 Answer = TypeVar("Answer")
 
@@ -56,18 +57,25 @@ class Predictor(nn.Module):
         theta = dict(zip(self.names, values[: self.sizes[0]], strict=True))
         return theta, pytree.tree_unflatten(values[self.sizes[0] :], self.structure)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [m, classes] or values [m, d] for x [m, ...]."""
+    @property
+    def basis(self) -> Basis:
+        """What the task was learned with."""
+        learner, theta = self.learner, self._values()[0]
+        return Basis(learner, theta, self.preprocess, self.extractor, self.text_encoder)
+
+    def forward(self, x: Any) -> Any:
+        """Logits [m, classes] or values [m, d] for m inputs as the learner reads them."""
         theta, phi = self._values()
         output = self.learner.predict(theta, phi, as_features(x, self.extractor))
         return output if self.classes is None else output[:, : len(self.classes)]
 
     @torch.no_grad()
-    def predict(self, x: Any, *, reject: float | bool = False) -> list[Any] | Tensor:
+    def predict(self, x: Any, *, reject: float | bool = False) -> Any:
         """Class labels as they were given to `adapt` (a list), or values [m, d] for regression in the unit of y.
 
-        x is as for `adapt`, m inputs. `reject` is a distance: an input farther than that from every class gets None
-        instead of a label. True takes the distance that `quickstudy.scoped` chose on validation tasks.
+        x is as for `adapt`, m inputs. After several targets, the answer is what the learner's `predict` gives. `reject`
+        is a distance: an input farther than that from every class gets None instead of a label. True takes the distance
+        that `quickstudy.scoped` chose on validation tasks.
 
         Raises DataError for inputs that it cannot read. With `reject` raises ConfigError where the distance is
         negative, where none was chosen, and where the learner measures no distance.
@@ -88,7 +96,7 @@ class Predictor(nn.Module):
         inputs that it cannot read.
         """
         demand(self.learner, "distance")
-        x = self._inputs(x)
+        x = self.basis.inputs(x)
         return self._asked(lambda: self.learner.distance(*self._values(), as_features(x, self.extractor)), x)
 
     def _reach(self, reject: float) -> float:
@@ -115,7 +123,7 @@ class Predictor(nn.Module):
         if not 0 < level < 1:
             raise ConfigError(f"level is a probability between 0 and 1, got {level}. For 90 % give 0.9.")
         demand(self.learner, "distribution")
-        x = self._inputs(x)
+        x = self.basis.inputs(x)
         mean, std = self._asked(lambda: self.learner.distribution(*self._values(), as_features(x, self.extractor)), x)
         reach = float(ndtri(0.5 + level / 2)) * std
         return in_units(self.preprocess, mean - reach), in_units(self.preprocess, mean + reach)
@@ -129,6 +137,13 @@ class Predictor(nn.Module):
         if self.classes is None:
             raise ConfigError("predict_proba is for classification; this predictor gives real values: use predict.")
         return self._answer(x).softmax(1)
+
+    @torch.no_grad()
+    def logits(self, x: Any) -> Tensor:
+        """What `predict_proba` is the softmax of: [m, classes]. Raises as it does."""
+        if self.classes is None:
+            raise ConfigError("logits are for classification; this predictor gives real values: use predict.")
+        return self._answer(x)
 
     def update(self, x: Any, y: Any) -> Predictor:
         """Learn from more examples of the task, of known or new classes; in place, and returned. See `updated`."""
@@ -145,19 +160,7 @@ class Predictor(nn.Module):
         those of `adapt` with all of them at once, whatever the learner. This predictor does not change. Raises
         DataError for examples that are not like those so far, ConfigError where no support set was kept.
         """
-        shown = self._kept()
-        more = self._inputs(x)
-        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
-        if more.shape[1:] != shown.x.shape[1:] or y.shape[1:] != shown.y.shape[1:]:
-            raise DataError(
-                f"the examples so far are x {list(shown.x.shape)}, y {list(shown.y.shape)}; these are x "
-                f"{list(more.shape)}, y {list(y.shape)}. Give them as batches like those."
-            )
-        if len(shown.y) and (shown.y.dtype.kind in "fiu") != (y.dtype.kind in "fiu"):
-            raise DataError(
-                f"the answers so far are like {shown.y.tolist()[0]!r}, these like {y.tolist()[0]!r}. Give all alike."
-            )
-        return self._again(torch.cat([shown.x, more]), np.concatenate([shown.y, y]))
+        return self._again(self._kept().joined(self.basis.inputs(x), as_answers(y)))
 
     def without(self, examples: Sequence[int] = (), *, classes: Sequence[Any] = ()) -> Predictor:
         """A new predictor that never saw some examples (their numbers in the order shown) or whole classes.
@@ -165,13 +168,13 @@ class Predictor(nn.Module):
         Its answers are exactly those of `adapt` without them. This predictor does not change. Raises DataError where
         too few examples would be left, ConfigError where no support set was kept.
         """
-        shown = self._kept()
-        if unknown := [i for i in examples if not 0 <= i < len(shown.y)]:
-            raise DataError(f"there is no example {unknown[0]}: {len(shown.y)} were shown, numbered from 0.")
-        if unknown := [name for name in classes if name not in shown.y.tolist()]:
+        shown, n = self._kept(), trees.size(self._kept().x)
+        if unknown := [i for i in examples if not 0 <= i < n]:
+            raise DataError(f"there is no example {unknown[0]}: {n} were shown, numbered from 0.")
+        if unknown := [name for name in classes if name not in shown.names]:
             raise DataError(f"no example of the class {unknown[0]!r} was shown; the classes are {self.classes}.")
-        kept = [i for i, name in enumerate(shown.y.tolist()) if i not in set(examples) and name not in list(classes)]
-        return self._again(shown.x[kept], shown.y[kept])
+        gone = set(examples) | {i for i, name in enumerate(shown.names) if name in list(classes)}
+        return self._again(shown.rows([i for i in range(n) if i not in gone]))
 
     def _kept(self) -> SupportSet:
         if self.support is None:
@@ -181,29 +184,26 @@ class Predictor(nn.Module):
             )
         return self.support
 
-    def _again(self, x: Tensor, y: np.ndarray) -> Predictor:
-        basis = Basis(self.learner, self._values()[0], self.preprocess, self.extractor, self.text_encoder)
-        shown = SupportSet(x, y, self._kept().transductive)
-        return Predictor(basis, learn(basis, shown, known=True), shown)
+    def _again(self, shown: SupportSet) -> Predictor:
+        return Predictor(self.basis, learn(self.basis, shown, known=True), shown)
 
     def _become(self, other: Predictor) -> Predictor:
         self.__dict__.update(other.__dict__)
         return self
 
-    def _inputs(self, x: Any) -> Tensor:
-        return as_inputs(encoded(self.preprocess, x, self.text_encoder), self._values()[0])
-
-    def _answer(self, x: Any) -> Tensor:
-        x = self._inputs(x)
+    def _answer(self, x: Any) -> Any:
+        x = self.basis.inputs(x)
         return self._asked(lambda: self(x), x)
 
-    def _asked(self, question: Callable[[], Answer], x: Tensor) -> Answer:
+    def _asked(self, question: Callable[[], Answer], x: Any) -> Answer:
         try:
             return question()
-        except (RuntimeError, IndexError) as error:
+        except QuickstudyError:
+            raise
+        except UNREADABLE as error:
             raise DataError(
-                f"this predictor cannot read inputs of shape {tuple(x.shape)}: {str(error).splitlines()[0]}. Give them "
-                "as a batch [n, ...], with the channels and the size of the support set."
+                f"this predictor cannot read inputs of shape {trees.shapes(x)}: {first_line(error)}. Give them as a "
+                "batch [n, ...], with the channels and the size of the support set."
             ) from error
 
     def save(self, path: str | os.PathLike, *, support: bool = True) -> None:
@@ -216,14 +216,12 @@ class Predictor(nn.Module):
         theta, phi = self._values()
         tensors = {f"theta.{name}": value for name, value in theta.items()}
         kept = self.support if support else None
-        if kept is not None:
-            tensors["support.x"] = kept.x
         header = {
             "classes": None if self.classes is None else list(self.classes),
             "preprocess": self.preprocess,
             "names": list(theta),
             "phi": files.pack(phi, tensors, "phi"),
-            "support": None if kept is None else {"y": kept.y.tolist(), "transductive": kept.transductive},
+            "support": None if kept is None else pack_support(kept, tensors, type(self.learner).__module__),
         }
         header |= learner_header(self.learner) | extractor_header(self.extractor)
         tensors |= learner_tensors(self.learner) | extractor_tensors(self.extractor)

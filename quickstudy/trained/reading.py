@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quickstudy.engine.fitting import device_of
+from quickstudy.base import trees
+from quickstudy.engine.fitting import device_of, not_finite
 from quickstudy.errors import DataError
 from quickstudy.learner import Theta
 from quickstudy.tasks.classes import scaled
 from quickstudy.tasks.features import extract
-from quickstudy.tasks.tabular import columns, ratings
-from quickstudy.tasks.texts import text
-from quickstudy.tasks.texts.sentences import Encoder, as_vectors
-
-Preprocess = Mapping[str, Any]
-TABLES = ("table", "ratings")  # kinds whose rows have columns
+from quickstudy.tasks.texts.sentences import Encoder
+from quickstudy.trained.readers.known import reader_of
+from quickstudy.trained.readers.reader import Preprocess
 
 
 def encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None) -> Any:
@@ -27,68 +24,73 @@ def encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None)
 
     Raises DataError for rows or texts that do not fit the training data, ConfigError where the encoder is missing.
     """
-    if preprocess.get("kind") == "text" and not _is_numbers(x):
-        if "encoder" in preprocess:
-            return as_vectors(preprocess, text.as_texts(x), text_encoder)
-        return text.hashed(text.as_texts(x), preprocess["buckets"], preprocess["words"])
-    if preprocess.get("kind") == "table" and not isinstance(x, (Tensor, np.ndarray)):
-        return columns.encode(preprocess["columns"], columns.as_frame(x))
-    if preprocess.get("kind") == "ratings" and not isinstance(x, (Tensor, np.ndarray)):
-        return ratings.encode(preprocess, columns.as_frame(x))
-    return x
+    return reader_of(preprocess).encoded(preprocess, x, text_encoder)
 
 
-def _is_numbers(x: Any) -> bool:
-    return isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind in "fiu")
-
-
-def answers(preprocess: Preprocess, y: Any) -> Any:
-    """Answers as the learner reads them: values for tables and ratings scaled, [n, d]; everything else unchanged."""
-    if preprocess.get("kind") not in TABLES or "classes" in preprocess:
-        return y
-    values = torch.from_numpy(np.array(y, dtype=np.float64)).reshape(len(y), -1)
-    return (values - preprocess["mean"]) / preprocess["std"]
-
-
-def in_units(preprocess: Preprocess, values: Tensor) -> Tensor:
+def in_units(preprocess: Preprocess, values: Any) -> Any:
     """The learner's output values [m, d], converted to the target's own unit."""
-    return values * preprocess["std"] + preprocess["mean"] if "std" in preprocess else values
+    return reader_of(preprocess).in_units(preprocess, values)
 
 
-class SupportSet(NamedTuple):
-    """The support set that a predictor learned from."""
+def as_inputs(x: Any, theta: Theta, least: int = 1) -> Any:
+    """Tensors, arrays or lists as the model's input [n, ...]: floats as precise as theta, on its device.
 
-    x: Tensor  # [n, ...], rows and texts already encoded as numbers
-    y: np.ndarray  # [n] names or numbers, or [n, d] values, in the target's unit
-    transductive: bool  # as passed to `adapt`
-
-
-def as_inputs(x: Any, theta: Theta, least: int = 1) -> Tensor:
-    """Tensors, arrays or lists as the model's input [n, ...]: images scaled, floats as precise as theta, on its device.
-
-    Raises DataError for anything but numbers, for fewer than `least` examples, and for NaN or infinity.
+    A single array of uint8 is taken for images and scaled to [0, 1]. In a dict or tuple of arrays, whole numbers keep
+    their type: they are tokens, masks or categories. Raises DataError for anything but numbers, for fewer than `least`
+    examples, for arrays of different lengths, and for NaN or infinity.
     """
+    x = trees.converted(x, _tensor)
+    if trees.first(x).dim() < 1 or trees.size(x) < least:
+        raise DataError(f"x holds no example: its shape is {trees.shapes(x)}. Give at least one, as [n, ...].")
+    if wrong := trees.uneven(x):
+        raise DataError(f"the inputs differ in their number of examples: {wrong}. Give one row for each example.")
+    if (where := not_finite(x)) is not None:
+        raise DataError(f"x{where} holds NaN or infinity. Remove or fill the missing values first.")
+    x = scaled(x) if isinstance(x, Tensor) else x
+    return trees.mapped(lambda t: like_theta(t, theta), x)
+
+
+def _tensor(place: str, array: Any) -> Tensor:
     try:
-        x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        return array if isinstance(array, Tensor) else torch.as_tensor(np.asarray(array))
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"x must be a tensor or an array of numbers [n, ...], got {type(x).__name__}: {error}."
+            f"x{place} must be a tensor or an array of numbers [n, ...], got {type(array).__name__}: {error}."
         ) from error
-    if x.dim() < 1 or len(x) < least:
-        raise DataError(f"x holds no example: its shape is {tuple(x.shape)}. Give at least one, as [n, ...].")
-    x = scaled(x)
-    if x.is_floating_point() and not torch.isfinite(x).all():
-        raise DataError("x holds NaN or infinity. Remove or fill the missing values first.")
-    floats = [value for value in theta.values() if value.is_floating_point()]
-    return x.to(device_of(theta), floats[0].dtype if floats and x.is_floating_point() else x.dtype)
 
 
-def as_features(x: Tensor, extractor: nn.Module | None) -> Tensor:
-    """The learner's inputs for raw inputs x [n, ...]: the extractor's features, or x itself where there is none.
+def like_theta(values: Tensor, theta: Theta) -> Tensor:
+    """The values on theta's device; floats as precise as theta's, other numbers in their own type."""
+    floats = [value.dtype for value in theta.values() if value.is_floating_point()]
+    return values.to(device_of(theta), floats[0] if floats and values.is_floating_point() else values.dtype)
+
+
+def as_answers(y: Any) -> Any:
+    """Answers as an array of names, class numbers or values; several targets as a dict or tuple of tensors.
+
+    Raises DataError where one of several targets does not hold numbers.
+    """
+    if trees.is_nested(y):
+        return trees.converted(y, _target)
+    return y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+
+
+def _target(place: str, array: Any) -> Tensor:
+    values = array if isinstance(array, Tensor) else np.asarray(array)
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "fiub":
+        raise DataError(
+            f"y{place} holds {values.reshape(-1)[:1].tolist()}; several targets are numbers each: values, or class "
+            "numbers from 0."
+        )
+    return torch.as_tensor(values)
+
+
+def as_features(x: Any, extractor: nn.Module | None) -> Any:
+    """The learner's inputs for raw inputs of n examples: the extractor's features, or x itself where there is none.
 
     Features are on x's device, and in its precision if x holds floats.
     """
     if extractor is None:
         return x
-    z = extract(extractor, x)
-    return z.to(x.device, x.dtype) if x.is_floating_point() else z.to(x.device)
+    z, like = extract(extractor, x), trees.first(x)
+    return z.to(like.device, like.dtype) if like.is_floating_point() else z.to(like.device)

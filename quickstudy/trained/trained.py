@@ -56,11 +56,13 @@ class Trained:
     def adapt(self, x: Any, y: Any, *, transductive: bool = False) -> Predictor:
         """Learn one task from its support set and return its predictor.
 
-        x is a tensor or array [n, ...] (uint8 images are scaled to [0, 1]). A learner trained on a table also takes
-        rows with the same columns (a DataFrame or a list of dicts), one trained on texts a list of texts. y is [n]
-        class names or numbers, or [n, d] values for regression in the target's unit; for tables the values may also be
-        [n]. Unless `transductive`, an answer never depends on the other inputs of the call. Learners that need no
-        examples (`from_nothing`, the neural processes) also take an empty support set of values.
+        x is a tensor or array [n, ...] (uint8 images are scaled to [0, 1]), or a dict or tuple of such arrays, the
+        model's arguments by name or in order, of which whole numbers keep their type. A learner trained on a table also
+        takes rows with the same columns (a DataFrame or a list of dicts), one trained on texts a list of texts. y is
+        [n] class names or numbers, or [n, d] values for regression in the target's unit; for tables the values may also
+        be [n]. Several targets are a dict or tuple of class numbers and values. Unless `transductive`, an answer never
+        depends on the other inputs of the call. Learners that need no examples (`from_nothing`, the neural processes)
+        also take an empty support set of values.
 
         Raises DataError for NaN, lengths that differ, fewer than two classes, or classes that the model has no output
         for; ConfigError for more ways than a learner with fixed ways was trained on.

@@ -20,7 +20,7 @@ from quickstudy.engine import mapping
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Theta
 from quickstudy.learners.hypernet.anp import latent, standard
-from quickstudy.learners.parts.gaussian import Gaussian, divergence, moments, surprise
+from quickstudy.learners.parts.gaussian import Gaussian, divergence, moments, negative_log_likelihood
 from quickstudy.learners.parts.sets import attend, attention, members, perceptron, set_means, some
 from quickstudy.nn.parameters import part
 
@@ -72,9 +72,9 @@ def a_gaussian(*shape: int) -> Gaussian:
     return Gaussian(torch.randn(shape), torch.rand(shape) + 0.1)
 
 
-def test_surprise_and_divergence_are_those_of_torch():
+def test_negative_log_likelihood_and_divergence_are_those_of_torch():
     p, q, y = a_gaussian(4, 2), a_gaussian(4, 2), torch.randn(4, 2)
-    assert_close(surprise(p, y), -Normal(*p).log_prob(y), 1e-12)
+    assert_close(negative_log_likelihood(p, y), -Normal(*p).log_prob(y), 1e-12)
     assert_close(divergence(q, p), kl_divergence(Normal(*q), Normal(*p)).sum(), 1e-12)
     assert float(divergence(p, p)) == pytest.approx(0, abs=1e-15)
 

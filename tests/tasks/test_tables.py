@@ -234,10 +234,10 @@ def test_files_that_are_no_tables(tmp_path):
 def test_a_table_larger_than_memory_says_how_much_it_needs(tmp_path, monkeypatch):
     table().to_csv(tmp_path / "t.csv", index=False)
     size = (tmp_path / "t.csv").stat().st_size
-    monkeypatch.setattr(tables, "_memory", lambda: tables.BYTES * size - 1)
+    monkeypatch.setattr(tables.memory, "free", lambda device: tables.BYTES * size - 1)
     with pytest.raises(DataError, match=r"needs about .* GB of memory, of which .* GB are free"):
         opened(tmp_path / "t.csv")
-    monkeypatch.setattr(tables, "_memory", lambda: tables.BYTES * size)
+    monkeypatch.setattr(tables.memory, "free", lambda device: tables.BYTES * size)
     assert len(opened(tmp_path / "t.csv").names) == 6
 
 
@@ -329,7 +329,7 @@ def test_the_command_line_from_table_to_answers(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main.run(["predict", "p.qs", "asked.csv", "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
-    assert [a["input"] for a in answers[:2]] == ["asked.csv:1", "asked.csv:2"] and len(answers) == 12
+    assert [a["input"] for a in answers[:2]] == ["asked.csv:2", "asked.csv:3"] and len(answers) == 12
     assert all(800 < answer["label"] < 1200 for answer in answers)
     assert main.run(["predict", "p.qs", "asked.csv", "asked.csv", "--csv", "answers.csv"]) == 0
     written, asked = pandas.read_csv("answers.csv"), pandas.read_csv("asked.csv")

@@ -31,7 +31,7 @@ from quickstudy.evaluation.amount import Amount, aligned
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.scoring import protocol_of, sample_blocks
 from quickstudy.learner import Batch, Episode, Learner, Theta, demand
-from quickstudy.learners.parts.gaussian import Gaussian, surprise
+from quickstudy.learners.parts.gaussian import Gaussian, negative_log_likelihood
 from quickstudy.trained.trained import Trained
 
 if TYPE_CHECKING:
@@ -211,7 +211,8 @@ def _measured(learner: Learner, theta: Theta, episodes: Episodes, points: int, l
         away = (yq - p.mean).abs()
         # NaN counts as outside here, but it also makes the surprise NaN, which is refused.
         inside = [(away <= z * p.std).double().mean() for z in reach]
-        return torch.stack([*inside, surprise(p, yq).double().mean(), p.std.double().mean(), (away**2).double().mean()])
+        likely = negative_log_likelihood(p, yq).double().mean()
+        return torch.stack([*inside, likely, p.std.double().mean(), (away**2).double().mean()])
 
     return mapping.map_learner(measure, learner, episodes).cpu()
 

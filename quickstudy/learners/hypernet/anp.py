@@ -25,7 +25,7 @@ from quickstudy.learners.hypernet.process import (
     networks,
     std_factor,
 )
-from quickstudy.learners.parts.gaussian import Gaussian, divergence, moments, surprise
+from quickstudy.learners.parts.gaussian import Gaussian, divergence, moments, negative_log_likelihood
 from quickstudy.learners.parts.sets import applied, attend, attention, features, joined, members, perceptron, set_means
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics
@@ -176,13 +176,13 @@ class ANP(Learner):
             known = statistics(self.encoder, own(self.encoder, theta), x)
             more = self._pairs(features(self.encoder, self.width, theta, xq, known), yq)
             prior = latent(parts, pairs, found)
-            posterior = latent(parts, torch.cat([pairs, more]), torch.cat([found, found.new_ones(1, len(xq))], 1))
+            posterior = latent(parts, torch.cat([pairs, more]), torch.cat([found, found.new_ones(1, len(yq))], 1))
             codes = posterior.mean + posterior.std * torch.randn_like(posterior.std)
             apart = divergence(posterior, prior) / yq.numel()
         output = self._decoded(theta, self._memory(theta, episode.support, e, pairs, found, codes), xq)
         if self.ways:
             return F.cross_entropy(output, yq)
-        return surprise(gaussian(output[0], self.min_std), yq / self.y_scale).mean() + apart
+        return negative_log_likelihood(gaussian(output[0], self.min_std), yq / self.y_scale).mean() + apart
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
         """The mean latent code [latent]; without one, the mean over sets of the mean value in each [representation]."""

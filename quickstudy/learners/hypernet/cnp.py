@@ -20,7 +20,7 @@ from quickstudy.learners.hypernet.process import (
     networks,
     std_factor,
 )
-from quickstudy.learners.parts.gaussian import Gaussian, surprise
+from quickstudy.learners.parts.gaussian import Gaussian, negative_log_likelihood
 from quickstudy.learners.parts.sets import applied, features, joined, set_means
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics
@@ -85,7 +85,7 @@ class CNP(Learner):
         return beside(parameters(self.encoder), PREFIX, parts)
 
     def adapt(self, theta: Theta, support: Batch) -> Representation:
-        return self._adapt(theta, support, fewest=len(support.x))
+        return self._adapt(theta, support, fewest=len(support.y))
 
     def _adapt(self, theta: Theta, support: Batch, fewest: int) -> Representation:
         e = features(self.encoder, self.width, theta, support.x)
@@ -117,7 +117,7 @@ class CNP(Learner):
         output = self._decoded(theta, phi, query.x)
         if self.ways:
             return F.cross_entropy(output, query.y)
-        return surprise(gaussian(output, self.min_std), query.y / self.y_scale).mean()
+        return negative_log_likelihood(gaussian(output, self.min_std), query.y / self.y_scale).mean()
 
     def embed(self, theta: Theta, support: Batch) -> Tensor:
         """r [representation]; for classification the mean of the r_k."""

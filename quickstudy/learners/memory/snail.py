@@ -110,7 +110,7 @@ class SNAIL(Learner):
 
     def predict(self, theta: Theta, phi: Reading, x: Tensor) -> Tensor:
         z = encoded(self.encoder, theta, x, self.width, phi.statistics)
-        return self._ask(theta, z, phi.seen, torch.full((len(x),), len(phi.seen), device=x.device))
+        return self._ask(theta, z, phi.seen, torch.full((len(z),), len(phi.seen), device=z.device))
 
     def stream(self, theta: Theta, batch: Batch) -> Tensor:
         """Logits [n, ways] for each example of the stream, made before its label is read."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.learner import Batch, Episode, Learner, Theta, Ways
-from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
+from quickstudy.learners.parts.distance import class_means, raw, squared_distances, to_nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +32,10 @@ class NearestCentroid(Learner):
         return {}
 
     def adapt(self, theta: Theta, support: Batch) -> Tensor:
-        return class_means(support.x.flatten(1), support.y, self.ways)
+        return class_means(raw(support.x), support.y, self.ways)
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
-        return -squared_distances(x.flatten(1), phi)
+        return -squared_distances(raw(x), phi)
 
     def distance(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         """min_k |x - c_k|^2 [m]."""

@@ -17,8 +17,8 @@ class Gaussian(NamedTuple):
     std: Tensor
 
 
-def surprise(p: Gaussian, y: Tensor) -> Tensor:
-    """The negative log-likelihood -log p(y) of each number, in nats."""
+def negative_log_likelihood(p: Gaussian, y: Tensor) -> Tensor:
+    """-log p(y) of each number, in nats."""
     return 0.5 * ((y - p.mean) / p.std) ** 2 + p.std.log() + 0.5 * math.log(2 * math.pi)
 
 

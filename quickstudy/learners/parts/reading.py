@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quickstudy.base import trees
+from quickstudy.episodes import examples, joined
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.learner import Batch, Episode, Theta
-from quickstudy.nn.model import call
+from quickstudy.nn.model import Inputs, call
 from quickstudy.nn.parameters import own
 from quickstudy.nn.statistics import statistics
 
@@ -31,13 +33,13 @@ def check_sizes(**sizes: int) -> None:
             raise ConfigError(f"{name} must be at least 1; got {size}.")
 
 
-def encoded(encoder: nn.Module, theta: Theta, x: Tensor, width: int, known: Theta | None = None) -> Tensor:
-    """Features [n, width] of x [n, ...]; n may be 0. `known` are the support set's statistics.
+def encoded(encoder: nn.Module, theta: Theta, x: Inputs, width: int, known: Theta | None = None) -> Tensor:
+    """Features [n, width] of n inputs; n may be 0. `known` are the support set's statistics.
 
     Raises ConfigError where the encoder's output has another shape.
     """
-    if not len(x):  # the encoder may not accept an empty batch
-        return x.new_zeros(0, width)
+    if not trees.size(x):  # the encoder may not accept an empty batch
+        return next(iter(theta.values())).new_zeros(0, width)
     features = call(encoder, own(encoder, theta) | (known or {}), x)
     if features.dim() != 2 or features.shape[1] != width:
         raise ConfigError(
@@ -47,9 +49,9 @@ def encoded(encoder: nn.Module, theta: Theta, x: Tensor, width: int, known: Thet
     return features
 
 
-def statistics_of(encoder: nn.Module, theta: Theta, x: Tensor) -> Theta:
-    """The normalisation statistics of the support set x [n, ...]; none if it is empty."""
-    return statistics(encoder, own(encoder, theta), x) if len(x) else {}
+def statistics_of(encoder: nn.Module, theta: Theta, x: Inputs) -> Theta:
+    """The normalisation statistics of the support set's inputs x; none if it is empty."""
+    return statistics(encoder, own(encoder, theta), x) if trees.size(x) else {}
 
 
 def as_input(y: Tensor, ways: int | None, like: Tensor) -> Tensor:
@@ -66,13 +68,8 @@ def delayed(answers: Tensor) -> Tensor:
 
 def shuffled(batch: Batch) -> Batch:
     """The examples in a random order from torch's generator; under `vmap` each task has its own order."""
-    order = torch.rand(len(batch.x), device=batch.x.device).argsort()
-    return Batch(batch.x[order], batch.y[order])
-
-
-def joined(episode: Episode) -> Batch:
-    """Support and query set as one stream."""
-    return Batch(*(torch.cat(pair) for pair in zip(*episode, strict=True)))
+    first = trees.first(batch.x)
+    return examples(batch, torch.rand(len(first), device=first.device).argsort())
 
 
 def reading_loss(learner: Any, loss: Callable[[Tensor, Tensor], Tensor], theta: Theta, episode: Episode) -> Tensor:

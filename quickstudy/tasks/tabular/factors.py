@@ -49,8 +49,8 @@ def factorise(given: Ratings, factors: int, prior: float, lam: float) -> Factori
         of_items, covariance = _ridges(item, user, _seen(of_users), rating - of_users[user, 0], penalty)
     z, target = _seen(of_users)[user], rating - of_users[user, 0]
     gain = sum(covariance[item, :, j] * z[:, j, None] for j in range(len(penalty)))  # (Z^T Z + D)^-1 z
-    surprise = (target - (z * of_items[item]).sum(1)) / (1 - (z * gain).sum(1))
-    return Factorisation(of_items, of_items[item] - gain * surprise[:, None], of_users)
+    residual = (target - (z * of_items[item]).sum(1)) / (1 - (z * gain).sum(1))
+    return Factorisation(of_items, of_items[item] - gain * residual[:, None], of_users)
 
 
 def _seen(vectors: np.ndarray) -> np.ndarray:

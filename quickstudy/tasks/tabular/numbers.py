@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from quickstudy.errors import DataError
+
+
+class Row(NamedTuple):
+    """One row of a file, and where an editor shows it: headers and blank lines count."""
+
+    line: int  # of the file, from 1
+    cells: list[str]
 
 
 def read_support(path: Path, classification: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -16,35 +24,49 @@ def read_support(path: Path, classification: bool) -> tuple[np.ndarray, np.ndarr
     Raises DataError where the file cannot be read or an input is not a number.
     """
     table = _read(path)
-    if any(len(row) < 2 for row in table):
+    if any(len(row.cells) < 2 for row in table):
         raise DataError(f"{str(path)!r} needs at least two columns: the inputs, and the answer last.")
-    x = _numbers(path, [row[:-1] for row in table])
-    return x, np.array([row[-1] for row in table]) if classification else _numbers(path, [row[-1:] for row in table])
+    x = _numbers(path, [row._replace(cells=row.cells[:-1]) for row in table])
+    if classification:
+        return x, np.array([row.cells[-1] for row in table])
+    return x, _numbers(path, [row._replace(cells=row.cells[-1:]) for row in table])
 
 
 def read_inputs(path: Path) -> tuple[np.ndarray, list[str]]:
-    """Inputs [n, d] from a CSV, and a name for each row: file and row number. Raises DataError as `read_support`."""
+    """Inputs [n, d] from a CSV, and a name for each row: file and line. Raises DataError as `read_support`."""
     table = _read(path)
-    return _numbers(path, table), [f"{path}:{i + 1}" for i in range(len(table))]
+    return _numbers(path, table), [f"{path}:{row.line}" for row in table]
 
 
-def _read(path: Path) -> list[list[str]]:
+def _read(path: Path) -> list[Row]:
+    """The rows with numbers: blank lines and a header are left out."""
     if not path.is_file():
         raise DataError(f"there is no file {str(path)!r}. This predictor reads rows of numbers from a CSV file.")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = [row for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{str(path)!r} is not a CSV text file in UTF-8: {error}.") from error
-    if table and not any(_is_number(value) for value in table[0]):
+    table = _rows(path)
+    if table and not any(map(_is_number, table[0].cells)):
         table = table[1:]  # a header
     if not table:
         raise DataError(f"{str(path)!r} holds no rows.")
-    if uneven := next((i for i, row in enumerate(table) if len(row) != len(table[0])), None):
+    first = table[0]
+    if uneven := next((row for row in table if len(row.cells) != len(first.cells)), None):
         raise DataError(
-            f"row {uneven + 1} of {str(path)!r} has {len(table[uneven])} columns, the first has {len(table[0])}."
+            f"line {uneven.line} of {str(path)!r} has {len(uneven.cells)} columns, line {first.line} has "
+            f"{len(first.cells)}. Give all rows the same columns."
         )
     return table
+
+
+def _rows(path: Path) -> list[Row]:
+    found, line = [], 1
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            for cells in reader:
+                found.append(Row(line, cells))
+                line = reader.line_num + 1  # a row with a line break in quotes takes several lines
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{str(path)!r} is not a CSV text file in UTF-8: {error}.") from error
+    return [row for row in found if row.cells]
 
 
 def _is_number(text: str) -> bool:
@@ -55,9 +77,9 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _numbers(path: Path, table: list[list[str]]) -> np.ndarray:
-    for i, row in enumerate(table):
-        for value in row:
+def _numbers(path: Path, table: list[Row]) -> np.ndarray:
+    for row in table:
+        for value in row.cells:
             if not _is_number(value):
-                raise DataError(f"row {i + 1} of {str(path)!r} has {value!r} where a number is expected.")
-    return np.array(table, dtype=np.float32)
+                raise DataError(f"line {row.line} of {str(path)!r} has {value!r} where a number is expected.")
+    return np.array([row.cells for row in table], dtype=np.float32)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from quickstudy.base import memory
 from quickstudy.errors import ConfigError, DataError, suggest
 from quickstudy.tasks.splits import SPLITS, by_name, check_disjoint, check_split
 from quickstudy.tasks.tabular.columns import (
@@ -142,21 +143,12 @@ def check_columns(frame: Any, given: Mapping[str, Sequence[str]], name: str) -> 
 
 def _check_memory(path: Path) -> None:
     packed = 8 if path.suffix in (".gz", ".parquet") else 1
-    needed, there = packed * BYTES * path.stat().st_size, _memory()
+    needed, there = packed * BYTES * path.stat().st_size, memory.free(torch.device("cpu"))
     if there is not None and needed > there:
         raise DataError(
             f"{str(path)!r} needs about {needed / 1e9:.1f} GB of memory, of which {there / 1e9:.1f} GB are free. Leave "
             "columns out of the file, take a part of its tasks, or use a larger machine."
         )
-
-
-def _memory() -> int | None:
-    """Bytes of memory that are available, None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def _separator(path: Path) -> str:

@@ -1,0 +1,26 @@
+"""Numbers that need no preparation: arrays in memory, one or several in a dict or tuple; CSV files of rows on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from quickstudy.errors import DataError
+from quickstudy.tasks.tabular import numbers
+from quickstudy.trained.readers.reader import Preprocess, Reader, as_given, unchanged
+
+
+def _support(preprocess: Preprocess, path: Path, classification: bool) -> tuple[Any, Any]:
+    if not path.is_file():
+        raise DataError(
+            f"{str(path)!r} is not a file: this run was not trained on images, give SUPPORT as a CSV file (inputs..., "
+            "answer last)."
+        )
+    return numbers.read_support(path, classification)
+
+
+def _inputs(preprocess: Preprocess, path: Path) -> tuple[Any, list[str]]:
+    return numbers.read_inputs(path)
+
+
+ARRAYS = Reader(_support, _inputs, as_given, unchanged, unchanged)
