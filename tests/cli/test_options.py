@@ -12,8 +12,8 @@ from torch import Tensor
 
 from quickstudy.base import files
 from quickstudy.cli import main
-from quickstudy.training.checkpoint import read_metrics
 from quickstudy.trained.load import load
+from quickstudy.training.checkpoint import read_metrics
 
 SINES = ["--iterations", "2", "--meta-batch", "2", "--val-episodes", "2", "--engine", "loop", "--hidden", "6"]
 GLYPHS = ["--iterations", "1", "--meta-batch", "2", "--queries", "2", "--val-episodes", "2", "--ways", "3"]
@@ -169,11 +169,32 @@ def test_the_training_request_is_evaluated_unless_said(run):
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
+OFF = """
+import torch
+
+class Off(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 1.01 * g
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.below, self.above = torch.nn.Linear(2, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.above(Off.apply(torch.tanh(self.below(x))))
+"""
+
+
 def test_the_tolerance_of_check_is_the_one_given(tmp_path, capsys):
-    """Differences of a curved loss are right to about 1e-9: with a tolerance below that the same gradient is wrong."""
-    layers = "torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)"
-    (tmp_path / "net.py").write_text(f"import torch\nmake = lambda: torch.nn.Sequential({layers})\n")
-    argv = ["check", f"{tmp_path / 'net.py'}:make", "--shape", "2", "--ways", "3"]
-    assert main.run(argv) == 0
-    assert "ok: the meta-gradient" in capsys.readouterr().out
-    assert main.run([*argv, "--tolerance", "1e-16"]) == 1
+    """A derivative that is one hundredth too large is wrong, unless a tenth is allowed."""
+    (tmp_path / "net.py").write_text(OFF)
+    argv = ["check", f"{tmp_path / 'net.py'}:Net", "--shape", "2", "--ways", "3", "--steps", "0"]
+    assert main.run(argv) == 1
+    assert "wrong" in capsys.readouterr().out
+    assert main.run([*argv, "--tolerance", "0.1"]) == 0
