@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from problems import clusters
 
 import quickstudy as qs
+from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.training.checkpoint import read_metrics
 
 QUIET = {"engine": "loop", "progress": False}
@@ -169,3 +173,91 @@ def test_bf16_reaches_the_meta_loss():
     )
     apart = float((rounded - exact).norm() / exact.norm())
     assert 1e-4 < apart < 0.1
+
+
+# --- what runs together, and how it lies in memory -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Counting(Learner):
+    """A learner that counts how often its meta-loss is called and keeps the layout of what it is given."""
+
+    inner: Learner
+    seen: list[bool] = field(default_factory=list)  # for each call: whether the images' channels lie last
+
+    def init(self) -> Theta:
+        return self.inner.init()
+
+    def adapt(self, theta: Theta, support: Batch) -> Any:
+        return self.inner.adapt(theta, support)
+
+    def predict(self, theta: Theta, phi: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.inner.predict(theta, phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> torch.Tensor:
+        self.seen.append(
+            episode.query.x.dim() == 4 and episode.query.x.is_contiguous(memory_format=torch.channels_last)
+        )
+        return self.inner.meta_loss(theta, episode)
+
+
+@pytest.mark.parametrize(("chunk", "calls"), [(None, 1), (5, 1), (2, 3), (1, 5)])
+def test_a_chunk_is_the_most_tasks_that_one_call_of_the_meta_loss_serves(chunk, calls):
+    """Five tasks under vmap: one call for all, or one for each chunk. The mean gradient stays the same."""
+    learner, episodes = Counting(maml()), sines().sample(5, torch.Generator().manual_seed(0))
+    theta = learner.init()
+    _, wanted = qs.meta_gradient(learner.inner, theta, episodes)
+    _, found = qs.meta_gradient(learner, theta, episodes, engine="vmap", chunk=chunk)
+    assert len(learner.seen) == calls
+    torch.testing.assert_close(found, wanted)
+
+
+def test_training_takes_its_tasks_in_chunks():
+    """Two iterations more are two times as many calls more as there are chunks."""
+
+    def calls(iterations: int, chunk: int | None) -> int:
+        learner = Counting(maml())
+        qs.train(
+            learner, sines(), iterations=iterations, meta_batch=6, engine="vmap", chunk=chunk, progress=False, seed=0
+        )
+        return len(learner.seen)
+
+    assert calls(3, 2) - calls(1, 2) == 2 * 3
+    assert calls(3, 6) - calls(1, 6) == 2 * 1
+
+
+def test_channels_last_is_how_images_and_kernels_lie():
+    def learner() -> Counting:
+        torch.manual_seed(0)
+        return Counting(qs.ProtoNet(qs.nn.conv4(channels=3, filters=4, size=16, norm="none"), ways=3))
+
+    tasks, common = clusters((3, 16, 16)), {"iterations": 2, "meta_batch": 2, "optimizer": descent(0.1), **QUIET}
+    plain, changed = learner(), learner()
+    first = qs.train(plain, tasks, **common)
+    second = qs.train(changed, tasks, channels_last=True, **common)
+    assert not any(plain.seen)
+    assert all(changed.seen[-4:])  # before those, both layouts are compared
+    kernels = [value for value in second.theta.values() if value.dim() == 4]
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    torch.testing.assert_close(dict(second.theta), dict(first.theta), rtol=1e-4, atol=1e-5)
+
+
+def test_of_accuracies_the_highest_validation_is_kept(tmp_path):
+    """Climbing the loss of a classifier: its first validation is its best, and that theta is returned."""
+    tasks = clusters(spread=0.2)
+    torch.manual_seed(0)
+    trained = qs.train(
+        qs.ProtoNet(qs.nn.mlp(4, None, hidden=(8,)), ways=3),
+        tasks,
+        iterations=6,
+        meta_batch=4,
+        val=tasks,
+        val_every=1,
+        val_episodes=10,
+        optimizer=lambda values: torch.optim.SGD(values, lr=0.3, maximize=True),
+        out=tmp_path / "run",
+        **QUIET,
+    )
+    values = [line["val"] for line in read_metrics(tmp_path / "run")]
+    assert max(values) > values[-1]
+    assert qs.evaluate(trained, tasks, episodes=10, seed=1_000_003).mean == pytest.approx(max(values))
