@@ -26,7 +26,7 @@ from quickstudy.base.figures import Series, lines, save, with_legend
 from quickstudy.cli import main
 from quickstudy.errors import FileFormatError, QuickstudyError, RunError
 from quickstudy.evaluation.controls import CONTROLS
-from quickstudy.evaluation.score import Score, in_words
+from quickstudy.evaluation.score import Score
 from quickstudy.experiments.evaluate_run import evaluate_run
 from quickstudy.experiments.run import read_run
 from quickstudy.report import words
@@ -149,9 +149,16 @@ def pages(made: Path) -> dict[str, Page]:
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
+def as_percent(score: dict[str, Any]) -> str:
+    """A plain score as the page has to write it: percent, its digit spelled out from the episodes' own values."""
+    return f"{100 * np.mean(score['values']):.1f} % ± {100 * score['interval']:.1f}"
+
+
 def test_headline_is_the_score_with_its_interval_and_meaning(pages, made):
-    page, score = pages["images"], qs.Score.from_dict(scores_of(made / "images")["scores"][0])
-    assert page.text.count(in_words(score.mean, score.interval, "accuracy")) >= 3  # headline, protocol, controls
+    page, score = pages["images"], scores_of(made / "images")["scores"][0]
+    assert 0.4 < np.mean(score["values"]) < 0.99 and score["interval"] > 0.01  # no number that looks like another
+    assert page.text.count(as_percent(score)) >= 3  # headline, protocol, controls
+    assert page.text.split("Quickstudy report · run")[1].split("of examples of")[0].strip().endswith(as_percent(score))
     assert "of examples of unseen classes named right, from 1 example of each class" in page.text
     assert "guessing among 3 gives 33 %" in page.text
     assert "Transductive: the queries of a task were normalised together" in page.text
@@ -161,7 +168,7 @@ def test_both_scores_of_a_transductive_learner_stand_in_the_protocol(pages, made
     page, plain = pages["images"], scores_of(made / "images")
     assert len(plain["scores"]) == 2
     for score in plain["scores"]:
-        assert in_words(score["mean"], score["interval"], "accuracy") in page.text
+        assert as_percent(score) in page.text
     assert "statistics that normalise queries batch support" in page.text
 
 
@@ -172,6 +179,9 @@ def test_every_control_is_named_with_its_paired_difference(pages, made, name):
     assert {"shuffled_labels", "linear_probe", "from_scratch"} <= set(plain["controls"]) <= set(CONTROLS)
     for control in score.controls:
         assert control in page.text
+        by_hand = float((score.values - score.controls[control].values).mean())
+        size = f"{100 * abs(by_hand):.1f} points" if name == "images" else f"{abs(by_hand):.3g}"
+        assert f"difference {'+' if by_hand >= 0 else '−'}{size} ± " in page.text
         difference = qs.compare(score, score.controls[control], allow=("transductive",))
         assert f"difference {words.signed(difference)}" in page.text
 
@@ -412,8 +422,8 @@ def test_runs_under_one_protocol_are_compared_in_pairs(runs):
     best, other = sorted((a, b), key=lambda score: -score.mean)
     difference = qs.compare(other, best)
     assert f"{words.signed(difference)}, {'decided' if difference.decided else 'not decided'}" in page.text
-    for score in (a, b):
-        assert in_words(score.mean, score.interval, "accuracy") in page.text
+    for name in ("images", ODD):
+        assert as_percent(scores_of(runs / name)["scores"][0]) in page.text
     middle, apart = 50 * (a.mean + b.mean), 100 * abs(a.mean - b.mean) / 2**0.5
     assert f"mean {middle:.1f} %, {apart:.1f} points standard deviation from seed to seed" in page.text
     assert (runs / "images" / "report.html").exists()

@@ -82,9 +82,17 @@ def test_inputs_of_another_shape_are_refused_in_words(support, x):
             predictor.predict(wrong)
 
 
-def test_a_run_folder_loads_its_learner(tmp_path):
-    trained(LEARNERS["maml"]()).save(tmp_path / "learner.qs")
-    assert isinstance(qs.load(tmp_path), qs.Trained)
+def test_a_run_folder_loads_its_learner(support, x, tmp_path):
+    made = trained(LEARNERS["maml"]())
+    theta = {name: value + 0.1 * torch.randn_like(value) for name, value in made.theta.items()}  # no fresh network's
+    one = qs.Trained(made.learner, theta, {"name": "drawings"}, made.preprocess)
+    one.save(tmp_path / "learner.qs")
+    loaded = qs.load(tmp_path)
+    assert isinstance(loaded, qs.Trained)
+    assert (loaded.learner.lr, loaded.learner.steps) == (0.1, 2)
+    assert list(loaded.theta) == list(theta) and all(torch.equal(loaded.theta[name], theta[name]) for name in theta)
+    assert (loaded.tasks, loaded.preprocess) == (one.tasks, one.preprocess)
+    assert torch.equal(loaded.adapt(*support)(x), one.adapt(*support)(x))
 
 
 def test_labels_come_back_as_they_were_given(support, x):

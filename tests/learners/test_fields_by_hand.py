@@ -1,0 +1,83 @@
+"""Fields of learners that would otherwise only be carried along: what each does to one task, written out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import assert_close, clusters, random_episodes
+from torch import Tensor, nn
+
+import quickstudy as qs
+from quickstudy.learner import Batch, Episode, Theta
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def one(ways: int | None = 3) -> Episode:
+    """One task, without the task axis."""
+    return Episode(*(Batch(*(t[0] for t in batch)) for batch in random_episodes(1, ways=ways)))
+
+
+def forward(p: Theta, x: Tensor) -> Tensor:
+    """qs.nn.mlp(4, 3, hidden=(5, 4), activation="tanh"), written out."""
+    h = torch.tanh(x @ p["layer1.weight"].T + p["layer1.bias"])
+    h = torch.tanh(h @ p["layer2.weight"].T + p["layer2.bias"])
+    return h @ p["head.weight"].T + p["head.bias"]
+
+
+def net() -> nn.Module:
+    return qs.nn.mlp(4, 3, hidden=(5, 4), activation="tanh")
+
+
+def test_the_inner_gradient_passes_through_the_curvature():
+    """W' = W - lr M_out G M_in^T, and b' = b - lr M g, with matrices that are neither identities nor symmetric."""
+    learner, (support, _) = qs.MetaCurvature(nn.Linear(4, 3), lr=0.3, steps=1), one()
+    theta = {name: value + 0.5 * torch.randn_like(value) for name, value in learner.init().items()}
+    weight, bias = (theta[name].clone().requires_grad_() for name in ("weight", "bias"))
+    g, gb = torch.autograd.grad(F.cross_entropy(support.x @ weight.T + bias, support.y), (weight, bias))
+    out, inside, of_bias = (theta[f"curvature.{name}"] for name in ("weight.0", "weight.1", "bias.0"))
+    phi = learner.adapt(theta, support)
+    assert_close(phi["weight"], weight - 0.3 * out @ g @ inside.T, 1e-13)
+    assert_close(phi["bias"], bias - 0.3 * of_bias @ gb, 1e-13)
+
+
+def test_boil_holds_what_its_patterns_name():
+    """stays="layer1.*": the first layer is fixed, and the head, which is fixed by default, takes a step."""
+    learner, (support, _) = qs.BOIL(net(), lr=0.3, steps=1, stays="layer1.*"), one()
+    theta = learner.init()
+    moving = {n: v.clone().requires_grad_() for n, v in theta.items() if not n.startswith("layer1.")}
+    loss = F.cross_entropy(forward(theta | moving, support.x), support.y)
+    slopes = torch.autograd.grad(loss, list(moving.values()))
+    phi = learner.adapt(theta, support)
+    assert set(phi) == {"layer2.weight", "layer2.bias", "head.weight", "head.bias"}
+    assert_close(phi, {n: v - 0.3 * g for (n, v), g in zip(moving.items(), slopes, strict=True)}, 1e-13)
+
+
+@pytest.mark.parametrize("layer", ["layer1", "layer2"])
+def test_cavias_context_scales_and_shifts_the_layer_that_is_named(layer):
+    """(1 + s) h + b with [s, b] = W c, at the named layer and nowhere else."""
+    learner, (_, query) = qs.CAVIA(net(), context=2, layer=layer), one()
+    theta, c = learner.init(), torch.tensor([0.7, -1.1])
+    width = len(theta[f"{layer}.bias"])
+    changes = theta["context.weight"] @ c
+    scale, shift = changes[:width], changes[width:]
+    changed = dict(theta)
+    changed[f"{layer}.weight"] = (1 + scale)[:, None] * theta[f"{layer}.weight"]
+    changed[f"{layer}.bias"] = (1 + scale) * theta[f"{layer}.bias"] + shift
+    assert_close(learner.predict(theta, {"context": c}, query.x), forward(changed, query.x), 1e-13)
+    assert not torch.allclose(learner.predict(theta, {"context": c}, query.x), forward(theta, query.x), atol=1e-3)
+
+
+@pytest.mark.parametrize(("cosine", "name"), [(True, "CosineAnnealingLR"), (False, None)])
+def test_mamlplusplus_trains_under_a_cosine_unless_told_otherwise(cosine, name, tmp_path):
+    learner = qs.MAMLPlusPlus(net(), steps=1, cosine=cosine)
+    assert learner.outer().schedule == ("cosine" if cosine else "constant")
+    torch.set_default_dtype(torch.float32)
+    learner = qs.MAMLPlusPlus(net(), steps=1, cosine=cosine)
+    common = {"meta_batch": 2, "engine": "loop", "progress": False}
+    qs.train(learner, clusters(), iterations=2, out=tmp_path / "run", **common)
+    scheduler = json.loads((tmp_path / "run" / "config.json").read_text())["scheduler"]
+    assert (scheduler or {"name": None})["name"] == name
