@@ -1,6 +1,6 @@
 """Writes the measured numbers into the learners' pages: the section "Measured" at the end of docs/learners/NAME.md.
 
-    python -m benchmarks.pages        after benchmarks.cost (both families) and the tables of reproduce.py
+    python -m benchmarks.pages        after benchmarks.cost (both families) and the tables of benchmarks.reproduce
 
 The section is made from the result files, so the numbers on a page always agree with them.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import quickstudy as qs
-from benchmarks import rows
-from benchmarks.reproduce import RESULTS, ROOT
+from benchmarks.provenance import RESULTS, ROOT
+from benchmarks.reproduce import rows
 from quickstudy.base import files
 from quickstudy.evaluation.score import Score, in_words
 

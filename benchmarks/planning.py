@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 
 import quickstudy as qs
-from benchmarks import cases, peers
-from benchmarks.memory import peak_mb
-from benchmarks.reproduce import RESULTS, ROOT, commit
-from benchmarks.speed_pages import table
+from benchmarks.markdown import table
+from benchmarks.provenance import RESULTS, ROOT, commit
+from benchmarks.speed import cases, peers
+from benchmarks.speed.memory import peak_mb
 from quickstudy.base import files, seeds
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine

@@ -28,8 +28,8 @@ import torch
 import tyro
 
 import quickstudy as qs
-from benchmarks.reproduce import RESULTS, ROOT, commit
-from benchmarks.speed_pages import table
+from benchmarks.markdown import table
+from benchmarks.provenance import RESULTS, ROOT, commit
 from quickstudy.base import files
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import quickstudy as qs
-from benchmarks.reproduce import RESULTS, commit
-from benchmarks.speed_pages import table
+from benchmarks.markdown import table
+from benchmarks.provenance import RESULTS, commit
 from quickstudy.base import files, seeds
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine

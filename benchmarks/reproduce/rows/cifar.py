@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.rows.row import Row, Test
+from benchmarks.reproduce.rows.row import Row, Test
 
 # Accuracies at 1 and 5 shots, from Bertinetto 2019; those of MetaOptNet from Lee 2019.
 CIFAR_PUBLISHED = {
