@@ -26,7 +26,8 @@ from quickstudy.training.checkpoint import read_metrics
 
 Value = TypeVar("Value")
 SCORES = {one.short: one for one in (ACCURACY, MEAN_SQUARED_ERROR)}  # column of metrics.jsonl: the metric in it
-COLUMNS = ("loss", *SCORES, "val", "val_interval")  # columns of metrics.jsonl besides the iteration
+OTHER_SCORES = "score"  # column of all other metrics
+COLUMNS = ("loss", *SCORES, OTHER_SCORES, "val", "val_interval")  # columns of metrics.jsonl besides the iteration
 EVALUATED = (  # the files that `evaluate` writes
     "scores.json",
     "examples.safetensors",
@@ -135,6 +136,11 @@ class Run:
         if logged is not None or self.score is not None:
             return logged or self.score.metric  # type: ignore[union-attr]
         return ACCURACY if self.config.tasks.get("ways") else MEAN_SQUARED_ERROR
+
+    @property
+    def training_scores(self) -> tuple[list[float], list[float]]:
+        """The iterations at which training tasks were scored, and these scores."""
+        return self.column(next((name for name, metric in SCORES.items() if metric == self.metric), OTHER_SCORES))
 
     @property
     def outdated(self) -> bool:

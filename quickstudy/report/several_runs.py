@@ -166,7 +166,7 @@ def _curves(names: Sequence[str], runs: Sequence[Run], metric: Metric) -> list[S
 
 def _curve(i: int, name: str, run: Run) -> Series | None:
     validated = bool(run.column("val")[0])
-    x, y = run.column("val" if validated else run.metric.short)
+    x, y = run.column("val") if validated else run.training_scores
     if not x:
         return None
     label = f"{name} ({'validation' if validated else 'training'})"

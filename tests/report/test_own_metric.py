@@ -84,9 +84,12 @@ def test_curves_are_those_of_the_metric_of_training(tmp_path: Path) -> None:
     described = run(tmp_path / "described", DELAY, VALUES, VALUES, trained_by=RECALL.to_dict())
     logged = run(tmp_path / "logged", RECALL, VALUES / 3, VALUES)
     (logged / "metrics.jsonl").write_text('{"iteration": 1, "loss": 1.0, "error": 0.5, "val": 0.4}\n')
+    (described / "metrics.jsonl").write_text('{"iteration": 1, "loss": 1.0, "score": 0.25}\n')
     assert read_run(named).metric is ACCURACY and read_run(described).metric.format == PERCENT
     assert read_run(logged).metric.name == "mean squared error"
     assert "Best validation 0.4 at iteration 1" in text(write_report([logged]))
+    page = text(write_report([described]))
+    assert "The training recall is of 4 tasks a point" in page and "recall (%)" in page
 
 
 def test_bars_of_large_and_of_negative_values_stay_on_the_axis() -> None:

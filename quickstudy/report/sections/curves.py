@@ -18,8 +18,7 @@ from quickstudy.training.session import SHOWN_TASKS
 def learning_curves(run: Run) -> list[Picture]:
     """Plots over iterations: the training loss, and the training and validation score."""
     curves = [_loss(run)] if run.column("loss")[0] else []
-    scored = any(run.column(name)[0] for name in (run.metric.short, "val"))
-    return [*curves, _score_curve(run)] if scored else curves
+    return [*curves, _score_curve(run)] if run.training_scores[0] or run.column("val")[0] else curves
 
 
 def _loss(run: Run) -> Picture:
@@ -33,9 +32,7 @@ def _loss(run: Run) -> Picture:
 def _score_curve(run: Run) -> Picture:
     metric = run.metric
     training = [
-        Series(x, scaled(metric, y), f"training {metric.short}", "s2", 1, 1.2)
-        for x, y in [run.column(metric.short)]
-        if x
+        Series(x, scaled(metric, y), f"training {metric.short}", "s2", 1, 1.2) for x, y in [run.training_scores] if x
     ]
     series = training + _validation(run)
     level = words.level(metric, run.config.tasks.get("ways"))
