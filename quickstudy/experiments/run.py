@@ -130,8 +130,8 @@ class Run:
     @property
     def metric(self) -> Metric:
         """The metric of training and validation, which the learning curves show."""
-        if self.config.metric is not None:
-            return self.config.metric
+        if (named := self.config.metric) is not None:  # a name alone, where only the score knows the user's own metric
+            return self.score.metric if self.score and self.score.metric.name == named.name else named
         logged = next((metric for name, metric in SCORES.items() if self.column(name)[0]), None)
         if logged is not None or self.score is not None:
             return logged or self.score.metric  # type: ignore[union-attr]

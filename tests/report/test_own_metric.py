@@ -85,6 +85,8 @@ def test_curves_are_those_of_the_metric_of_training(tmp_path: Path) -> None:
     logged = run(tmp_path / "logged", RECALL, VALUES / 3, VALUES)
     (logged / "metrics.jsonl").write_text('{"iteration": 1, "loss": 1.0, "error": 0.5, "val": 0.4}\n')
     (described / "metrics.jsonl").write_text('{"iteration": 1, "loss": 1.0, "score": 0.25}\n')
+    known = run(tmp_path / "known", DELAY, VALUES, VALUES, trained_by="delay")
+    assert read_run(known).metric.format == HOURS
     assert read_run(named).metric is ACCURACY and read_run(described).metric.format == PERCENT
     assert read_run(logged).metric.name == "mean squared error"
     assert "Best validation 0.4 at iteration 1" in text(write_report([logged]))
