@@ -9,7 +9,8 @@ import quickstudy as qs
 from benchmarks.reproduce.rows import BEHIND, METRIC_BEHIND
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.evaluation.measures.movement import in_words as movement_in_words
-from quickstudy.evaluation.score import Score, in_words
+from quickstudy.evaluation.metric import PERCENT
+from quickstudy.evaluation.score import Score
 
 
 def table(result: dict[str, Any]) -> str:
@@ -29,7 +30,7 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         for plain in (plain for test in row["scores"] for plain in test):
             score = Score.from_dict(plain)
-            shown = in_words(score.mean, score.interval, score.protocol.metric)
+            shown = score.in_words()
             p = score.protocol
             queries = f"{p.queries} {'query' if p.queries == 1 else 'queries'}"
             what = f"{p.describe()}; {queries}, {p.episodes} episodes of {p.tasks} {p.split}"
@@ -77,12 +78,12 @@ def behind(result: dict[str, Any]) -> list[str]:
     lower = [learner[d["row"]] for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
     bar = next((d["baseline"].rsplit("-", 1)[0] for d in result["paired"] if d["decided"]), "")
     why = METRIC_BEHIND if bar == "protonet" else BEHIND
-    told = [f"- **{name}**: {why[name]}" for name in dict.fromkeys(lower) if name in why]
+    reasons = [f"- **{name}**: {why[name]}" for name in dict.fromkeys(lower) if name in why]
     bar = {"maml": "MAML", "protonet": "ProtoNet"}.get(bar, bar)
     heading = (
         f"Behind {bar} by more than the interval, and why (what stands in no row above was measured once, by hand):"
     )
-    return ["", heading, "", *told] if told else []
+    return ["", heading, "", *reasons] if reasons else []
 
 
 def controls(rows: list[dict[str, Any]]) -> list[str]:
@@ -93,7 +94,7 @@ def controls(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):
             for name, control in (score.controls or {}).items():
-                shown = in_words(control.mean, control.interval, control.protocol.metric)
+                shown = control.in_words()
                 lines.append(f"| {row['name']} | {score.protocol.describe()} | {name} | {shown} |")
     return lines if len(lines) > first else []
 
@@ -108,7 +109,7 @@ def instances(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["", "Accuracy at the n-th instance of a class in a stream, each answered before its label is seen:", ""]
     lines += ["| row | first of the stream | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for name, one in found.items():
-        cells = [in_words(a.mean, a.interval, "accuracy") for a in (one.first, *one.amounts)]
+        cells = [PERCENT(*a) for a in (one.first, *one.amounts)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
