@@ -4,9 +4,9 @@
     python -m benchmarks.cost --family others    all other learners, against ProtoNet on tasks of the same sizes
 
 Each takes some minutes on 2 quiet cores; nothing else should run. The settings are those of the reproduction tables
-(benchmarks/rows/), on generated characters of Omniglot's size. Memory is the peak of what autograd keeps for the
-backward pass of one task, counted tensor by tensor, so it is the same on every machine. Writes results/cost.json and
-.md, or cost-others.json and .md.
+(benchmarks/reproduce/rows/), on generated characters of Omniglot's size. Memory is the peak of what autograd keeps for
+the backward pass of one task, counted tensor by tensor, so it is the same on every machine. Writes results/cost.json
+and .md, or cost-others.json and .md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import tyro
 from torch import Tensor
 
 import quickstudy as qs
-from benchmarks import rows
-from benchmarks.reproduce import RESULTS, ROOT, commit
+from benchmarks.provenance import IMAGES, RESULTS, commit
+from benchmarks.reproduce import rows
 from quickstudy.base import files
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine
@@ -166,7 +166,7 @@ def draw(found: dict[str, list[int]]) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(ROOT / "docs" / "images" / "memory.png", dpi=110)
+    figure.savefig(IMAGES / "memory.png", dpi=110)
 
 
 def heading(name: str, command: str, result: dict[str, Any]) -> list[str]:

@@ -1,6 +1,8 @@
-"""Draws the figures of the gradient family on sinusoids, from the runs of `reproduce.py sinusoid --family gradient`.
+"""Draws the figures of the gradient family on sinusoids.
 
-python -m benchmarks.figures        writes docs/images: sinusoid-curves, sinusoid-steps, cavia
+    python -m benchmarks.figures        writes docs/images: sinusoid-curves, sinusoid-steps, cavia
+
+The runs are those of `python -m benchmarks.reproduce sinusoid --family gradient`.
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import quickstudy as qs
-from benchmarks import rows
-from benchmarks.reproduce import RESULTS, ROOT
+from benchmarks.provenance import IMAGES, RESULTS, ROOT
+from benchmarks.reproduce import rows
 from quickstudy.base import files, seeds
 from quickstudy.engine import mapping
 from quickstudy.engine.fitting import for_test
 from quickstudy.evaluation.score import Score
 
 RUNS = ROOT / "runs" / "reproduce" / "sinusoid-gradient"
-IMAGES = ROOT / "docs" / "images"
 SHOTS, SHOWN = 10, (0, 1, 5, 10)
 GRID = torch.linspace(-5, 5, 200)[:, None]
 BLUES = ("#c6dbef", "#6baed6", "#2171b5", "#08306b")

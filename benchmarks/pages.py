@@ -1,6 +1,6 @@
 """Writes the measured numbers into the learners' pages: the section "Measured" at the end of docs/learners/NAME.md.
 
-    python -m benchmarks.pages        after benchmarks.cost (both families) and the tables of reproduce.py
+    python -m benchmarks.pages        after benchmarks.cost (both families) and the tables of benchmarks.reproduce
 
 The section is made from the result files, so the numbers on a page always agree with them.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import quickstudy as qs
-from benchmarks import rows
-from benchmarks.reproduce import RESULTS, ROOT
+from benchmarks.provenance import RESULTS, ROOT
+from benchmarks.reproduce import rows
 from quickstudy.base import files
-from quickstudy.evaluation.score import Score, in_words
+from quickstudy.evaluation.score import Score
 
 HEADING = "## Measured"
 PAGES = ROOT / "docs" / "learners"
@@ -32,16 +32,16 @@ def measured(learner: str) -> str:
 
 def costs(learner: str) -> str:
     found = {(row["learner"], row["shots"]): row for row in files.read_json(RESULTS / "cost.json")["rows"]}
-    told = []
+    sizes = []
     for shots in (1, 5):
         row, maml = found[learner, shots], found["maml", shots]
         each = 1e3 * row["seconds"] / row["tasks"]
         kept, time = row["memory"] / 2**20, each / (1e3 * maml["seconds"] / maml["tasks"])
         beside = f" ({time:.2f} and {row['memory'] / maml['memory']:.2f} times MAML)" if learner != "maml" else ""
-        told.append(f"at {shots} shot{'s' if shots > 1 else ''} {each:.0f} ms and {kept:.1f} MiB{beside}")
+        sizes.append(f"at {shots} shot{'s' if shots > 1 else ''} {each:.0f} ms and {kept:.1f} MiB{beside}")
     return (
-        f"Time of a meta-gradient per task on 2 cores, and memory held for derivatives, Conv4-64, 5-way: {told[0]}; "
-        f"{told[1]} ([all](../../benchmarks/results/cost.md))."
+        f"Time of a meta-gradient per task on 2 cores, and memory held for derivatives, Conv4-64, 5-way: {sizes[0]}; "
+        f"{sizes[1]} ([all](../../benchmarks/results/cost.md))."
     )
 
 
@@ -100,9 +100,9 @@ def compared(learner: str, family: str) -> str:
     seen = [f"{row['name']}: {_by_instance(row['instances'])}" for row in found if row.get("instances")]
     minutes = sorted({round(row["timing"]["processor"] / 60) for row in found})
     spent = f"{' to '.join(map(str, dict.fromkeys((minutes[0], minutes[-1]))))} minutes of one core"
-    told = f"600 test episodes of unseen characters; {spent} of training"
+    under = f"600 test episodes of unseen characters; {spent} of training"
     link = f"([protocol, command, machine](../../benchmarks/results/omniglot-{family}.md))"
-    return "\n".join([*lines, "", f"{told} {link}.", *(["", *seen] if seen else [])])
+    return "\n".join([*lines, "", f"{under} {link}.", *(["", *seen] if seen else [])])
 
 
 def _by_instance(plain: dict[str, Any]) -> str:
@@ -115,7 +115,7 @@ def _by_instance(plain: dict[str, Any]) -> str:
 def _line(score: Score, row: dict[str, Any], paired: list[dict[str, Any]]) -> str:
     protocol = score.protocol.describe()
     difference = next((d["text"] for d in paired if (d["row"], d["protocol"]) == (row["name"], protocol)), "")
-    shown = in_words(score.mean, score.interval, score.protocol.metric)
+    shown = score.in_words()
     return " | ".join((protocol, shown, difference.split(" (")[0], row["published"]))
 
 

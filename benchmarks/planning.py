@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 
 import quickstudy as qs
-from benchmarks import cases, peers
-from benchmarks.memory import peak_mb
-from benchmarks.reproduce import RESULTS, ROOT, commit
-from benchmarks.speed_pages import table
+from benchmarks.markdown import table
+from benchmarks.provenance import RESULTS, ROOT, commit
+from benchmarks.speed import cases, peers
+from benchmarks.speed.memory import peak_mb
 from quickstudy.base import files, seeds
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine
@@ -120,10 +120,10 @@ def page(done: dict[str, Any]) -> str:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    told, found = row["foretold"], row["measured"]
-    sizes = [in_words(told["memory"]), in_words(found["memory"]), f"{100 * row['memory']:+.0f} %"]
-    times = [f"{1e3 * one['seconds']:.1f}" for one in (told, found)] + [f"{100 * row['seconds']:+.0f} %"]
-    return [row["case"], told["engine"], told["adjoint"] or "", str(told["chunk"] or ""), *sizes, *times]
+    foretold, measured = row["foretold"], row["measured"]
+    sizes = [in_words(foretold["memory"]), in_words(measured["memory"]), f"{100 * row['memory']:+.0f} %"]
+    times = [f"{1e3 * one['seconds']:.1f}" for one in (foretold, measured)] + [f"{100 * row['seconds']:+.0f} %"]
+    return [row["case"], foretold["engine"], foretold["adjoint"] or "", str(foretold["chunk"] or ""), *sizes, *times]
 
 
 def in_short(rows: list[dict[str, Any]]) -> str:

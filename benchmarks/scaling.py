@@ -28,8 +28,8 @@ import torch
 import tyro
 
 import quickstudy as qs
-from benchmarks.reproduce import RESULTS, ROOT, commit
-from benchmarks.speed_pages import table
+from benchmarks.markdown import table
+from benchmarks.provenance import RESULTS, ROOT, commit
 from quickstudy.base import files
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine
@@ -98,9 +98,9 @@ def work(case: Case, meta_batch: int, iterations: int, out: Path) -> None:
             now = time.perf_counter()
             found.append({"seconds": now - began, "sampling": step.sampling})
             began = now
-        told = {"iterations": found[WARM_UP:], "reduce": reduce_seconds(theta), "threads": torch.get_num_threads()}
+        timed = {"iterations": found[WARM_UP:], "reduce": reduce_seconds(theta), "threads": torch.get_num_threads()}
         if ranks.first():
-            files.write_json(out, told | {"bytes": sum(v.numel() * v.element_size() for v in theta.values())})
+            files.write_json(out, timed | {"bytes": sum(v.numel() * v.element_size() for v in theta.values())})
 
 
 def reduce_seconds(theta: dict[str, torch.Tensor]) -> float:

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 
 import quickstudy as qs
-from benchmarks.reproduce import RESULTS, commit
-from benchmarks.speed_pages import table
+from benchmarks.markdown import table
+from benchmarks.provenance import RESULTS, commit
 from quickstudy.base import files, seeds
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine
 from quickstudy.base.words import duration
 from quickstudy.engine.choice import choose
 from quickstudy.episodes import moved
-from quickstudy.evaluation.score import in_words
 from quickstudy.trained.trained import Trained
 
 SEED, VALIDATION, TEST = 0, 200, 600
@@ -88,7 +87,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     last, score = row["curve"][-1], qs.Score.from_dict(row["test"])
     spent = [duration(last["seconds"]) if row["reached"] else "not reached", str(last["iteration"])]
     spent += [f"{1e3 * last['seconds'] / last['iteration']:.1f}", row["engine"]]
-    return [row["learner"], *spent, f"{100 * last['val']:.1f} %", in_words(score.mean, score.interval, "accuracy")]
+    return [row["learner"], *spent, f"{100 * last['val']:.1f} %", score.in_words()]
 
 
 def main() -> None:

@@ -102,8 +102,10 @@ def main(
             values[type(learner).__name__] = qs.evaluate(trained, test, episodes=episodes, engine="vmap").values
         trees = HistGradientBoostingRegressor(learning_rate=0.05, max_iter=150, max_depth=4, random_state=seed)
         trees.fit(train.x.numpy(), train.y[:, 0].numpy())
-        told = (torch.from_numpy(trees.predict(one.x.numpy())).float() for one in (val, test))
-        val, test = (one.replace(x=torch.cat([one.x, t[:, None]], 1)) for one, t in zip((val, test), told, strict=True))
+        predicted = (torch.from_numpy(trees.predict(one.x.numpy())).float() for one in (val, test))
+        val, test = (
+            one.replace(x=torch.cat([one.x, t[:, None]], 1)) for one, t in zip((val, test), predicted, strict=True)
+        )
         for name, method in METHODS.items():
             values[name] = errors(method, test, episodes, best(method, val, episodes, lam)[1], lam)
         for name, error in values.items():

@@ -12,6 +12,7 @@ import torch
 
 import quickstudy as qs
 from quickstudy.base import seeds
+from quickstudy.evaluation.metric import Format
 
 
 def folds(frame: pandas.DataFrame, column: str, k: int) -> Iterator[dict[str, pandas.DataFrame]]:
@@ -62,8 +63,9 @@ def measured(several: Mapping[str, Sequence[qs.Trained]], val: Any, test: Any, e
 def _best(candidates: Sequence[qs.Trained], val: Any, episodes: int) -> qs.Trained:
     if len(candidates) == 1:
         return candidates[0]
-    means = [_evaluated(one, val, min(episodes, 50), seed=2).mean for one in candidates]
-    return candidates[means.index(max(means) if val.ways else min(means))]
+    scores = [_evaluated(one, val, min(episodes, 50), seed=2) for one in candidates]
+    means = [score.mean for score in scores]
+    return candidates[means.index(scores[0].metric.best(means))]
 
 
 def _evaluated(trained: qs.Trained, tasks: Any, episodes: int, seed: int) -> qs.Score:
@@ -73,11 +75,11 @@ def _evaluated(trained: qs.Trained, tasks: Any, episodes: int, seed: int) -> qs.
 
 def joined(parts: Iterable[Mapping[str, qs.Score]]) -> dict[str, qs.Score]:
     """The scores of several folds, joined into one for each method, with an interval over the tasks of all folds."""
-    parts, found = list(parts), {}
+    parts, whole = list(parts), {}
     for name, first in parts[0].items():
         tasks = tuple(task for part in parts for task in part[name].tasks)
-        found[name] = qs.Score(torch.cat([part[name].values for part in parts]), first.protocol, tasks=tasks)
-    return found
+        whole[name] = qs.Score(torch.cat([part[name].values for part in parts]), first.protocol, tasks=tasks)
+    return whole
 
 
 def restricted(scores: Mapping[str, qs.Score], names: Collection[str]) -> dict[str, qs.Score]:
@@ -95,26 +97,29 @@ def table(scores: Mapping[str, qs.Score], against: Sequence[str], each: bool = F
     The 95 % intervals are over tasks. `each` adds a column for each task, with intervals over its episodes.
     """
     first = next(iter(scores.values()))
-    metric, tasks = first.protocol.metric, sorted(set(first.tasks)) if each else []
-    unit = f"{metric}, %" if metric == "accuracy" else f"{metric} (lower is better)"
-    head = ["method", *tasks, unit, *(f"minus {name}, paired" for name in against)]
+    metric, tasks = first.metric, sorted(set(first.tasks)) if each else []
+    unit, better = metric.format.unit.strip(), "higher" if metric.higher_is_better else "lower"
+    column = f"{metric.name}, {unit}" if unit else f"{metric.name} ({better} is better)"
+    head = ["method", *tasks, column, *(f"minus {name}, paired" for name in against)]
     lines = [head, ["---"] * len(head)]
     for name, score in scores.items():
         shown = [restricted(scores, {task})[name] for task in tasks] + [score]
-        means = [_told(one.mean, one.interval, metric) for one in shown]
-        differences = [qs.compare(score, scores[other]) if other != name else None for other in against]
-        lines.append([name, *means, *map(_difference, differences)])
+        means = [_cell(one.mean, one.interval, metric.format) for one in shown]
+        differences = ["" if other == name else _difference(score, scores[other]) for other in against]
+        lines.append([name, *means, *differences])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _difference(found: qs.Difference | None) -> str:
-    """The difference as text; empty for a method and itself; "not decided" where the interval contains zero."""
-    undecided = "" if found is None or found.decided else " (not decided)"
-    return "" if found is None else _told(found.mean, found.interval, found.metric, "+") + undecided
+def _difference(score: qs.Score, other: qs.Score) -> str:
+    """The paired difference as text, with a note where the interval contains zero."""
+    difference = qs.compare(score, other)
+    undecided = "" if difference.decided else " (not decided)"
+    return _cell(difference.mean, difference.interval, score.metric.format, "+") + undecided
 
 
-def _told(mean: float, interval: float, metric: str, sign: str = "") -> str:
-    if metric == "accuracy":
-        return f"{100 * mean:{sign}.1f} ± {100 * interval:.1f}"
+def _cell(mean: float, interval: float, form: Format, sign: str = "") -> str:
+    """A mean with its interval, without its unit: of shares one digit, of others two digits of the interval."""
+    mean, interval = form.times * mean, form.times * interval
     digits = max(0, 1 - math.floor(math.log10(interval))) if 0 < interval < math.inf else 3
-    return f"{mean:{sign}.{digits}f} ± {interval:.{digits}f}"  # shows two digits of the interval
+    digits = digits if form.largest is None else 1
+    return f"{mean:{sign}.{digits}f} ± {interval:.{digits}f}"

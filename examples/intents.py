@@ -21,6 +21,7 @@ from sklearn.preprocessing import normalize
 
 import quickstudy as qs
 from quickstudy.base import seeds
+from quickstudy.evaluation.metric import PERCENT
 from quickstudy.evaluation.score import half_width
 
 VALIDATION = 6  # every sixth intent of the training service is for validation, to choose a checkpoint
@@ -86,17 +87,17 @@ def main(data: Path, reverse: bool = False, iterations: int = 300, episodes: int
         untrained = qs.Trained(trained.learner, trained.learner.init())
         others = {"MatchingNet, untrained": qs.evaluate(untrained, tasks, episodes=episodes, engine="loop").values}
         others |= {name: torch.from_numpy(values) for name, values in tf_idf(tasks, parts["train"], episodes).items()}
-        print(f"| {shots} | **MatchingNet** | {told(ours)} | |")
+        print(f"| {shots} | **MatchingNet** | {in_percent(ours)} | |")
         for name, values in others.items():
             away = ours - values
             decided = "" if abs(away.mean()) > half_width(away) else " (not decided)"
             difference = f"{100 * away.mean():+.1f} ± {100 * half_width(away):.1f}{decided}"
-            print(f"| {shots} | {name} | {told(values)} | {difference} |")
+            print(f"| {shots} | {name} | {in_percent(values)} | {difference} |")
 
 
-def told(values: torch.Tensor) -> str:
+def in_percent(values: torch.Tensor) -> str:
     """The mean with its 95 % interval: '75.6 % ± 0.8'."""
-    return f"{100 * values.mean():.1f} % ± {100 * half_width(values):.1f}"
+    return PERCENT(float(values.mean()), half_width(values))
 
 
 if __name__ == "__main__":

@@ -77,9 +77,9 @@ def assays(x: np.ndarray, labels: pandas.DataFrame, name: str, part: str, new: b
     rows = [order[labels[assay].to_numpy()[order] == k][: MOST[name]] for assay in names for k in (0, 1)]
     y = np.concatenate([np.full(len(found), i % 2) for i, found in enumerate(rows)])
     starts = np.cumsum([0] + [len(rows[i]) + len(rows[i + 1]) for i in range(0, len(rows), 2)])
-    told = {"classes": ("inactive", "active"), "name": name, "split": part}
+    declared = {"classes": ("inactive", "active"), "name": name, "split": part}
     taken = torch.from_numpy(x[np.concatenate(rows)])
-    return GroupTasks(taken, torch.from_numpy(y), torch.from_numpy(starts), names, SHOTS, QUERIES, **told)
+    return GroupTasks(taken, torch.from_numpy(y), torch.from_numpy(starts), names, SHOTS, QUERIES, **declared)
 
 
 def candidates(train: GroupTasks, val: GroupTasks, iterations: int, seed: int) -> dict[str, list[qs.Trained]]:

@@ -19,7 +19,7 @@ import tyro
 
 import quickstudy as qs
 from quickstudy.base import seeds
-from quickstudy.evaluation.amount import Amount
+from quickstudy.evaluation.metric import PERCENT
 
 HEADINGS = ("task", "foreign", "method", "AUROC: distance", "probability", "distance minus it")
 HEADINGS += ("FPR95: distance", "probability", "own answered", "foreign answered")
@@ -48,15 +48,10 @@ def row(name: str, trained: qs.Trained, tasks: qs.tasks.ClassTasks, foreign: lis
     distance, softmax, gain = found.distance, found.softmax, found.gain
     decided = "" if gain.decided else " (not decided)"
     cells = [f"{tasks.ways}-way {tasks.shots}-shot", "of no intent" if foreign else "other intents", name]
-    cells += [in_percent(distance.auroc), in_percent(softmax.auroc)]
+    cells += [PERCENT(*distance.auroc), PERCENT(*softmax.auroc)]
     cells += [f"{100 * gain.mean:+.1f} ± {100 * gain.interval:.1f}{decided}"]
-    cells += [in_percent(one) for one in (distance.fpr95, softmax.fpr95, found.answered, found.passed) if one]
+    cells += [PERCENT(*one) for one in (distance.fpr95, softmax.fpr95, found.answered, found.passed) if one]
     return "| " + " | ".join(cells) + " |"
-
-
-def in_percent(amount: Amount) -> str:
-    """An amount in percent: '75.6 % ± 0.8'."""
-    return f"{100 * amount.mean:.1f} % ± {100 * amount.interval:.1f}"
 
 
 def main(data: Path, protonet: bool = False, iterations: int = 300, episodes: int = 1000, seed: int = 0) -> None:

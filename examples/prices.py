@@ -76,8 +76,8 @@ def tickers(data: Path, asked: str, split: str) -> GroupTasks:
     x, y = x[parts[split], weeks[split]], (y[parts[split], weeks[split], None] - mean) / std
     rows = [torch.from_numpy(part.reshape(-1, part.shape[2]).astype(np.float32)) for part in (x, y)]
     starts = torch.arange(len(y) + 1) * y.shape[1]
-    told = {"ordered": True, "name": asked, "split": split, "unit": float(std)}
-    return GroupTasks(*rows, starts, [names[i] for i in parts[split]], shots=20, queries=10, **told)
+    declared = {"ordered": True, "name": asked, "split": split, "unit": float(std)}
+    return GroupTasks(*rows, starts, [names[i] for i in parts[split]], shots=20, queries=10, **declared)
 
 
 def main(data: Path, iterations: int = 300, episodes: int = 500, seed: int = 0) -> None:

@@ -67,8 +67,8 @@ def engines(flights: np.ndarray, sensors: Sensors, name: str, split: str) -> Gro
     found = {unit: pair for unit, pair in found.items() if len(pair[0]) > 1}
     x, y = (torch.from_numpy(np.concatenate(parts).astype(np.float32)) for parts in zip(*found.values(), strict=True))
     starts = torch.tensor([0, *(len(pair[0]) for pair in found.values())]).cumsum(0)
-    told = {"ordered": True, "name": name, "split": split}
-    return GroupTasks(x, y, starts, [f"engine {unit}" for unit in found], shots=6, queries=4, **told)
+    declared = {"ordered": True, "name": name, "split": split}
+    return GroupTasks(x, y, starts, [f"engine {unit}" for unit in found], shots=6, queries=4, **declared)
 
 
 def main(data: Path, iterations: int = 300, episodes: int = 500, seed: int = 0) -> None:

@@ -19,7 +19,6 @@ from sklearn.linear_model import LogisticRegression
 
 import quickstudy as qs
 from quickstudy.base import seeds
-from quickstudy.evaluation.score import in_words
 
 SIDE = 28
 BARS = ("logistic regression on pixels", "ProtoNet, untrained")
@@ -83,14 +82,15 @@ def main(data: Path, iterations: int = 600, episodes: int = 400, seed: int = 0) 
             for name, one in methods.items()
         }
         for name, score in scores.items():
-            against = [told(qs.compare(score, scores[bar])) if name != bar else "" for bar in BARS]
-            cells = [str(shots), name, in_words(score.mean, score.interval, "accuracy"), *against]
+            against = [in_points(qs.compare(score, scores[bar])) if name != bar else "" for bar in BARS]
+            cells = [str(shots), name, score.in_words(), *against]
             print(f"| {' | '.join(cells)} |")
 
 
-def told(found: qs.Difference) -> str:
+def in_points(difference: qs.Difference) -> str:
     """The difference in points, as '+1.3 ± 0.4', with a note where it is not decided."""
-    return f"{100 * found.mean:+.1f} ± {100 * found.interval:.1f}{'' if found.decided else ' (not decided)'}"
+    undecided = "" if difference.decided else " (not decided)"
+    return f"{100 * difference.mean:+.1f} ± {100 * difference.interval:.1f}{undecided}"
 
 
 if __name__ == "__main__":

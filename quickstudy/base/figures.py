@@ -77,8 +77,14 @@ class Series:
     ring: float | None = None  # x of the point to highlight with a ring
 
 
-def lines(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool, level: float | None = None) -> Draw:
-    """A plot of lines with interval bands. `percent`: the y axis is 0 to 100; `level`: y of a dotted line across."""
+def lines(
+    series: Sequence[Series], x_label: str, y_label: str, *, end: float | None = None, level: float | None = None
+) -> Draw:
+    """A plot of lines with interval bands.
+
+    end      the y axis is 0 to `end`, such as 100 for percent; None: to the largest value
+    level    y of a dotted line across; None: none
+    """
 
     def draw(colours: Mapping[str, str]) -> Figure:
         figure, axes = panel(5.0, 3.0, x_label, y_label)
@@ -87,19 +93,19 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, *, percent: bool
         if level is not None:
             axes.axhline(level, color=colours["muted"], linestyle=":", linewidth=1.2)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _limit(axes, series, percent)
+        _limit(axes, series, end)
         return figure
 
     return draw
 
 
-def _limit(axes: Axes, series: Sequence[Series], percent: bool) -> None:
+def _limit(axes: Axes, series: Sequence[Series], end: float | None) -> None:
     """Start the y axis at zero, and give the x axis a width even where all points have the same x."""
     x, y = ([v for one in series for v in getattr(one, name)] for name in ("x", "y"))
     if min(x) == max(x):
         axes.set_xlim(min(x) - 1, max(x) + 1)
-    if percent:
-        axes.set_ylim(0, 102)  # room for a point at 100
+    if end is not None:
+        axes.set_ylim(0, 1.02 * end)  # room for a point at the end
     elif min(y) >= 0:
         axes.set_ylim(bottom=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 
 def plural(n: float, noun: str, many: str = "") -> str:
@@ -25,23 +25,26 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def number(mean: float, metric: str) -> str:
-    """The mean alone: '97.4 %', '0.152'."""
-    return f"{100 * mean:.1f} %" if metric == "accuracy" else f"{mean:.3g}"
-
-
-def half(interval: float, metric: str) -> str:
-    """The half width alone: '± 0.3'."""
-    if math.isinf(interval):
-        return "(no interval)"
-    return f"± {100 * interval:.1f}" if metric == "accuracy" else f"± {interval:.2g}"
-
-
-def measured(mean: float, interval: float, metric: str) -> str:
-    """Mean and interval: '97.4 % ± 0.3'."""
-    return f"{number(mean, metric)} {half(interval, metric)}"
-
-
 def percent(share: float) -> str:
     """A share in percent: '20 %', '0.7 %'."""
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
+
+
+def percentage_points(share: float) -> str:
+    """A difference of two shares in percentage points: '2.1 points', '−0.4 points'."""
+    return f"{100 * share:.1f} points".replace("-", "−")
+
+
+def size(count: float) -> str:
+    """A number of bytes: '12 kB', '1.4 MB'."""
+    return f"{count / 1e3:.3g} kB" if count < 1e6 else f"{count / 1e6:.3g} MB"
+
+
+def listed(names: Sequence[str]) -> str:
+    """One or more names in a sentence: 'maml', 'maml and anil', 'maml, anil and boil'."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def capitalised(text: str) -> str:
+    """The text with a capital first letter, the others as they are: 'F1 of all classes', 'Accuracy'."""
+    return text[:1].upper() + text[1:]

@@ -9,7 +9,6 @@ from quickstudy.base import files
 from quickstudy.cli.options import EvaluateOptions, ReportOptions, parse
 from quickstudy.engine import ranks
 from quickstudy.errors import ConfigError
-from quickstudy.evaluation.score import in_words
 from quickstudy.experiments import evaluate_run
 from quickstudy.experiments.request import Request, open_tasks
 
@@ -45,7 +44,7 @@ def _evaluate(options: EvaluateOptions) -> None:
     for score in scores:
         print(score)
     for name, score in scores[0].controls.items():
-        print(f"  control {name}: {in_words(score.mean, score.interval, score.protocol.metric)}")
+        print(f"  control {name}: {score.in_words()}")
     if scores[0].controls:
         from quickstudy.report.one_run import verdict  # imported late: matplotlib takes a second
 

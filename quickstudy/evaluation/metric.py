@@ -5,7 +5,9 @@ Which one a learner and its tasks give by default is said here and nowhere else,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +29,31 @@ class Format:
     spread: str = ".2g"  # of the half width of its interval
     unit: str = ""  # behind a value, such as " %"
     points: str = ""  # behind a difference of two values, such as " points"
+    largest: float | None = None  # the largest possible value, where axes end; None: there is none
 
     def __call__(self, mean: float, interval: float, points: bool = False) -> str:
         """'97.4 % ± 0.3', of a mean and the half width of its interval; `points` for a difference of two means."""
-        unit = self.points if points else self.unit
-        return f"{self.times * mean:{self.spec}}{unit} ± {self.times * interval:{self.spread}}"
+        return f"{self.value(mean, points)} {self.half(interval)}"
+
+    def value(self, mean: float, points: bool = False) -> str:
+        """The value alone: '97.4 %', or '97.4 points' for a difference of two."""
+        return f"{self.times * mean:{self.spec}}{self.points if points else self.unit}"
+
+    def half(self, interval: float) -> str:
+        """The half width of an interval alone: '± 0.3'; '(no interval)' where it is infinite."""
+        return "(no interval)" if math.isinf(interval) else f"± {self.times * interval:{self.spread}}"
+
+    def deviation(self, value: float) -> str:
+        """A standard deviation or another distance between values: '0.3 points'."""
+        return f"{self.times * value:{self.spread}}{self.points}"
+
+    @property
+    def end(self) -> float | None:
+        """Where an axis in this unit ends: 100 for shares in percent; None where values have no largest one."""
+        return None if self.largest is None else self.times * self.largest
 
 
-PERCENT = Format(100.0, ".1f", ".1f", " %", " points")
+PERCENT = Format(100.0, ".1f", ".1f", " %", " points", largest=1.0)
 PLAIN = Format()
 
 
@@ -44,16 +63,58 @@ class Metric:
 
     >>> import quickstudy as qs
     >>> absolute = qs.Metric("mean absolute error", False, qs.Metric.PLAIN, lambda output, y: (output - y).abs().mean())
+    >>> absolute.in_words(0.152, 0.011)
+    '0.152 ± 0.011 mean absolute error'
     """
 
     name: str
     higher_is_better: bool
-    format: Callable[[float, float], str]  # mean and half width of its interval, in words
+    format: Format
     of: Callable[[Any, Any], Tensor]  # output of one task's queries and their y -> a scalar
     power: int = 0  # of the target's unit that a value carries: 0 for a share, 1 for an error, 2 for its square
+    bare: bool = False  # whether values are written without the name behind them, as accuracies are
 
     PERCENT = PERCENT
     PLAIN = PLAIN
+
+    @property
+    def short(self) -> str:
+        """A short name: 'error' for every kind of error, for all others their name."""
+        return "error" if self.name.endswith("error") else self.name
+
+    @property
+    def label(self) -> str:
+        """The label of an axis that shows it: 'accuracy (%)'."""
+        unit = self.format.unit.strip()
+        return f"{self.name} ({unit})" if unit else self.name
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, else -1: a difference times it is positive for the better one."""
+        return 1 if self.higher_is_better else -1
+
+    def in_words(self, mean: float, interval: float, points: bool = False) -> str:
+        """'97.4 % ± 0.3' for accuracies, '0.152 ± 0.011 mean squared error' for others; `points` for a difference."""
+        return f"{self.format(mean, interval, points)}{'' if self.bare else f' {self.name}'}"
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values."""
+        return (max if self.higher_is_better else min)(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for files: all but the function."""
+        plain = {key: getattr(self, key) for key in ("name", "higher_is_better", "power", "bare")}
+        return plain | {"format": dataclasses.asdict(self.format)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Metric:
+        """The metric that `to_dict` wrote; it can no longer score. Raises KeyError or TypeError for anything else."""
+        higher, power, bare = bool(plain["higher_is_better"]), int(plain["power"]), bool(plain["bare"])
+        return cls(str(plain["name"]), higher, Format(**plain["format"]), _from_file, power, bare)
+
+
+def _from_file(output: Any, y: Any) -> Tensor:
+    raise ConfigError("this metric was read from a file, which holds no function: score with the qs.Metric itself.")
 
 
 def accuracy(output: Tensor, y: Tensor) -> Tensor:
@@ -72,8 +133,8 @@ def mean_absolute_error(output: Tensor, y: Tensor) -> Tensor:
     return (output - y).abs().mean()
 
 
-ACCURACY = Metric("accuracy", True, PERCENT, accuracy)
-MEAN_SQUARED_ERROR = Metric("mean squared error", False, Format(unit="", points=""), mean_squared_error, power=2)
+ACCURACY = Metric("accuracy", True, PERCENT, accuracy, bare=True)
+MEAN_SQUARED_ERROR = Metric("mean squared error", False, PLAIN, mean_squared_error, power=2)
 MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", False, PLAIN, mean_absolute_error, power=1)
 METRICS = {one.name: one for one in (ACCURACY, MEAN_SQUARED_ERROR, MEAN_ABSOLUTE_ERROR)}
 
@@ -85,6 +146,14 @@ def find_metric(metric: str | Metric) -> Metric:
     if metric not in METRICS:
         raise ConfigError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}.{suggest(metric, METRICS)}")
     return METRICS[metric]
+
+
+def metric_named(name: str) -> Metric:
+    """How values under this name are read and written, such as the name in a protocol that an earlier version wrote.
+
+    A name that is none of METRICS stands for plain values, of which higher is better unless it names an error.
+    """
+    return METRICS.get(name) or Metric(name, not name.endswith("error"), PLAIN, _from_file)
 
 
 def metric_for(learner: Learner, ways: int | None, episode: Episode) -> Metric:

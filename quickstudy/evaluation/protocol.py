@@ -22,7 +22,7 @@ class Protocol:
     ways: int | None  # None for regression
     shots: int  # support examples per class (regression: per task)
     queries: int  # query examples per class (regression: per task)
-    metric: str  # "accuracy" or "mean squared error"
+    metric: str  # its name, such as "accuracy" or "mean squared error"; Score.metric is the metric itself
     episodes: int
     seed: int  # of the test episodes
     transductive: bool  # whether queries were normalised together
@@ -56,10 +56,11 @@ def differences(a: Protocol, b: Protocol) -> dict[str, tuple[Any, Any]]:
 
 def require_same(a: Protocol, b: Protocol, allow: tuple[str, ...] = ()) -> None:
     """Raise ProtocolError, naming each difference, where the protocols differ in fields that are not in `allow`."""
-    found = {name: pair for name, pair in differences(a, b).items() if name not in allow}
-    if found:
-        listed = "; ".join(f"{name}: {one!r} against {other!r}" for name, (one, other) in found.items())
-        hint = " To compare all the same, name it: allow=('transductive',)." if list(found) == ["transductive"] else ""
+    forbidden = {name: pair for name, pair in differences(a, b).items() if name not in allow}
+    if forbidden:
+        listed = "; ".join(f"{name}: {one!r} against {other!r}" for name, (one, other) in forbidden.items())
+        alone = list(forbidden) == ["transductive"]
+        hint = " To compare all the same, name it: allow=('transductive',)." if alone else ""
         raise ProtocolError(
             f"these scores were measured under different protocols ({listed}). Evaluate both under the same one.{hint}"
         )

@@ -12,12 +12,13 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from quickstudy.evaluation.metric import METRICS, Metric, metric_named
 from quickstudy.evaluation.protocol import Protocol, require_same
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Score:
-    """One value per test episode (accuracy in [0, 1], or mean squared error), and the protocol of the measurement.
+    """One value per test episode (accuracy in [0, 1], mean squared error, ...), and the protocol of the measurement.
 
     `controls` holds the scores of control learners on the same episodes, by name; a control has some information taken
     away. If tasks are fixed things such as customers or hospitals, `tasks` names the task of each episode. Then each
@@ -29,6 +30,12 @@ class Score:
     protocol: Protocol
     controls: Mapping[str, Score] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()  # [episodes]; empty if every episode is its own task
+    own_metric: Metric | None = None  # the metric, where it is the user's own; else the protocol's name tells it
+
+    @property
+    def metric(self) -> Metric:
+        """What is counted: its direction, and how values are written."""
+        return self.own_metric or metric_named(self.protocol.metric)
 
     @property
     def mean(self) -> float:
@@ -40,10 +47,13 @@ class Score:
         """The half width of the 95 % confidence interval of the mean over tasks."""
         return half_width(by_task(self.values, self.tasks))
 
+    def in_words(self) -> str:
+        """The mean with its interval, '97.4 % ± 0.3' or '0.152 ± 0.011 mean squared error'."""
+        return self.metric.in_words(self.mean, self.interval)
+
     def __str__(self) -> str:
-        over = over_what(len(self.values), self.tasks)
-        under = f"(95 % CI over {over}; {self.protocol.describe()})"
-        return f"{in_words(self.mean, self.interval, self.protocol.metric)} {under}"
+        over = f"{'95 % CI ' * math.isfinite(self.interval)}over {over_what(len(self.values), self.tasks)}"
+        return f"{self.in_words()} ({over}; {self.protocol.describe()})"
 
     __repr__ = __str__  # the default would print hundreds of values
 
@@ -56,6 +66,7 @@ class Score:
             "protocol": self.protocol.to_dict(),
             "values": [float(f"{v:.9g}") for v in self.values.tolist()],
             **({"tasks": list(self.tasks)} if self.tasks else {}),
+            **({} if self.metric in METRICS.values() else {"metric": self.metric.to_dict()}),
             "controls": {name: score.to_dict() for name, score in self.controls.items()},
         }
 
@@ -64,7 +75,8 @@ class Score:
         """The score that `to_dict` wrote. Raises KeyError, ValueError or TypeError for anything else."""
         controls = {name: cls.from_dict(value) for name, value in plain["controls"].items()}
         values, tasks = torch.tensor(plain["values"], dtype=torch.float64), tuple(plain.get("tasks", ()))
-        return cls(values, Protocol(**plain["protocol"]), controls, tasks)
+        own_metric = Metric.from_dict(plain["metric"]) if "metric" in plain else None
+        return cls(values, Protocol(**plain["protocol"]), controls, tasks, own_metric)
 
     def save(self, path: str) -> None:
         """Write the score to a JSON file."""
@@ -78,24 +90,35 @@ class Difference:
 
     mean: float
     interval: float  # half width of the 95 % confidence interval
-    metric: str
+    metric: str  # its name
+    own_metric: Metric | None = None  # the metric, where it is the user's own
 
     @property
     def decided(self) -> bool:
         """Whether the interval excludes zero."""
         return abs(self.mean) > self.interval
 
+    @property
+    def _metric(self) -> Metric:
+        return self.own_metric or metric_named(self.metric)
+
+    def in_words(self) -> str:
+        """Its size without the sign: '1.2 points ± 0.4', or '0.02 ± 0.01 mean squared error'."""
+        return self._metric.in_words(abs(self.mean), self.interval, points=True)
+
+    def signed(self, minus: str = "-") -> str:
+        """The difference without the metric's name: '+1.2 points ± 0.4', or '-0.02 ± 0.01'."""
+        sign = "+" if self.mean >= 0 else minus
+        return f"{sign}{self._metric.format(abs(self.mean), self.interval, points=True)}"
+
     def __str__(self) -> str:
-        sign = "+" if self.mean >= 0 else "-"
         verdict = "decided" if self.decided else "not decided: the interval holds zero"
-        return f"{sign}{in_words(abs(self.mean), self.interval, self.metric, points=True)} (paired, 95 % CI; {verdict})"
+        return f"{'+' if self.mean >= 0 else '-'}{self.in_words()} (paired, 95 % CI; {verdict})"
 
 
-def in_words(mean: float, interval: float, metric: str, points: bool = False) -> str:
-    """Format a mean: '97.4 % ± 0.3' for accuracies, '0.152 ± 0.011 mean squared error' for errors."""
-    if metric == "accuracy":
-        return f"{100 * mean:.1f} {'points' if points else '%'} ± {100 * interval:.1f}"
-    return f"{mean:.3g} ± {interval:.2g} {metric}"
+def in_words(mean: float, interval: float, metric: str | Metric, points: bool = False) -> str:
+    """A mean with its interval: '97.4 % ± 0.3' for accuracies, '0.152 ± 0.011 mean squared error' for errors."""
+    return (metric_named(metric) if isinstance(metric, str) else metric).in_words(mean, interval, points)
 
 
 def by_task(values: Tensor, tasks: Sequence[str]) -> Tensor:
@@ -134,4 +157,4 @@ def compare(a: Score, b: Score, allow: tuple[str, ...] = ()) -> Difference:
     """
     require_same(a.protocol, b.protocol, allow)
     difference = by_task(a.values - b.values, a.tasks)
-    return Difference(float(difference.mean()), half_width(difference), a.protocol.metric)
+    return Difference(float(difference.mean()), half_width(difference), a.protocol.metric, a.own_metric)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from quickstudy.evaluation.score import Difference, in_words
-from quickstudy.experiments.comparison import Entry, LearnerComparison, size
+from quickstudy.base.words import listed, size
+from quickstudy.evaluation.score import Difference
+from quickstudy.experiments.comparison import Entry, LearnerComparison
 
-POINT, TWENTIETH = 0.01, 0.05  # what a learner that is as good may lose: in accuracy, and as a share of the error
+POINT = 0.01  # what a learner that is as good may lose, as a share of the largest possible score
+TWENTIETH = 0.05  # the same as a share of the best score, where scores have no largest one
 UNDECIDED = 3.0  # times that, where the difference is not decided
 ALIKE = 1.25  # costs up to this many times the smallest count as equal, because measurements vary that much
 
@@ -29,130 +31,121 @@ class Advice(NamedTuple):
         return f"{self.question} {self.choice or 'None'}. {self.reason}"
 
 
-def advise(found: LearnerComparison) -> list[Advice]:
+class Cost(NamedTuple):
+    """What an entry costs its user, as a number and in words."""
+
+    amount: Callable[[Entry], float]
+    in_words: Callable[[Entry], str]
+
+
+SECONDS = Cost(lambda entry: entry.adapt_seconds, lambda entry: f"{1000 * entry.adapt_seconds:.3g} ms to learn a task")
+BYTES = Cost(lambda entry: float(entry.bytes or 0), lambda entry: f"{size(entry.bytes or 0)} as a file")
+
+
+def advise(comparison: LearnerComparison) -> list[Advice]:
     """For each of the questions that users ask, the entry to choose and why."""
-    asked = (_accurate, _pays, _fast, _small, _honest, _unlabelled)
-    return [ask(found) for ask in asked]
+    questions = (_accurate, _pays, _fast, _small, _calibrated, _unlabelled)
+    return [answer(comparison) for answer in questions]
 
 
-def worse_by(found: LearnerComparison, entry: Entry) -> Difference:
-    """The best entry minus this one, positive where it is worse."""
-    best = found.entries[0]
-    if best.score.protocol.metric == "accuracy":
-        return found.difference(best, entry)
-    return found.difference(entry, best)
+def worse_by(comparison: LearnerComparison, entry: Entry) -> Difference:
+    """How far this entry is behind the best one, positive where it is worse."""
+    best = comparison.entries[0]
+    pair = (best, entry) if best.score.metric.higher_is_better else (entry, best)
+    return comparison.difference(*pair)
 
 
-def as_good(found: LearnerComparison) -> list[Entry]:
+def as_good(comparison: LearnerComparison) -> list[Entry]:
     """The best entry, and those that are as good (see the top of this file)."""
-    best, *others = found.entries
-    allowed = POINT if best.score.protocol.metric == "accuracy" else TWENTIETH * best.score.mean
-    return [best, *(entry for entry in others if _close(worse_by(found, entry), allowed))]
+    best, *others = comparison.entries
+    largest = best.score.metric.format.largest
+    allowed = TWENTIETH * abs(best.score.mean) if largest is None else POINT * largest
+    return [best, *(entry for entry in others if _close(worse_by(comparison, entry), allowed))]
 
 
 def _close(difference: Difference, allowed: float) -> bool:
     return difference.mean <= (allowed if difference.decided else UNDECIDED * allowed)
 
 
-def _accurate(found: LearnerComparison) -> Advice:
-    best, *others = found.entries
-    ties = [entry.name for entry in others if entry in as_good(found) and not worse_by(found, entry).decided]
-    told = f"; {_listed(ties)} {'are' if len(ties) > 1 else 'is'} not told apart from it" if ties else ""
-    return Advice("Which is most accurate?", best.name, f"{_measured(best)}{told}.")
+def _accurate(comparison: LearnerComparison) -> Advice:
+    best, *others = comparison.entries
+    good = as_good(comparison)
+    ties = [entry.name for entry in others if entry in good and not worse_by(comparison, entry).decided]
+    tied = f"; {listed(ties)} {'are' if len(ties) > 1 else 'is'} not told apart from it" if ties else ""
+    return Advice("Which is most accurate?", best.name, f"{best.score.in_words()}{tied}.")
 
 
-def _pays(found: LearnerComparison) -> Advice:
+def _pays(comparison: LearnerComparison) -> Advice:
     question = "Does meta-learning pay?"
-    learners, baselines = ([e for e in found.entries if e.meta == meta] for meta in (True, False))
+    learners, baselines = ([e for e in comparison.entries if e.meta == meta] for meta in (True, False))
     if not learners or not baselines:
         return Advice(question, "", f"There is no {'meta-learner' if baselines else 'baseline'} here.")
     best, bar = learners[0], baselines[0]
-    difference = found.difference(best, bar)
-    ahead = (difference.mean > 0) == (best.score.protocol.metric == "accuracy")
-    against = f"{best.name} {_measured(best)}, the best baseline {bar.name} {_measured(bar)}: {difference}"
+    difference = comparison.difference(best, bar)
+    scores = f"{best.name} {best.score.in_words()}, the best baseline {bar.name} {bar.score.in_words()}"
     if not difference.decided:
-        return Advice(question, bar.name, f"Not shown: {against}. Take the simpler one.")
-    if ahead:
-        return Advice(question, best.name, f"Yes: {against}.")
-    return Advice(question, bar.name, f"No: {against}.")
+        return Advice(question, bar.name, f"Not shown: {scores}: {difference}. Take the simpler one.")
+    if best.score.metric.sign * difference.mean > 0:
+        return Advice(question, best.name, f"Yes: {scores}: {difference}.")
+    return Advice(question, bar.name, f"No: {scores}: {difference}.")
 
 
-def _fast(found: LearnerComparison) -> Advice:
-    def told(entry: Entry) -> str:
-        return f"{1000 * entry.adapt_seconds:.3g} ms to learn a task"
-
-    return _cheapest(found, "Which learns a new task fastest?", as_good(found), lambda e: e.adapt_seconds, told)
+def _fast(comparison: LearnerComparison) -> Advice:
+    return _cheapest(comparison, "Which learns a new task fastest?", comparison.entries, SECONDS)
 
 
-def _small(found: LearnerComparison) -> Advice:
-    good = [entry for entry in as_good(found) if entry.bytes is not None]
-    return _cheapest(
-        found, "Which is smallest?", good, lambda e: float(e.bytes or 0), lambda e: f"{size(e.bytes or 0)} as a file"
-    )
+def _small(comparison: LearnerComparison) -> Advice:
+    filed = [entry for entry in comparison.entries if entry.bytes is not None]
+    return _cheapest(comparison, "Which is smallest?", filed, BYTES)
 
 
-def _cheapest(
-    found: LearnerComparison,
-    question: str,
-    good: Sequence[Entry],
-    cost: Callable[[Entry], float],
-    told: Callable[[Entry], str],
-) -> Advice:
-    """The cheapest of the entries as good as the best, and a worse one if that costs less than half as much."""
+def _cheapest(comparison: LearnerComparison, question: str, able: Sequence[Entry], cost: Cost) -> Advice:
+    """The cheapest of the entries as good as the best, and a worse one if that costs less than half as much.
+
+    `able` are the entries that have such a cost.
+    """
+    as_good_ones = as_good(comparison)
+    good = [entry for entry in able if entry in as_good_ones]
     if not good:
         return Advice(question, "", "Those that are as good as the best have no file.")
-    cheapest = min(map(cost, good))
-    chosen = next(entry for entry in good if cost(entry) <= ALIKE * cheapest)  # good ones come best first
-    cheaper = [e for e in found.entries if e not in good and e.bytes is not None and 2 * cost(e) < cost(chosen)]
-    price = f" {_price(found, min(cheaper, key=cost), told)}" if cheaper else ""
-    return Advice(question, chosen.name, f"{told(chosen)}, as good as the best.{price}")
+    least = min(map(cost.amount, good))
+    chosen = next(entry for entry in good if cost.amount(entry) <= ALIKE * least)  # good ones come best first
+    cheaper = [e for e in able if e not in good and 2 * cost.amount(e) < cost.amount(chosen)]
+    price = f" {_price(comparison, min(cheaper, key=cost.amount), cost)}" if cheaper else ""
+    return Advice(question, chosen.name, f"{cost.in_words(chosen)}, as good as the best.{price}")
 
 
-def _price(found: LearnerComparison, entry: Entry, told: Callable[[Entry], str]) -> str:
-    lost = worse_by(found, entry)
-    return (
-        f"{entry.name} takes less, {told(entry)}, and is {in_words(lost.mean, lost.interval, lost.metric, True)} worse."
+def _price(comparison: LearnerComparison, entry: Entry, cost: Cost) -> str:
+    lost = worse_by(comparison, entry).in_words()
+    return f"{entry.name} takes less, {cost.in_words(entry)}, and is {lost} worse."
+
+
+def _calibrated(comparison: LearnerComparison) -> Advice:
+    question = "Whose probabilities can be believed?"
+    errors = {entry.name: entry.calibration_error for entry in comparison.entries}
+    able = [entry for entry in comparison.entries if errors[entry.name] is not None]
+    good = [entry for entry in able if entry in as_good(comparison)] or able
+    if not good:
+        return Advice(question, "", "None here tells how sure it is of a value; cnp and anp do.")
+    least = {name: error for name, error in errors.items() if error is not None}
+    chosen, best = min(good, key=lambda entry: least[entry.name]), comparison.entries[0]
+    off = f"{100 * least[chosen.name]:.1f} points"
+    if not best.score.protocol.ways:
+        return Advice(question, chosen.name, f"Its 90 % intervals miss 90 % by {off}.")
+    others = f", of the best {100 * least[best.name]:.1f}" if chosen is not best and best.name in least else ""
+    return Advice(
+        question, chosen.name, f"How sure it is and how often it is right are off by {off} on average{others}."
     )
 
 
-def _honest(found: LearnerComparison) -> Advice:
-    question = "Whose probabilities can be believed?"
-    accurate = found.entries[0].score.protocol.metric == "accuracy"
-    able = [entry for entry in found.entries if entry.dishonest is not None]
-    good = [entry for entry in able if entry in as_good(found)] or able
-    if not good:
-        return Advice(question, "", "None here tells how sure it is of a value; cnp and anp do.")
-    chosen = min(good, key=_dishonesty)
-    if not accurate:
-        return Advice(question, chosen.name, f"Its 90 % intervals miss 90 % by {100 * _dishonesty(chosen):.1f} points.")
-    others = f", of the best {100 * _dishonesty(found.entries[0]):.1f}" if chosen is not found.entries[0] else ""
-    off = f"off by {100 * _dishonesty(chosen):.1f} points on average{others}"
-    return Advice(question, chosen.name, f"How sure it is and how often it is right are {off}.")
-
-
-def _dishonesty(entry: Entry) -> float:
-    assert entry.dishonest is not None
-    return entry.dishonest
-
-
-def _unlabelled(found: LearnerComparison) -> Advice:
+def _unlabelled(comparison: LearnerComparison) -> Advice:
     question = "Which answers before a new task has any label?"
-    able = [entry for entry in found.entries if entry.unlabelled is not None]
-    if not able:
-        ways = found.entries[0].score.protocol.ways
+    scores = {entry.name: entry.unlabelled for entry in comparison.entries if entry.unlabelled is not None}
+    if not scores:
+        ways = comparison.entries[0].score.protocol.ways
         why = "The classes of a task are new: only examples can say what they are" if ways else "Each needs examples"
         return Advice(question, "", f"{why}.")
-    rewards = found.entries[0].score.protocol.metric == "accuracy"
-    score = lambda entry: entry.unlabelled.mean if entry.unlabelled else 0.0  # noqa: E731
-    chosen = (max if rewards else min)(able, key=score)
-    assert chosen.unlabelled is not None
-    mean = in_words(chosen.unlabelled.mean, chosen.unlabelled.interval, chosen.unlabelled.protocol.metric)
-    return Advice(question, chosen.name, f"{mean} with no example, {_measured(chosen)} with all of them.")
-
-
-def _measured(entry: Entry) -> str:
-    return in_words(entry.score.mean, entry.score.interval, entry.score.protocol.metric)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    best = comparison.entries[0].score.metric.best(score.mean for score in scores.values())
+    name, score = next((name, score) for name, score in scores.items() if score.mean == best)
+    with_all = comparison[name].score.in_words()
+    return Advice(question, name, f"{score.in_words()} with no example, {with_all} with all of them.")

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from quickstudy.base.words import size
 from quickstudy.evaluation.amount import aligned
-from quickstudy.evaluation.score import Difference, Score, compare, half_width, in_words
+from quickstudy.evaluation.score import Difference, Score, compare, half_width
+
+FORMER_NAMES = {"dishonest": "calibration_error"}  # of fields of an entry, in files of earlier versions
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,12 @@ class Entry:
     predict_seconds: float  # seconds to answer all queries of a task
     bytes: int | None  # size of its `.qs` file; None where it has none
     unlabelled: Score | None = None  # its score on the same queries without a support set, where it can answer them
-    dishonest: float | None = None  # expected calibration error; for values, how far 90 % intervals miss 90 % coverage
+    calibration_error: float | None = None  # expected, of classes; of values, how far 90 % intervals miss 90 % coverage
+
+    @property
+    def dishonest(self) -> float | None:
+        """The former name of `calibration_error`."""
+        return self.calibration_error
 
     @property
     def score(self) -> Score:
@@ -63,13 +71,14 @@ class Entry:
         return statistics.stdev(means) if len(means) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        words = ("name", "learner", "meta", "adapt_seconds", "predict_seconds", "bytes", "dishonest")
-        plain = {word: getattr(self, word) for word in words} | {"trials": [t.to_dict() for t in self.trials]}
+        names = ("name", "learner", "meta", "adapt_seconds", "predict_seconds", "bytes", "calibration_error")
+        plain = {name: getattr(self, name) for name in names} | {"trials": [t.to_dict() for t in self.trials]}
         return plain | {"unlabelled": self.unlabelled.to_dict() if self.unlabelled else None}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Entry:
-        """The entry that `to_dict` wrote."""
+        """The entry that `to_dict` wrote, also under the names of earlier versions."""
+        plain = {FORMER_NAMES.get(name, name): value for name, value in plain.items()}
         trials = tuple(map(Trial.from_dict, plain["trials"]))
         unlabelled = Score.from_dict(plain["unlabelled"]) if plain["unlabelled"] else None
         return cls(**{**plain, "trials": trials, "unlabelled": unlabelled})
@@ -89,13 +98,13 @@ class LearnerComparison:
 
     def difference(self, a: Entry, b: Entry) -> Difference:
         """The paired difference, a minus b. With several seeds its interval includes the spread between seeds."""
-        found = compare(a.score, b.score)
+        difference = compare(a.score, b.score)
         most = max(len(a.trials), len(b.trials))
         if most == 1:
-            return found
+            return difference
         seeds = [one.trials[i % len(one.trials)].score.mean for one in (a, b) for i in range(most)]
         apart = half_width(torch.tensor(seeds[:most]) - torch.tensor(seeds[most:]))
-        return dataclasses.replace(found, interval=math.hypot(found.interval, apart))
+        return dataclasses.replace(difference, interval=math.hypot(difference.interval, apart))
 
     def __str__(self) -> str:
         metric = self.entries[0].score.protocol.metric
@@ -106,17 +115,12 @@ class LearnerComparison:
     __repr__ = __str__
 
     def _row(self, entry: Entry) -> tuple[str, ...]:
-        score, best, metric = entry.score, self.entries[0], entry.score.protocol.metric
-        against = "" if entry is best else str(self.difference(entry, best)).split(" (")[0]
-        numbers = [in_words(score.mean, score.interval, metric), against.replace(" points", "")]
+        score, best = entry.score, self.entries[0]
+        against = "" if entry is best else self.difference(entry, best).signed().replace(" points", "")
         iterations, kept = entry.trials[0].iterations, entry.bytes
         costs = [f"{iterations:,}" if iterations else "", f"{1e3 * entry.adapt_seconds:.3g} ms"]
-        return (
-            entry.name,
-            *(n.removesuffix(f" {metric}") for n in numbers),
-            *costs,
-            "" if kept is None else size(kept),
-        )
+        file = "" if kept is None else size(kept)
+        return (entry.name, score.metric.format(score.mean, score.interval), against, *costs, file)
 
     def to_dict(self) -> dict[str, Any]:
         entries = [entry.to_dict() for entry in self.entries]
@@ -126,8 +130,3 @@ class LearnerComparison:
     def from_dict(cls, plain: Mapping[str, Any]) -> LearnerComparison:
         """The comparison that `to_dict` wrote."""
         return cls(tuple(map(Entry.from_dict, plain["entries"])), plain["settings"], plain["failed"])
-
-
-def size(count: int) -> str:
-    """A number of bytes in words: '12 kB', '1.4 MB'."""
-    return f"{count / 1e3:.3g} kB" if count < 1e6 else f"{count / 1e6:.3g} MB"

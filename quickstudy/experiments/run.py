@@ -19,12 +19,15 @@ from quickstudy.evaluation.measures.instances import InstanceAccuracy
 from quickstudy.evaluation.measures.intervals import Calibration
 from quickstudy.evaluation.measures.movement import Movement
 from quickstudy.evaluation.measures.probabilities import Answers
+from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, metric_named
 from quickstudy.evaluation.score import Score
 from quickstudy.nn.parameters import part
 from quickstudy.training.checkpoint import read_metrics
 
 Value = TypeVar("Value")
-COLUMNS = ("loss", "accuracy", "error", "val", "val_interval")  # columns of metrics.jsonl besides the iteration
+SCORES = {one.short: one for one in (ACCURACY, MEAN_SQUARED_ERROR)}  # column of metrics.jsonl: the metric in it
+OTHER_SCORES = "score"  # column of all other metrics
+COLUMNS = ("loss", *SCORES, OTHER_SCORES, "val", "val_interval")  # columns of metrics.jsonl besides the iteration
 EVALUATED = (  # the files that `evaluate` writes
     "scores.json",
     "examples.safetensors",
@@ -46,6 +49,7 @@ class Config(NamedTuple):
     meta_batch: int
     seed: int
     iterations: int
+    metric: Metric | None = None  # of training and validation; None in files that name none
 
 
 class StepsPoint(NamedTuple):
@@ -88,7 +92,7 @@ class Example(NamedTuple):
     output: Tensor
     grid: Tensor | None  # [g, 1] for regression of one number
     curves: dict[str, Tensor]  # the adapted function on the grid, by number of inner steps
-    told: Mapping[str, Any] = {}  # descriptions: task, classes (their names), support and query (texts)
+    described: Mapping[str, Any] = {}  # in words: task, classes (their names), support and query (texts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +126,21 @@ class Run:
     def score(self) -> Score | None:
         """The main score; None before the run is evaluated."""
         return self.evaluation.scores[0] if self.evaluation else None
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of training and validation, which the learning curves show."""
+        if (named := self.config.metric) is not None:  # a name alone, where only the score knows the user's own metric
+            return self.score.metric if self.score and self.score.metric.name == named.name else named
+        logged = next((metric for name, metric in SCORES.items() if self.column(name)[0]), None)
+        if logged is not None or self.score is not None:
+            return logged or self.score.metric  # type: ignore[union-attr]
+        return ACCURACY if self.config.tasks.get("ways") else MEAN_SQUARED_ERROR
+
+    @property
+    def training_scores(self) -> tuple[list[float], list[float]]:
+        """The iterations at which training tasks were scored, and these scores."""
+        return self.column(next((name for name, metric in SCORES.items() if metric == self.metric), OTHER_SCORES))
 
     @property
     def outdated(self) -> bool:
@@ -195,15 +214,21 @@ def _config(plain: Mapping[str, Any]) -> Config:
     learner = plain["learner"]
     _check_sizes(plain["tasks"])
     meta_batch, seed, iterations = (int(plain[key]) for key in ("meta_batch", "seed", "iterations"))
-    return Config(str(learner["name"]), dict(learner["fields"]), dict(plain["tasks"]), meta_batch, seed, iterations)
+    sizes = (meta_batch, seed, iterations)
+    return Config(str(learner["name"]), dict(learner["fields"]), dict(plain["tasks"]), *sizes, _metric(plain))
+
+
+def _metric(plain: Mapping[str, Any]) -> Metric | None:
+    """The metric that config.json names, or describes where it is the user's own."""
+    metric = plain.get("metric")
+    return Metric.from_dict(metric) if isinstance(metric, Mapping) else metric and metric_named(str(metric))
 
 
 def _metrics(lines: list[Mapping[str, Any]]) -> list[dict[str, float]]:
     wanted = ("iteration", *COLUMNS)
-    found = [{key: float(line[key]) for key in wanted if key in line} for line in lines]
-    if any("iteration" not in line for line in found):
+    if any("iteration" not in line for line in lines):
         raise ValueError("a line has no iteration")
-    return found
+    return [{key: float(line[key]) for key in wanted if key in line} for line in lines]
 
 
 def _evaluation(plain: Mapping[str, Any]) -> Evaluation:
@@ -232,18 +257,18 @@ def _read_examples(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]
     return tensors, header.get("told") or [{}] * int(header["episodes"])
 
 
-def _examples(found: tuple[dict[str, Tensor], list[dict[str, Any]]]) -> list[Example]:
-    tensors, told = found
+def _examples(read: tuple[dict[str, Tensor], list[dict[str, Any]]]) -> list[Example]:
+    tensors, described = read
     return [
-        _example({k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}, known)
-        for i, known in enumerate(told)
+        _example({k.removeprefix(f"{i}."): v for k, v in tensors.items() if k.startswith(f"{i}.")}, of_task)
+        for i, of_task in enumerate(described)
     ]
 
 
-def _example(parts: dict[str, Tensor], told: Mapping[str, Any]) -> Example:
+def _example(parts: dict[str, Tensor], described: Mapping[str, Any]) -> Example:
     curves = {name.removeprefix("curve."): value for name, value in parts.items() if name.startswith("curve.")}
     x, y, queries, truth, output = (parts[name] for name in PARTS)
-    example = Example(x, y, queries, truth, output, parts.get("grid"), curves, told)
+    example = Example(x, y, queries, truth, output, parts.get("grid"), curves, described)
     _check_example(example)
     return example
 
@@ -256,8 +281,8 @@ def _check_example(e: Example) -> None:
             raise ValueError(f"answers {tuple(e.output.shape)} to truths {tuple(e.query_y.shape)}")
     elif e.output.dim() != 2 or not 0 <= int(torch.cat([e.support_y, e.query_y]).max()) < e.output.shape[1]:
         raise ValueError(f"answers {tuple(e.output.shape)} do not fit the labels")
-    told = [len(e.told.get(part, y)) for part, y in (("support", e.support_y), ("query", e.query_y))]
-    if told != [len(e.support_y), len(e.query_y)]:
+    texts = [len(e.described.get(part, y)) for part, y in (("support", e.support_y), ("query", e.query_y))]
+    if texts != [len(e.support_y), len(e.query_y)]:
         raise ValueError("the texts are not as many as the examples")
     if any(e.grid is None or len(curve) != len(e.grid) for curve in e.curves.values()):
         raise ValueError("the curves do not fit their grid")

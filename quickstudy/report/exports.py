@@ -99,14 +99,14 @@ def _ranking(values: Mapping[str, Any]) -> Rows:
     for number, group in enumerate(values.get("groups", ()), 1):
         best = group["rows"][0]["score"]
         for row in group["rows"]:
-            found = compare(row["score"], best)
-            difference = {"minus_best": found.mean, "difference_interval": found.interval, "decided": found.decided}
+            away = compare(row["score"], best)
+            difference = {"minus_best": away.mean, "difference_interval": away.interval, "decided": away.decided}
             yield {"run": row["name"], "group": number, **_measured(row["score"]), **difference}
 
 
 def _learners(values: Mapping[str, Any]) -> Rows:
     """One line for each training of each learner; only a comparison of learners has them."""
-    costs = ("adapt_seconds", "predict_seconds", "bytes", "dishonest")
+    costs = ("adapt_seconds", "predict_seconds", "bytes", "calibration_error")
     for entry in values.get("entries", ()):
         for trial in entry.trials:
             trained = {"seed": trial.seed, "iterations": trial.iterations, "seconds": trial.seconds}
@@ -121,10 +121,10 @@ def _measured(score: Score) -> dict[str, Any]:
 def _difference(score: Score, other: Score) -> dict[str, Any]:
     """The paired difference between two scores; empty where their protocols cannot be compared."""
     try:
-        found = compare(score, other, allow=("transductive",))
+        away = compare(score, other, allow=("transductive",))
     except ProtocolError:
         return {}
-    return {"score_minus_control": found.mean, "difference_interval": found.interval, "decided": found.decided}
+    return {"score_minus_control": away.mean, "difference_interval": away.interval, "decided": away.decided}
 
 
 def _per_task(run: Run) -> Rows:
@@ -146,10 +146,10 @@ def _steps(run: Run) -> Rows:
 
 
 def _calibration(run: Run) -> Rows:
-    if found := run.answers:
-        yield {"what": "expected calibration error", "mean": found.ece}
+    if answers := run.answers:
+        yield {"what": "expected calibration error", "mean": answers.ece}
         for kind, heading in zip(KINDS, HEADINGS, strict=True):
-            yield {"what": heading, **getattr(found, kind)._asdict()}
+            yield {"what": heading, **getattr(answers, kind)._asdict()}
 
 
 def _reliability(run: Run) -> Rows:
@@ -163,8 +163,8 @@ def _confusion(run: Run) -> Rows:
 
 
 def _instances(run: Run) -> Rows:
-    if found := run.instances:
-        for instance, amount in zip(found.instances, found.amounts, strict=True):
+    if measured := run.instances:
+        for instance, amount in zip(measured.instances, measured.amounts, strict=True):
             yield {"instance": instance, **amount._asdict()}
 
 

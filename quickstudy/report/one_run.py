@@ -20,11 +20,12 @@ from quickstudy.report.sections import (
     probabilities,
     served,
 )
-from quickstudy.report.sections.curves import learning_curves, steps_curve
+from quickstudy.report.sections.curves import learning_curves, steps_section
 
 
 def run_values(run: Run) -> dict[str, Any]:
     """The values that the template needs for the page of one run."""
+    confused = run.answers.confusion if run.answers else None
     return dict(
         title=f"{run.config.learner} on {run.config.tasks.get('name', 'tasks')}",
         run=run,
@@ -34,13 +35,14 @@ def run_values(run: Run) -> dict[str, Any]:
         verdict=verdict(run.score) if run.score else "",
         chance=_chance_mark(run.score),
         curves=learning_curves(run),
-        steps=steps_curve(run),
-        instances=instances.picture(run.instances) if run.instances else None,
+        steps=steps_section(run),
+        instances=instances.section(run.instances) if run.instances else None,
         moved=movement.section(run.movement) if run.movement else None,
-        honest=intervals.section(run.calibration) if run.calibration else None,
-        confident=probabilities.section(run.answers) if run.answers else None,
-        confused=confusion.section(run.answers.confusion) if run.answers and run.answers.confusion else None,
-        seen=embeddings.section(run.embeddings) if run.embeddings else None,
+        intervals=intervals.section(run.calibration) if run.calibration else None,
+        probabilities=probabilities.section(run.answers) if run.answers else None,
+        confused=confusion.section(confused) if confused else None,
+        matrix=confusion.matrix(confused) if confused else None,
+        embedded=embeddings.section(run.embeddings) if run.embeddings else None,
         served=served.section(run.score) if run.score else None,
         episodes=examples.episodes(run.examples, run.score.protocol.steps if run.score else None),
         most={"classes": examples.CLASSES, "shown": examples.SHOWN},
@@ -53,19 +55,19 @@ def facts(run: Run) -> list[tuple[str, str]]:
     """The most important numbers besides the headline, each with its explanation."""
     if run.evaluation is None:
         return []
-    found = [
+    numbers = [
         (words.both(score), "when queries are answered one by one, each blind to the others")
         for score in run.evaluation.scores[1:]
         if run.evaluation.scores[0].protocol.transductive and not score.protocol.transductive
     ]
     main = run.evaluation.scores[0]
     if "zero_steps" in main.controls:
-        found.append((words.both(main.controls["zero_steps"]), "without inner steps: theta alone, not adapted"))
+        numbers.append((words.both(main.controls["zero_steps"]), "without inner steps: theta alone, not adapted"))
     if main.controls:
         beaten = sum(row["beaten"] for row in controls(main))
-        found.append((f"{beaten} of {len(main.controls)}", "controls beaten, in pairs on the same test tasks"))
-    found.append((duration(run.evaluation.adapt_seconds), "to adapt to one new task"))
-    return found
+        numbers.append((f"{beaten} of {len(main.controls)}", "controls beaten, in pairs on the same test tasks"))
+    numbers.append((duration(run.evaluation.adapt_seconds), "to adapt to one new task"))
+    return numbers
 
 
 # --- controls --------------------------------------------------------------------------------------------------------
@@ -108,8 +110,7 @@ def verdict(score: Score) -> str:
 
 
 def _chance_mark(score: Score | None) -> float | None:
-    guess = words.chance(score) if score else None
-    return None if guess is None else 100 * guess
+    return words.level(score.metric, score.protocol.ways) if score else None
 
 
 # --- timing ----------------------------------------------------------------------------------------------------------
@@ -127,8 +128,8 @@ def _training_speed(run: Run) -> list[tuple[str, str]]:
     rows = [("training", duration(total)), ("engine", f"{run.timing.engine}{why}")]
     if run.metrics and total > 0:
         rate = run.metrics[-1]["iteration"] / total
-        embeddings = short(rate * run.config.meta_batch)
-        rows.insert(1, ("rate", f"{short(rate)} iterations per second, {embeddings} tasks per second"))
+        tasks = short(rate * run.config.meta_batch)
+        rows.insert(1, ("rate", f"{short(rate)} iterations per second, {tasks} tasks per second"))
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from quickstudy.base.version import __version__
-from quickstudy.base.words import duration, measured, percent, plural
+from quickstudy.base.words import duration, percent, plural
 from quickstudy.report import words
 
 
@@ -16,5 +16,5 @@ def render(kind: str, **values: Any) -> str:
     """The HTML of a page. `kind` is 'run', 'comparison' or 'learners'; `values` are what the template needs."""
     source = (resources.files("quickstudy.report") / "page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    values |= {"words": words, "duration": duration, "measured": measured, "percent": percent, "plural": plural}
+    values |= {"words": words, "duration": duration, "percent": percent, "plural": plural}
     return environment.from_string(source).render(kind=kind, version=__version__, **values)

@@ -7,23 +7,25 @@ from collections.abc import Sequence
 
 from quickstudy.evaluation.score import Score
 
-FAR = 5.0  # the axis ends at so many times the smallest error: one huge error would shrink all other bars
+FAR = 5.0  # an axis of errors ends at so many times the smallest: one huge error would shrink all other bars
 
 
 class Scale:
     """Maps scores to positions on a horizontal axis, in percent of its width.
 
-    The axis is 0 to 1 for accuracies. For errors it starts at 0 (or below a negative interval end) and ends at most at
-    FAR times the smallest error.
+    Where the metric has a largest value the axis is 0 to that, as 0 to 1 for accuracies. Else it starts at 0 (or below
+    a negative interval end) and ends at the largest value, where lower is better at most at FAR times the smallest.
     """
 
     def __init__(self, scores: Sequence[Score]) -> None:
         ends = [(s.mean - _finite(s.interval), s.mean + _finite(s.interval)) for s in scores]
-        accuracy = all(s.protocol.metric == "accuracy" for s in scores)
-        self.low = 0.0 if accuracy else min(0.0, *(low for low, _ in ends))
-        worst = max(*(high for _, high in ends), self.low + 1e-12)
-        near = FAR * min(abs(s.mean) + _finite(s.interval) for s in scores) or worst
-        self.high = 1.0 if accuracy else min(worst, near)
+        metric = scores[0].metric
+        largest = metric.format.largest
+        negative = any(score.mean < 0 for score in scores)  # an interval around a small share may reach below 0, too
+        self.low = 0.0 if largest is not None and not negative else min(0.0, *(low for low, _ in ends))
+        most = max(*(high for _, high in ends), self.low + 1e-12)
+        near = FAR * min(abs(s.mean) + _finite(s.interval) for s in scores) or most
+        self.high = largest if largest is not None else most if metric.higher_is_better else min(most, near)
 
     def at(self, value: float) -> float:
         return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 2)

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from quickstudy.base.figures import DASHES, SERIES, Picture, Series, lines
-from quickstudy.base.words import plural
+from quickstudy.base.words import capitalised, plural
+from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.protocol import Protocol, differences
 from quickstudy.evaluation.score import Score, compare
-from quickstudy.experiments.run import Run
+from quickstudy.experiments.run import SCORES, Run
 from quickstudy.report import words
 from quickstudy.report.scale import Scale
-from quickstudy.report.sections.curves import is_accuracy
+from quickstudy.report.sections.curves import band, scaled
 
 NO_PAIR = "No two of these runs were measured under the same protocol, so none is the best."
 
@@ -68,8 +69,7 @@ def grouped(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def _ranked(group: list[Entry]) -> list[Entry]:
-    highest = words.higher_is_better(group[0].score.protocol.metric)
-    return sorted(group, key=lambda entry: entry.score.mean, reverse=highest)
+    return sorted(group, key=lambda entry: entry.score.mean, reverse=group[0].score.metric.higher_is_better)
 
 
 def _headline(group: list[Entry]) -> str:
@@ -134,19 +134,16 @@ def _spreads(group: list[Entry]) -> list[str]:
     alike: dict[str, list[Entry]] = {}
     for entry in group:
         alike.setdefault(repr(entry.run.config._replace(seed=0)), []).append(entry)
-    found = []
-    for entries in alike.values():
-        seeds = {entry.run.config.seed for entry in entries}
-        if len(seeds) == len(entries) > 1:
-            found.append(_spread(entries))
-    return found
+    return [_spread(entries) for entries in alike.values() if len(entries) > 1 and _all_differ(entries)]
+
+
+def _all_differ(entries: list[Entry]) -> bool:
+    return len({entry.run.config.seed for entry in entries}) == len(entries)
 
 
 def _spread(entries: list[Entry]) -> str:
-    means = [entry.score.mean for entry in entries]
-    accurate = entries[0].score.protocol.metric == "accuracy"
-    middle, apart = sum(means) / len(means), stdev(means)
-    shown = f"{100 * middle:.1f} %, {100 * apart:.1f} points" if accurate else f"{middle:.3g}, {apart:.2g}"
+    means, written = [entry.score.mean for entry in entries], entries[0].score.metric.format
+    shown = f"{written.value(sum(means) / len(means))}, {written.deviation(stdev(means))}"
     names = ", ".join(entry.name for entry in entries)
     return f"{len(means)} seeds of the same settings ({names}): mean {shown} standard deviation from seed to seed."
 
@@ -156,38 +153,32 @@ def _spread(entries: list[Entry]) -> str:
 
 def overlaid(names: Sequence[str], runs: Sequence[Run]) -> list[Picture]:
     """One plot per metric with the learning curves of all runs: of validation, or of training where there was none."""
-    found = []
-    for accurate in (True, False):
-        chosen = [
-            (i, name, run)
-            for i, (name, run) in enumerate(zip(names, runs, strict=True))
-            if is_accuracy(run) == accurate
-        ]
-        series = [s for i, name, run in chosen if (s := _curve(i, name, run, accurate)) is not None]
-        if series:
-            found.append(_overlay(series, accurate))
-    return found
+    metrics = list(dict.fromkeys([*SCORES.values(), *(run.metric for run in runs)]))
+    curves = [(metric, _curves(names, runs, metric)) for metric in metrics]
+    return [_overlay(series, metric) for metric, series in curves if series]
 
 
-def _curve(i: int, name: str, run: Run, accurate: bool) -> Series | None:
-    kind = "val" if run.column("val")[0] else "accuracy" if accurate else "error"
-    x, y = run.column(kind)
+def _curves(names: Sequence[str], runs: Sequence[Run], metric: Metric) -> list[Series]:
+    numbered = enumerate(zip(names, runs, strict=True))
+    curves = (_curve(i, name, run) for i, (name, run) in numbered if run.metric == metric)
+    return [curve for curve in curves if curve is not None]
+
+
+def _curve(i: int, name: str, run: Run) -> Series | None:
+    validated = bool(run.column("val")[0])
+    x, y = run.column("val") if validated else run.training_scores
     if not x:
         return None
-    unit = 100 if accurate else 1
-    half = run.column("val_interval")[1] if kind == "val" else []
-    bands = [unit * h for h in half] if len(half) == len(y) else None
-    label = f"{name} ({'validation' if kind == 'val' else 'training'})"
+    label = f"{name} ({'validation' if validated else 'training'})"
     turn = i // len(SERIES)  # with more runs than colours, dashes distinguish runs of one colour
-    return Series(x, [unit * v for v in y], label, SERIES[i % len(SERIES)], (i + turn) % len(DASHES), half=bands)
+    look = (SERIES[i % len(SERIES)], (i + turn) % len(DASHES))
+    return Series(x, scaled(run.metric, y), label, *look, half=band(run) if validated else None)
 
 
-def _overlay(series: list[Series], accurate: bool) -> Picture:
-    metric, unit = ("accuracy", "accuracy (%)") if accurate else ("mean squared error", "mean squared error")
-    draw = lines(series, "iteration", unit, percent=accurate)
-    ends = "; ".join(f"{s.name} ends at {s.y[-1]:.3g}{' %' if accurate else ''}" for s in series)
+def _overlay(series: list[Series], metric: Metric) -> Picture:
+    draw = lines(series, "iteration", metric.label, end=metric.format.end)
+    ends = "; ".join(f"{s.name} ends at {s.y[-1]:.3g}{metric.format.unit}" for s in series)
     costs = " An iteration takes each learner another time: see the single reports." if len(series) > 1 else ""
+    legend = [(s.name, s.colour, s.dash) for s in series]
     caption = f"Bands are 95 % intervals. {ends}.{costs}"
-    return Picture(
-        metric.capitalize(), draw, f"Line plot: {ends}.", [(s.name, s.colour, s.dash) for s in series], caption
-    )
+    return Picture(capitalised(metric.name), draw, f"Line plot: {ends}.", legend, caption)

@@ -43,11 +43,7 @@ def fit_series(example: Example, tested: str) -> list[Series]:
     grid = [] if example.grid is None else _column(example.grid)
     looks = {"0": ("muted", 1, 1.4), tested: ("s1", 0, 2.2)}
     names = sorted(example.curves, key=lambda name: int(name) if name.isdigit() else 0)
-    found = []
-    for name in names:
-        colour, dash, width = looks.get(name, ("s2", 2, 1.8))
-        found.append(Series(grid, _column(example.curves[name]), name, colour, dash, width))
-    return found
+    return [Series(grid, _column(example.curves[name]), name, *looks.get(name, ("s2", 2, 1.8))) for name in names]
 
 
 def _column(values: Tensor) -> list[float]:

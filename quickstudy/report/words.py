@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from quickstudy.base.words import half, number, percent, plural
+from quickstudy.base.words import percent, plural
 from quickstudy.evaluation import protocol
-from quickstudy.evaluation.score import Difference, Score, in_words, over_what
+from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric
+from quickstudy.evaluation.score import Difference, Score, over_what
 from quickstudy.experiments.run import Config, Run, Timing
 
 # Names for one example and one class of a task source, where "example" and "class" would sound stiff.
@@ -65,54 +66,70 @@ FIELDS = {
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
-def higher_is_better(metric: str) -> bool:
-    return not metric.endswith("error")
-
-
 def amount(score: Score) -> str:
-    return number(score.mean, score.protocol.metric)
+    """The mean alone: '97.4 %', '0.152'."""
+    return score.metric.format.value(score.mean)
 
 
 def spread(score: Score) -> str:
-    return half(score.interval, score.protocol.metric)
+    """The half width of the interval alone: '± 0.3'."""
+    return score.metric.format.half(score.interval)
 
 
 def both(score: Score) -> str:
     """Mean and interval without the metric's name, for where that stands beside them."""
-    return f"{amount(score)} {spread(score)}"
+    return score.metric.format(score.mean, score.interval)
 
 
 def signed(difference: Difference) -> str:
     """A difference with its sign: '+40.5 points ± 3.9', '−1.37 ± 0.32'."""
-    sign, unit = "+" if difference.mean >= 0 else "−", difference.metric
-    text = sign + in_words(abs(difference.mean), difference.interval, unit, points=True).removesuffix(f" {unit}")
-    return text.replace("± inf", "(no interval)")
+    return difference.signed(minus="−")
 
 
 def chance(score: Score) -> float | None:
     """The accuracy of guessing; None for other metrics."""
-    ways = score.protocol.ways
-    return 1 / ways if ways and score.protocol.metric == "accuracy" else None
+    return _guessing(score.metric, score.protocol.ways)
+
+
+def level(metric: Metric, ways: int | None) -> float | None:
+    """The accuracy of guessing as it is plotted, in percent; None for other metrics."""
+    guess = _guessing(metric, ways)
+    return None if guess is None else metric.format.times * guess
+
+
+def _guessing(metric: Metric, ways: int | None) -> float | None:
+    return 1 / ways if ways and metric == ACCURACY else None
 
 
 def meaning(score: Score) -> str:
     """The sentence that explains the headline number."""
+    unseen = "unseen " if score.protocol.split in ("test", "val") else ""
+    return MEANINGS.get(score.metric.name, _of_values)(score, unseen)
+
+
+def _of_accuracy(score: Score, unseen: str) -> str:
     p = score.protocol
-    unseen = "unseen " if p.split in ("test", "val") else ""
-    if p.metric != "accuracy":
-        return _meaning_of_error(score, unseen)
     example, kind, kinds = NOUNS.get(p.tasks, ("example", "class", "classes"))
     guess = f"; guessing among {p.ways} gives {percent(1 / p.ways)}" if p.ways else ""
     return f"of {example}s of {unseen}{kinds} named right, from {plural(p.shots, example)} of each {kind}{guess}."
 
 
-def _meaning_of_error(score: Score, unseen: str) -> str:
+def _of_squares(score: Score, unseen: str) -> str:
+    miss = f"{math.sqrt(max(score.mean, 0)):.2g} in the units of y"
+    return f"{_of_values(score, unseen).removesuffix('.')}; the typical miss is {miss}."
+
+
+def _of_values(score: Score, unseen: str) -> str:
     p = score.protocol
-    better = "Larger" if higher_is_better(p.metric) else "Smaller"
-    squared = p.metric == "mean squared error"
-    miss = f"; the typical miss is {math.sqrt(max(score.mean, 0)):.2g} in the units of y" if squared else ""
-    shots = plural(p.shots, "support example")
-    return f"{p.metric} on the queries of {unseen}tasks, after {shots} of each. {better} is better{miss}."
+    shots = f"{plural(p.shots, 'support example')} of each{' class' if p.ways else ''}"
+    better = "Larger" if score.metric.higher_is_better else "Smaller"
+    return f"{p.metric} on the queries of {unseen}tasks, after {shots}. {better} is better."
+
+
+MEANINGS: dict[str, Callable[[Score, str], str]] = {  # by name of the metric; _of_values for all others
+    ACCURACY.name: _of_accuracy,
+    MEAN_SQUARED_ERROR.name: _of_squares,
+}
 
 
 def under(score: Score) -> str:
@@ -127,15 +144,15 @@ def under(score: Score) -> str:
 
 def warnings(score: Score) -> list[str]:
     """Reasons why the score may mislead: its split, one test task, or an interval that reaches down to chance."""
-    found, p = [], score.protocol
+    reasons, p = [], score.protocol
     if p.split not in ("test", "val"):
-        found.append(f"Measured on the split “{p.split}”: nothing shows that these tasks were not trained on.")
+        reasons.append(f"Measured on the split “{p.split}”: nothing shows that these tasks were not trained on.")
     guess = chance(score)
     if p.episodes < 2:
-        found.append("One test task has no interval: nothing follows from this number.")
+        reasons.append("One test task has no interval: nothing follows from this number.")
     elif guess is not None and score.mean - score.interval <= guess:
-        found.append("Not shown to be better than guessing: the interval reaches down to chance.")
-    return found
+        reasons.append("Not shown to be better than guessing: the interval reaches down to chance.")
+    return reasons
 
 
 def differing(a: protocol.Protocol, b: protocol.Protocol) -> str:
@@ -155,8 +172,7 @@ def shown(value: Any) -> str:
 def reading(name: str, score: Score, control: Score, difference: Difference) -> tuple[bool, str]:
     """Whether the score beats the control `name`, and the conclusion in words."""
     label, _, claim = CONTROLS.get(name, (name, "", "Beaten"))
-    sign = 1 if higher_is_better(score.protocol.metric) else -1
-    if difference.decided and sign * difference.mean > 0:
+    if difference.decided and score.metric.sign * difference.mean > 0:
         return True, f"{claim}: {label} {amount(control)}."
     if difference.decided:
         return False, f"Not beaten: {label} is better than {score.protocol.learner}."
@@ -264,5 +280,5 @@ def protocol_rows(scores: list[Score]) -> list[tuple[str, list[str]]]:
         "steps": "inner steps at test",
         "ensemble": "models averaged",
     }
-    found = [(label, [shown(getattr(score.protocol, name)) for score in scores]) for name, label in labels.items()]
-    return [("score, 95 % interval", [both(score) for score in scores]), *found]
+    rows = [(label, [shown(getattr(score.protocol, name)) for score in scores]) for name, label in labels.items()]
+    return [("score, 95 % interval", [both(score) for score in scores]), *rows]

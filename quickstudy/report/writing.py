@@ -44,21 +44,21 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, png: bool = F
     return _write(page, "comparison", comparison_values(read, reports, page), read, *extras)
 
 
-def write_comparison(found: LearnerComparison, folder: Path, *, png: bool = False, csv: bool = False) -> Path:
+def write_comparison(comparison: LearnerComparison, folder: Path, *, png: bool = False, csv: bool = False) -> Path:
     """Write comparison.html, the page of a comparison of learners, into `folder`; returns the path of the page.
 
     `png` and `csv` work as in `write_report`.
     """
-    return _write(folder / "comparison.html", "learners", learners_values(found), [], png, csv)
+    return _write(folder / "comparison.html", "learners", learners_values(comparison), [], png, csv)
 
 
 def _distinct(runs: Sequence[Path]) -> list[Path]:
     """The folders without duplicates. `runs/*` also matches an earlier comparison and its files: these are skipped."""
     before = ("report.html", folder_of(Path("report.html")).name)
-    found = {Path(run).resolve(): Path(run) for run in runs if Path(run).name not in before}
-    if not found:
+    folders = {Path(run).resolve(): Path(run) for run in runs if Path(run).name not in before}
+    if not folders:
         raise RunError("no run was given. Name at least one run folder.")
-    return list(found.values())
+    return list(folders.values())
 
 
 def _write_run(path: Path, run: Run, png: bool, csv: bool) -> Path:

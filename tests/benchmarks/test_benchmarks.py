@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +16,14 @@ from quickstudy.experiments.request import Request, open_tasks
 
 
 @pytest.fixture
-def reproduce(monkeypatch):
+def load(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    return importlib.import_module("benchmarks.reproduce")
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture
-def tables(reproduce):
-    return reproduce.TABLES
+def tables(load):
+    return load("reproduce.tables").TABLES
 
 
 @pytest.mark.parametrize("long", [False, True])
@@ -60,12 +62,35 @@ def test_results_that_stand_are_those_of_the_rows(tables):
     assert seen > 40
 
 
-def test_the_course_of_a_training_is_its_end_of_each_quarter(reproduce, tmp_path):
+def test_the_course_of_a_training_is_its_end_of_each_quarter(load, tmp_path):
     lines = [{"iteration": 20 * i, "loss": 100.0 - i, "accuracy": i / 100} for i in range(1, 101)]
     lines.insert(3, {"iteration": 61, "loss": 1.0})  # without a training accuracy
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = reproduce.course(tmp_path / "metrics.jsonl")
+    course = load("reproduce.measuring").course
+    found = course(tmp_path / "metrics.jsonl")
     assert [q["iteration"] for q in found] == [500, 1000, 1500, 2000]
     assert [q["loss"] for q in found] == pytest.approx([100 - i + 2.5 for i in (25, 50, 75, 100)])
     assert [q["accuracy"] for q in found] == pytest.approx([(i - 2.5) / 100 for i in (25, 50, 75, 100)])
-    assert reproduce.course(tmp_path / "nothing.jsonl") == []
+    assert course(tmp_path / "nothing.jsonl") == []
+
+
+def test_the_pages_of_results_that_stand_are_made_again_to_the_letter(load):
+    """A change of format would show in every one of them; older tables lack what pages say today."""
+    results, pages = load("provenance").RESULTS, {"neural_processes": ("neural-processes",), "speed": ("speed",)}
+    pages["reproduce"] = ("omniglot-gradient", "omniglot-metric", "omniglot-memory", "cifar_fs-metric")
+    for package, names in pages.items():
+        page = {"neural_processes": "page", "speed": "markdown", "reproduce": "table"}[package]
+        for name in names:
+            result = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+            made = getattr(load(f"{package}.pages"), page)(result)
+            assert made == (results / f"{name}.md").read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["speed", "speed.memory", "reproduce", "neural_processes", "cost", "planning", "scaling", "to_accuracy"],
+)
+def test_every_command_says_what_it_does(name):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def load(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
+    return lambda name: importlib.import_module(f"benchmarks.speed.{name}")
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def by_hand(case, theta, rates, lr):
     for xs, ys, xq, yq in zip(*problem.episodes.support, *problem.episodes.query, strict=True):
         phi = theta
         for _ in range(problem.steps):
-            slopes = torch.autograd.grad(loss_at(phi, xs, ys), phi, create_graph=True)
-            phi = [p - r * g for p, r, g in zip(phi, rates or [lr] * len(phi), slopes, strict=True)]
+            gradient = torch.autograd.grad(loss_at(phi, xs, ys), phi, create_graph=True)
+            phi = [p - r * g for p, r, g in zip(phi, rates or [lr] * len(phi), gradient, strict=True)]
         losses.append(loss_at(phi, xq, yq))
     loss = torch.stack(losses).mean()
     return loss.detach(), torch.autograd.grad(loss, [*theta, *rates])
@@ -125,7 +125,7 @@ def test_regret_and_ratios_are_those_of_the_medians(load, cases):
 def test_peak_memory_is_that_of_the_process_itself(load):
     """Not what Linux hands down from a larger process that started it."""
     held = torch.ones(2**27)  # 512 MB
-    code = "from benchmarks import memory; print(memory.peak_mb('cpu'))"
+    code = "from benchmarks.speed import memory; print(memory.peak_mb('cpu'))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert held.numel() and load("memory").peak_mb("cpu") > 512
     assert 50 < float(told.stdout) < 512
@@ -147,7 +147,7 @@ def test_a_peer_that_cannot_be_built_is_left_out(load, monkeypatch, tmp_path):
 
 
 def test_a_page_tells_what_another_commit_measured(load):
-    pages = load("speed_pages")
+    pages = load("pages")
     old, new = ({"command": "all", "commit": commit} for commit in ("old", "new"))
     done = new | {"cases": [old | {"name": "one"}, new | {"name": "two"}]}
     assert pages.elsewhere(done | {"inner_steps": new}) == " By `all` at commit old: one."
@@ -156,7 +156,7 @@ def test_a_page_tells_what_another_commit_measured(load):
 
 @pytest.mark.parametrize("changed", [None, "commit", "machine", "versions"])
 def test_only_results_of_the_same_code_and_machine_are_kept(load, tmp_path, changed):
-    speed, out = load("speed"), tmp_path / "speed.json"
+    report, out = load("report"), tmp_path / "speed.json"
     now = {
         "command": "all",
         "commit": "abc",
@@ -171,11 +171,11 @@ def test_only_results_of_the_same_code_and_machine_are_kept(load, tmp_path, chan
     before |= {changed: "another"} if changed else {}
     out.write_text(json.dumps(before))
     kept = [{"command": "all", "commit": before["commit"], "name": "one"}]
-    assert speed.resumed(now, out)["cases"] == ([] if changed else kept)
+    assert report.resumed(now, out)["cases"] == ([] if changed else kept)
     other_machine = changed in ("machine", "versions")
-    assert speed.resumed(now, out, again=["two"])["cases"] == ([] if other_machine else kept)
-    assert speed.resumed(now, out, again=["one"])["cases"] == []
+    assert report.resumed(now, out, again=["two"])["cases"] == ([] if other_machine else kept)
+    assert report.resumed(now, out, again=["one"])["cases"] == []
     dirty = now | {"commit": "abc+dirty"}
     out.write_text(json.dumps(before | {"commit": "abc+dirty"}))
-    assert speed.resumed(dirty, out)["cases"] == []
-    assert speed.resumed(now, tmp_path / "none.json") == now
+    assert report.resumed(dirty, out)["cases"] == []
+    assert report.resumed(now, tmp_path / "none.json") == now

@@ -332,7 +332,7 @@ def test_a_run_keeps_the_answers_and_the_report_shows_them(clinics, tmp_path):
     kept = qs.Answers.from_dict(json.loads((tmp_path / "answers.json").read_text()))
     assert kept.accuracy.mean == pytest.approx(scores[0].mean) and kept.confusion is not None
     page = write_report([tmp_path]).read_text()
-    assert "Are the probabilities honest?" in page and conclusion(kept).split(":")[0] in page
+    assert "Are the probabilities calibrated?" in page and conclusion(kept).split(":")[0] in page
     shown = section(kept.confusion)
     assert "What is taken for what" in page and shown.conclusion in page
     assert page.count('<td class="cell') == 9 and f">{100 * kept.confusion['flu', 'flu'].rate:.0f}</td>" in page

@@ -237,7 +237,7 @@ def test_a_run_keeps_coverage_and_embeddings_and_the_report_shows_them(tmp_path)
     kept = qs.Calibration.from_dict(json.loads((tmp_path / "calibration.json").read_text()))
     assert kept.protocol.episodes == 12 and [one.points for one in kept.sizes] == [0, 1, 2, 3, 5]
     page = write_report([tmp_path]).read_text()
-    assert "Are the intervals honest?" in page and conclusion(kept).split(":")[0] in page
+    assert "Are the intervals calibrated?" in page and conclusion(kept).split(":")[0] in page
     assert "What tasks look like to the learner" in page and "by amplitude" in page and "by phase" in page
     (tmp_path / "calibration.json").write_text('{"levels": [0.9], "sizes": []}')
     with pytest.raises(FileFormatError, match=r"calibration.json.*quickstudy evaluate"):

@@ -15,6 +15,7 @@ from test_baselines import kinds, levels
 import quickstudy as qs
 from quickstudy.cli import main
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
+from quickstudy.evaluation.metric import PLAIN, Metric
 from quickstudy.evaluation.score import Score, half_width
 from quickstudy.experiments.advice import Advice, advise, as_good
 from quickstudy.experiments.compare_learners import compare_learners
@@ -35,6 +36,18 @@ def entry(name: str, *means: float, meta: bool = True, metric: str = "accuracy",
     trials = tuple(Trial(i, Score(v, protocol), 100, 60.0) for i, v in enumerate(values))
     given = {"adapt_seconds": 0.01, "predict_seconds": 0.01, "bytes": 10_000} | changes
     return Entry(name, "ProtoNet", meta, trials, **given)  # type: ignore[arg-type]
+
+
+def metric_called(name: str, higher_is_better: bool) -> Metric:
+    return Metric(name, higher_is_better, PLAIN, lambda output, y: output.mean())
+
+
+def own(one: Entry, metric: Metric) -> Entry:
+    """The entry with its score under another metric."""
+    score = one.trials[0].score
+    protocol = dataclasses.replace(score.protocol, metric=metric.name)
+    trial = dataclasses.replace(one.trials[0], score=dataclasses.replace(score, protocol=protocol, own_metric=metric))
+    return dataclasses.replace(one, trials=(trial,))
 
 
 def comparison(*entries: Entry) -> LearnerComparison:
@@ -87,6 +100,39 @@ def test_the_cheapest_of_those_that_are_as_good() -> None:
     assert "cheapest takes less, 1 ms" in fast.reason and "10.0 points" in fast.reason
 
 
+def test_what_has_no_file_is_named_as_faster_and_never_as_smaller() -> None:
+    best, quick = entry("best", 0.9), entry("quick", 0.8, adapt_seconds=0.001, bytes=None)
+    fast, small = (asked(comparison(best, quick), question) for question in ("fastest", "smallest"))
+    assert fast.choice == "best" and "quick takes less, 1 ms to learn a task" in fast.reason
+    assert small.choice == "best" and "quick" not in small.reason
+    equal = comparison(entry("filed", 0.9), entry("unfiled", 0.9, adapt_seconds=0.001, bytes=None))
+    assert asked(equal, "fastest").choice == "unfiled" and asked(equal, "smallest").choice == "filed"
+
+
+def test_an_entry_is_read_under_the_names_of_earlier_versions() -> None:
+    one = entry("a", 0.9, calibration_error=0.2)
+    plain = one.to_dict()
+    earlier = {"dishonest": plain.pop("calibration_error"), **plain}
+    assert Entry.from_dict(earlier).calibration_error == one.dishonest == 0.2
+
+
+def test_a_metric_of_ones_own_says_who_is_ahead() -> None:
+    reward = metric_called("reward", higher_is_better=True)
+    best, bar = (
+        own(entry(name, mean, meta=meta), reward) for name, mean, meta in (("a", 9.0, True), ("b", 7.0, False))
+    )
+    found = comparison(best, bar)
+    assert asked(found, "pay").choice == "a" and asked(found, "pay").reason.startswith("Yes: a 9 ±")
+    assert [one.name for one in as_good(found)] == ["a"]
+    cost = metric_called("cost", higher_is_better=False)
+    best, bar = (own(entry(name, mean, meta=meta), cost) for name, mean, meta in (("a", 7.0, True), ("b", 9.0, False)))
+    found = LearnerComparison.from_dict(json.loads(json.dumps(comparison(best, bar).to_dict())))
+    assert asked(found, "pay").choice == "a" and asked(found, "pay").reason.endswith(
+        f"{found.difference(*found.entries)}."
+    )
+    assert not found.entries[0].score.metric.higher_is_better
+
+
 def test_an_error_is_as_good_within_a_twentieth() -> None:
     metric = "mean squared error"
     best, near, far = (entry(n, v, metric=metric) for n, v in (("a", 1.0), ("bb", 1.04), ("ccc", 1.06)))
@@ -123,8 +169,8 @@ def test_who_answers_without_labels() -> None:
 
 
 def test_whose_probabilities_can_be_believed() -> None:
-    best, near, far = entry("best", 0.9, dishonest=0.2), entry("near", 0.899, dishonest=0.05), entry("far", 0.5)
-    far = dataclasses.replace(far, dishonest=0.01)
+    errors = {"best": (0.9, 0.2), "near": (0.899, 0.05), "far": (0.5, 0.01)}
+    best, near, far = (entry(name, mean, calibration_error=error) for name, (mean, error) in errors.items())
     told = asked(comparison(best, near, far), "believed")
     assert told.choice == "near" and "5.0 points" in told.reason and "of the best 20.0" in told.reason
     assert asked(comparison(entry("a", 1.0, metric="mean squared error")), "believed").choice == ""
@@ -156,7 +202,7 @@ def test_comparing_values(tmp_path: Path) -> None:
     assert found["maml"].trials[0].score.values.tolist() != found["maml"].trials[1].score.values.tolist()
     assert found["maml"].bytes == (tmp_path / "maml-seed0" / "learner.qs").stat().st_size
     assert {e.name for e in found.entries if e.unlabelled is not None} == {"maml", "cnp", "pooled"}
-    assert {e.name for e in found.entries if e.dishonest is not None} == {"cnp"}
+    assert {e.name for e in found.entries if e.calibration_error is not None} == {"cnp"}
     zero = qs.evaluate(qs.load(tmp_path / "maml-seed0" / "learner.qs"), tasks, episodes=4, steps=0)  # type: ignore
     assert found["maml"].unlabelled.values.tolist() == pytest.approx(zero.values.tolist())  # type: ignore[union-attr]
     again = LearnerComparison.from_dict(json.loads((tmp_path / "comparison.json").read_text()))

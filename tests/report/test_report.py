@@ -467,7 +467,7 @@ def test_the_plots_of_a_page_are_written_as_pictures(runs):
 
 
 def test_a_legend_is_drawn_where_no_page_holds_it(tmp_path):
-    draw = lines([Series([0, 1], [1, 2], "$x^{2")], "x", "y", percent=False)
+    draw = lines([Series([0, 1], [1, 2], "$x^{2")], "x", "y")
     for name, legend in (("with", [("$x^{2", "s1", 1)]), ("without", [])):
         save(tmp_path / f"{name}.svg", with_legend(draw, legend))
     assert "$x^{2" in (tmp_path / "with.svg").read_text() and "$x^{2" not in (tmp_path / "without.svg").read_text()
@@ -565,4 +565,4 @@ def test_tables_are_told_in_the_targets_unit(tmp_path):
     assert 1000 <= float(example.query_y.min()) <= float(example.query_y.max()) <= 1016
     assert all(900 < float(value) < 1100 for value in example.output.flatten())
     page = write_report([tmp_path]).read_text()
-    assert f"Test task 1: {example.told['task']}" in page and "Who is served well" in page
+    assert f"Test task 1: {example.described['task']}" in page and "Who is served well" in page

@@ -367,7 +367,7 @@ def test_the_command_line_trains_on_fewer_tasks_at_once(capsys):
 @pytest.fixture
 def cifar_rows(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
-    return importlib.import_module("benchmarks.rows").cifar_rows
+    return importlib.import_module("benchmarks.reproduce.rows").cifar_rows
 
 
 @pytest.mark.parametrize("long", [False, True])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from quickstudy.base.words import percent, plural
-from quickstudy.evaluation.measures.confusion import READABLE, Confusion, Pair
+from quickstudy.evaluation.measures.confusion import READABLE, Confusion
+from quickstudy.report.sections.section import Section
 
 SHOWN = 10  # pairs in the table
 FEW = 5  # a pair that met in fewer test tasks gives weak evidence
@@ -17,23 +18,27 @@ class Cell(NamedTuple):
     text: str
     shade: float
     right: bool
-    told: str  # shown when the pointer is over the cell
+    hint: str  # shown when the pointer is over the cell
 
 
-class Section(NamedTuple):
-    """The values that the template needs for this section."""
+class Matrix(NamedTuple):
+    """The confusion matrix: the names of its classes, and a row of cells for each true class."""
 
-    conclusion: str
-    rows: list[Pair]
-    names: tuple[str, ...]  # classes of the matrix; empty where there are too many to read
-    matrix: list[tuple[str, list[Cell]]]
+    names: tuple[str, ...]
+    rows: list[tuple[str, list[Cell]]]
 
 
 def section(confusion: Confusion) -> Section:
-    """The section of the page: summary, most confused pairs and confusion matrix."""
-    names = confusion.names if len(confusion.names) <= READABLE else ()
-    matrix = [(truth, [_cell(confusion, truth, answer) for answer in names]) for truth in names]
-    return Section(conclusion(confusion), confusion.confused[:SHOWN], names, matrix)
+    """The section of the page: summary and most confused pairs."""
+    return Section(conclusion(confusion), rows=confusion.confused[:SHOWN])
+
+
+def matrix(confusion: Confusion) -> Matrix | None:
+    """The confusion matrix; None where there are too many classes to read it."""
+    names = confusion.names
+    if len(names) > READABLE:
+        return None
+    return Matrix(names, [(truth, [_cell(confusion, truth, answer) for answer in names]) for truth in names])
 
 
 def _cell(confusion: Confusion, truth: str, answer: str) -> Cell:
@@ -41,8 +46,8 @@ def _cell(confusion: Confusion, truth: str, answer: str) -> Cell:
         one = confusion[truth, answer]
     except KeyError:
         return Cell("", 0.0, truth == answer, f"{truth} and {answer} never met")
-    told = f"{truth} answered {answer}: {one.answered} of {one.asked}"
-    return Cell(f"{100 * one.rate:.0f}", round(one.rate, 3), truth == answer, told)
+    hint = f"{truth} answered {answer}: {one.answered} of {one.asked}"
+    return Cell(f"{100 * one.rate:.0f}", round(one.rate, 3), truth == answer, hint)
 
 
 def conclusion(confusion: Confusion) -> str:

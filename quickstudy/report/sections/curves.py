@@ -2,106 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from quickstudy.base.figures import Picture, Series, lines
-from quickstudy.base.words import plural
+from quickstudy.base.words import capitalised, plural
+from quickstudy.evaluation.metric import Metric
+from quickstudy.evaluation.score import Score
 from quickstudy.experiments.evaluate_run import CURVE_EPISODES
-from quickstudy.experiments.run import Run
+from quickstudy.experiments.run import Run, StepsPoint
 from quickstudy.report import words
+from quickstudy.report.sections.section import Section
 from quickstudy.training.curve import SHOWN_TASKS
 
 
 def learning_curves(run: Run) -> list[Picture]:
     """Plots over iterations: the training loss, and the training and validation score."""
-    found = [_loss(run)] if run.column("loss")[0] else []
-    return found + ([_score_curve(run)] if any(run.column(name)[0] for name in ("accuracy", "error", "val")) else [])
+    curves = [_loss(run)] if run.column("loss")[0] else []
+    return [*curves, _score_curve(run)] if run.training_scores[0] or run.column("val")[0] else curves
 
 
 def _loss(run: Run) -> Picture:
     x, y = run.column("loss")
     change = f"from {y[0]:.3g} to {y[-1]:.3g} over {plural(int(x[-1]), 'iteration')}"
     caption = f"Meta-loss on the query sets {change}. Each point is the mean since the last one."
-    draw = lines([Series(x, y, "training loss", "s2")], "iteration", "training loss", percent=False)
+    draw = lines([Series(x, y, "training loss", "s2")], "iteration", "training loss")
     return Picture("Training loss", draw, f"Line plot: training loss {change}.", [], caption)
 
 
 def _score_curve(run: Run) -> Picture:
-    accurate = is_accuracy(run)
-    name, unit = ("accuracy", 100) if accurate else ("error", 1)
-    series = [Series(x, [unit * v for v in y], f"training {name}", "s2", 1, 1.2) for x, y in [run.column(name)] if x]
-    series += _validation(run, accurate, unit)
-    label = "accuracy (%)" if accurate else "mean squared error"
-    ways = run.config.tasks.get("ways")
-    level = 100 / ways if accurate and ways else None
+    metric = run.metric
+    training = [
+        Series(x, scaled(metric, y), f"training {metric.short}", "s2", 1, 1.2) for x, y in [run.training_scores] if x
+    ]
+    series = training + _validation(run)
+    level = words.level(metric, run.config.tasks.get("ways"))
     legend = [(s.name, s.colour, s.dash) for s in series] + ([("chance", "muted", 2)] if level else [])
-    caption = _score_caption(run, accurate, bool(series and series[0].name.startswith("training")))
-    draw = lines(series, "iteration", label, percent=accurate, level=level)
+    caption = _score_caption(run, bool(training))
+    draw = lines(series, "iteration", metric.label, end=metric.format.end, level=level)
     alt = f"Line plot: {' and '.join(s.name for s in series)} over iterations. {caption}"
-    heading = "Accuracy" if accurate else "Mean squared error"
-    return Picture(heading, draw, alt, legend, caption)
+    return Picture(capitalised(metric.name), draw, alt, legend, caption)
 
 
-def _validation(run: Run, accurate: bool, unit: int) -> list[Series]:
+def _validation(run: Run) -> list[Series]:
     x, y = run.column("val")
     if not x:
         return []
+    best = x[y.index(run.metric.best(y))]
+    shown, half = scaled(run.metric, y), band(run)
+    return [Series(x, shown, "validation, 95 % band", "s1", half=half, marks=len(x) <= 12, ring=best)]
+
+
+def band(run: Run) -> list[float] | None:
+    """The half widths of the validation scores' intervals, as they are plotted; None where some have none."""
     half = run.column("val_interval")[1]
-    bands = [unit * h for h in half] if len(half) == len(y) else None
-    best = x[_best(y, accurate)]
-    return [Series(x, [unit * v for v in y], "validation, 95 % band", "s1", half=bands, marks=len(x) <= 12, ring=best)]
+    return scaled(run.metric, half) if len(half) == len(run.column("val")[1]) else None
 
 
-def _best(values: list[float], accurate: bool) -> int:
-    return values.index(max(values) if accurate else min(values))
+def scaled(metric: Metric, values: Iterable[float]) -> list[float]:
+    """Values as they are plotted: accuracies in percent."""
+    return [metric.format.times * value for value in values]
 
 
-def _score_caption(run: Run, accurate: bool, training: bool) -> str:
-    x, y = run.column("val")
-    tasks = min(SHOWN_TASKS, run.config.meta_batch)
-    what = "accuracy" if accurate else "error"
-    text = f"The training {what} is of {tasks} task{'s' * (tasks != 1)} a point, hence its jumps. " if training else ""
+def _score_caption(run: Run, training: bool) -> str:
+    (x, y), metric = run.column("val"), run.metric
+    tasks = plural(min(SHOWN_TASKS, run.config.meta_batch), "task")
+    text = f"The training {metric.short} is of {tasks} a point, hence its jumps. " if training else ""
     if not x:
         return text + "There was no validation: train with validation tasks to see when to stop."
-    at = _best(y, accurate)
-    shown = f"{100 * y[at]:.1f} %" if accurate else f"{y[at]:.3g}"
+    best = metric.best(y)
+    at = y.index(best)
     end = "still the last one: longer training may help" if at == len(y) - 1 else f"none was better up to {x[-1]:,.0f}"
-    return f"{text}Best validation {shown} at iteration {x[at]:,.0f} (ringed, that theta was kept); {end}."
+    ringed = f"at iteration {x[at]:,.0f} (ringed, that theta was kept)"
+    return f"{text}Best validation {metric.format.value(best)} {ringed}; {end}."
 
 
-def is_accuracy(run: Run) -> bool:
-    """Whether the run's metric is accuracy; else it is an error."""
-    if run.score is not None:
-        return run.score.protocol.metric == "accuracy"
-    return bool(run.column("accuracy")[0]) or (not run.column("error")[0] and bool(run.config.tasks.get("ways")))
-
-
-def steps_curve(run: Run) -> Picture | None:
+def steps_section(run: Run) -> Section | None:
     """The score over the number of inner steps at test; None where it was not measured."""
     if run.evaluation is None or not run.evaluation.steps:
         return None
-    points, p = run.evaluation.steps, run.evaluation.scores[0].protocol
-    accurate = p.metric == "accuracy"
-    unit = 100 if accurate else 1
-    trained = run.config.fields.get("steps")
-    x, y, half = ([point[i] * (1 if i == 0 else unit) for point in points] for i in range(3))
-    series = Series(x, y, f"{p.metric}, 95 % band", half=half, marks=True, ring=trained if trained in x else None)
-    label = "accuracy (%)" if accurate else p.metric
-    caption = _steps_caption(run, min(p.episodes, CURVE_EPISODES))
-    level = 100 / p.ways if accurate and p.ways else None
-    draw = lines([series], "inner steps at test", label, percent=accurate, level=level)
+    score, trained = run.evaluation.scores[0], run.config.fields.get("steps")
+    rows = [
+        (f"{one.steps}{' (as trained)' if one.steps == trained else ''}", score.metric.format(one.mean, one.interval))
+        for one in run.evaluation.steps
+    ]
+    conclusion = "How far adaptation carries, with more or fewer inner steps at test than in training."
+    caption = "The same in numbers, with 95 % intervals."
+    return Section(
+        conclusion, _steps_curve(run, run.evaluation.steps, score), caption, ("inner steps", score.metric.name), rows
+    )
+
+
+def _steps_curve(run: Run, points: list[StepsPoint], score: Score) -> Picture:
+    trained, metric = run.config.fields.get("steps"), score.metric
+    x = [point.steps for point in points]
+    y, half = (scaled(metric, [getattr(point, name) for point in points]) for name in ("mean", "interval"))
+    ring = trained if trained in x else None
+    series = Series(x, y, f"{metric.name}, 95 % band", half=half, marks=True, ring=ring)
+    level = words.level(metric, score.protocol.ways)
+    draw = lines([series], "inner steps at test", metric.label, end=metric.format.end, level=level)
     legend = [(series.name, "s1", 0)] + ([("chance", "muted", 2)] if level else [])
-    return Picture(f"{p.metric.capitalize()} against inner steps", draw, f"Line plot: {caption}", legend, caption)
+    caption = _steps_caption(run, points, score)
+    heading = f"{capitalised(metric.name)} against inner steps"
+    return Picture(heading, draw, f"Line plot: {caption}", legend, caption)
 
 
-def _steps_caption(run: Run, episodes: int) -> str:
-    assert run.evaluation is not None
-    points, metric = run.evaluation.steps, run.evaluation.scores[0].protocol.metric
-    show = (lambda v: f"{100 * v:.1f} %") if metric == "accuracy" else (lambda v: f"{v:.3g}")
-    order = max if words.higher_is_better(metric) else min
-    best, first = order(points, key=lambda p: p.mean), points[0]
-    trained = next((p for p in points if p.steps == run.config.fields.get("steps")), None)
-    text = f"{show(first.mean)} after {first.steps} inner steps, "
-    text += "and no better with more" if best is first else f"best after {best.steps}: {show(best.mean)}"
+def _steps_caption(run: Run, points: list[StepsPoint], score: Score) -> str:
+    shown, best_mean = score.metric.format.value, score.metric.best(point.mean for point in points)
+    best, first = next(point for point in points if point.mean == best_mean), points[0]
+    trained = next((point for point in points if point.steps == run.config.fields.get("steps")), None)
+    text = f"{shown(first.mean)} after {first.steps} inner steps, "
+    text += "and no better with more" if best is first else f"best after {best.steps}: {shown(best.mean)}"
     if trained is not None and trained is not best:
-        text += f"; {show(trained.mean)} after the {trained.steps} of training (ringed)"
-    alone = ", by the best checkpoint alone" if run.evaluation.scores[0].protocol.ensemble > 1 else ""
-    return f"{text}. Over {plural(episodes, 'test task')}{alone}."
+        text += f"; {shown(trained.mean)} after the {trained.steps} of training (ringed)"
+    alone = ", by the best checkpoint alone" if score.protocol.ensemble > 1 else ""
+    return f"{text}. Over {plural(min(score.protocol.episodes, CURVE_EPISODES), 'test task')}{alone}."

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from quickstudy.base.figures import Picture
 from quickstudy.base.words import percent, plural
 from quickstudy.evaluation.measures.embeddings import NEIGHBOURS, SEEN, Fact, TaskEmbeddings, Told, figure, in_words
+from quickstudy.report.sections.section import Section
 
 CLEAR = 0.9  # from this R^2 on a fact can be read off the embedding
-
-
-class Section(NamedTuple):
-    """The values that the template needs for this section."""
-
-    conclusion: str
-    picture: Picture
 
 
 def section(embeddings: TaskEmbeddings) -> Section:

@@ -22,7 +22,7 @@ def episodes(examples: list[Example], steps: int | None) -> list[dict[str, Any]]
     `steps` is the number of inner steps before the answers, None for learners without inner steps.
     """
     limits, tested = _limits(examples), "adapted" if steps is None else str(steps)
-    common: dict[str, Any] = {"worded": any(example.told.get("query") for example in examples), "shown": []}
+    common: dict[str, Any] = {"worded": any(example.described.get("query") for example in examples), "shown": []}
     return [
         common | _episode(example) | {"number": i + 1} | _drawn(example, limits, tested)
         for i, example in enumerate(examples)
@@ -36,7 +36,7 @@ def letter(label: int, ways: int) -> str:
 
 def _episode(example: Example) -> dict[str, Any]:
     """The episode's score in words, its number of queries, and its task's name."""
-    named = {"task": str(example.told.get("task", ""))}
+    named = {"task": str(example.described.get("task", ""))}
     if example.query_y.is_floating_point():
         error = float(((example.output - example.query_y) ** 2).mean())
         return {"summary": f"mean squared error {error:.3g}", "total": len(example.query_y)} | named
@@ -46,7 +46,7 @@ def _episode(example: Example) -> dict[str, Any]:
 
 def _name(example: Example, label: int) -> str:
     """The real name of the class; a letter where it is not known."""
-    classes = example.told.get("classes", ())
+    classes = example.described.get("classes", ())
     return str(classes[label]) if label < len(classes) else letter(label, example.output.shape[1])
 
 
@@ -123,7 +123,7 @@ def _painter(example: Example) -> Any:
 def _label_rows(example: Example) -> list[dict[str, Any]]:
     """A few queries spread over the classes: the true class, the answer, and the answer's probability."""
     probabilities, answers = example.output.double().softmax(1).max(1)
-    rows, texts = [], example.told.get("query")
+    rows, texts = [], example.described.get("query")
     for i in _spread(len(answers)):
         truth, answer = int(example.query_y[i]), int(answers[i])
         names = {"truth": _name(example, truth), "answer": _name(example, answer), "right": truth == answer}
@@ -134,7 +134,7 @@ def _label_rows(example: Example) -> list[dict[str, Any]]:
 
 def _shown_texts(example: Example) -> list[tuple[str, list[str]]]:
     """Each class and the first of its support texts; empty where examples are not texts."""
-    texts = example.told.get("support")
+    texts = example.described.get("support")
     if not texts:
         return []
     labels = example.support_y.tolist()
@@ -145,7 +145,7 @@ def _shown_texts(example: Example) -> list[tuple[str, list[str]]]:
 
 
 def _value_rows(example: Example) -> list[dict[str, Any]]:
-    rows, texts = [], example.told.get("query")
+    rows, texts = [], example.described.get("query")
     for i in _spread(len(example.output)):
         truth, answer = example.query_y[i].flatten(), example.output[i].flatten()
         miss = f"{float((answer - truth).double().norm()):.3g}"

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from quickstudy.base.figures import Picture, bars
 from quickstudy.base.words import plural
-from quickstudy.evaluation.measures.instances import InstanceAccuracy, figure, in_words
+from quickstudy.evaluation.measures.instances import InstanceAccuracy, figure
+from quickstudy.evaluation.metric import PERCENT
+from quickstudy.report.sections.section import Section
+
+STREAMS = (
+    "Streams of labelled examples in random order, each answered before its label is seen. An instance is how many of "
+    "its class have come so far, itself included."
+)
 
 
-def picture(found: InstanceAccuracy) -> Picture:
-    """The plot for the page, with its caption."""
-    said = conclusion(found)
-    return Picture("Accuracy at the n-th instance", bars(*figure(found)), f"Bar plot. {said}", [], said)
+def section(accuracy: InstanceAccuracy) -> Section:
+    """The section of the page: what a stream is, and the plot, whose caption says what it shows."""
+    said = conclusion(accuracy)
+    return Section(
+        STREAMS, Picture("Accuracy at the n-th instance", bars(*figure(accuracy)), f"Bar plot. {said}", [], said)
+    )
 
 
-def conclusion(found: InstanceAccuracy) -> str:
+def conclusion(accuracy: InstanceAccuracy) -> str:
     """What the figure shows, in two or three sentences."""
-    first, last = found.instances[0], found.instances[-1]
-    text = f"{in_words(found[first])} at instance {first} of a class"
-    text += f", {in_words(found[last])} at instance {last}" if last != first else ""
-    text += f", over {plural(found.protocol.episodes, 'stream')} in random order. "
-    if found.leaks:
+    first, last = accuracy.instances[0], accuracy.instances[-1]
+    text = f"{PERCENT(*accuracy[first])} at instance {first} of a class"
+    text += f", {PERCENT(*accuracy[last])} at instance {last}" if last != first else ""
+    text += f", over {plural(accuracy.protocol.episodes, 'stream')} in random order. "
+    if accuracy.leaks:
         return text + "That is more than can be known before a label is seen: labels leak into the answers."
+    possible, chance = PERCENT.value(accuracy.by_exclusion), PERCENT.value(accuracy.chance)
     return text + (
-        f"Before a class was seen no more than {100 * found.by_exclusion:.1f} % is possible, by excluding the others; "
-        f"the first example of a stream is at {in_words(found.first)} (chance {100 * found.chance:.1f} %)."
+        f"Before a class was seen no more than {possible} is possible, by excluding the others; "
+        f"the first example of a stream is at {PERCENT(*accuracy.first)} (chance {chance})."
     )

@@ -2,70 +2,59 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from quickstudy.base.figures import Picture
 from quickstudy.base.words import plural
 from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.measures.intervals import SHOWN, AtSize, Calibration, figure
+from quickstudy.evaluation.metric import PERCENT, PLAIN
+from quickstudy.report.sections.section import Section
 
 CLOSE = 0.02  # a coverage this close to the nominal level counts as right
+TABLE = "Percent of the query values inside central intervals, by number of support points, with 95 % intervals."
 
 
-class Section(NamedTuple):
-    """The values that the template needs for this section."""
-
-    conclusion: str
-    picture: Picture
-    head: list[str]
-    rows: list[list[str]]
-
-
-def section(found: Calibration) -> Section:
+def section(calibration: Calibration) -> Section:
     """The section of the page: summary, reliability curve and table."""
-    said, levels = conclusion(found), [level for level in SHOWN if level in found.levels] or list(found.levels)
-    tasks = plural(found.protocol.episodes, "test task")
+    said = conclusion(calibration)
+    levels = [level for level in SHOWN if level in calibration.levels] or list(calibration.levels)
+    tasks = plural(calibration.protocol.episodes, "test task")
     caption = (
         f"Over {tasks}; the band is the 95 % interval of the last line. On the diagonal an interval holds what it "
         "promises, below it too few values lie inside (too sure of itself), above it too many."
     )
-    picture = Picture("Coverage", lambda c: figure(found, c), f"Line plot. {said}", [], caption)
-    head = ["support points", *(f"{100 * level:g} % interval" for level in levels), "−log p", "mean std"]
-    return Section(said, picture, head, [_row(one, found, levels) for one in found.sizes])
+    picture = Picture("Coverage", lambda c: figure(calibration, c), f"Line plot. {said}", [], caption)
+    head = ("support points", *(f"{100 * level:g} % interval" for level in levels), "−log p", "mean std")
+    return Section(said, picture, TABLE, head, [_row(one, calibration, levels) for one in calibration.sizes])
 
 
-def _row(one: AtSize, found: Calibration, levels: list[float]) -> list[str]:
-    inside = [one.coverage[found.levels.index(level)] for level in levels]
-    ends = [f"{a.mean:.3g} ± {a.interval:.2g}" for a in (one.surprise, one.std)]
-    return [str(one.points), *(f"{100 * a.mean:.1f} ± {100 * a.interval:.1f}" for a in inside), *ends]
+def _row(one: AtSize, calibration: Calibration, levels: list[float]) -> tuple[str, ...]:
+    inside = [one.coverage[calibration.levels.index(level)] for level in levels]
+    shares = [PERCENT(*share).replace(" %", "", 1) for share in inside]
+    return (str(one.points), *shares, *(PLAIN(*amount) for amount in (one.surprise, one.std)))
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def conclusion(found: Calibration) -> str:
+def conclusion(calibration: Calibration) -> str:
     """Whether 90 % intervals (or the largest level measured) have the right coverage.
 
     First at the largest number of support points, then over all numbers of support points.
     """
-    level = 0.9 if 0.9 in found.levels else max(found.levels)
-    shares, last = found.coverage(level), found.sizes[-1].points
-    promise = f"{100 * level:g} % intervals hold {_percent(shares[last])} of the values"
+    level = 0.9 if 0.9 in calibration.levels else max(calibration.levels)
+    shares, last = calibration.coverage(level), calibration.sizes[-1].points
+    promise = f"{100 * level:g} % intervals hold {PERCENT.value(shares[last].mean)} of the values"
     text = f"After {plural(last, 'support point')} {promise}: {_judged(shares[last], level)}."
     if len(shares) == 1:
         return text
     worst = max(shares, key=lambda points: abs(shares[points].mean - level))
-    ends = f"from {_percent(min(shares.values()))} to {_percent(max(shares.values()))}"
-    return f"{text} Over all numbers of support points they hold {ends}, farthest off at {worst}."
+    least, most = (PERCENT.value(end(shares.values()).mean) for end in (min, max))
+    return f"{text} Over all numbers of support points they hold from {least} to {most}, farthest off at {worst}."
 
 
 def _judged(share: Amount, level: float) -> str:
     if abs(share.mean - level) <= CLOSE:
         return "they keep their promise"
     if abs(share.mean - level) <= share.interval:
-        return f"too few tasks to tell whether they keep their promise (± {100 * share.interval:.1f})"
+        return f"too few tasks to tell whether they keep their promise ({PERCENT.half(share.interval)})"
     return "too wide" if share.mean > level else "too narrow, the learner is surer than it should be"
-
-
-def _percent(share: Amount) -> str:
-    return f"{100 * share.mean:.1f} %"

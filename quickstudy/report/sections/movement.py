@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from quickstudy.base.figures import Picture, bars
 from quickstudy.base.words import percent, plural
 from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.measures.movement import CHANGE, KINDS, STILL, LayerMovement, Movement, figure, in_words
+from quickstudy.report.sections.section import Section
 
+TABLE = "Movement by adaptation, relative to what was there before, with 95 % intervals."
 REUSED = 0.1  # features whose representation changes by less count as reused
-
-
-class Section(NamedTuple):
-    """The values that the template needs for this section."""
-
-    conclusion: str
-    picture: Picture
-    rows: list[tuple[str, ...]]  # layer, representation, output, weights
 
 
 def section(movement: Movement) -> Section:
@@ -31,7 +23,7 @@ def section(movement: Movement) -> Section:
     )
     picture = Picture("Movement of each layer", bars(*figure(movement)), f"Bar plot. {said}", [], caption)
     rows = [(one.name, *(in_words(getattr(one, kind)) for kind in KINDS)) for one in movement.layers]
-    return Section(said, picture, rows)
+    return Section(said, picture, TABLE, ("layer", *KINDS), rows)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

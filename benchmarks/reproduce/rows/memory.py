@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.rows.row import Row, Test
+from benchmarks.reproduce.rows.row import Row, Test
 
 STREAM = Test(5, 1, 9, episodes=600)  # ten examples of each class; queries continue the stream
 SEEN = (1, 2, 5, 10)  # accuracy is measured at these instances of a class

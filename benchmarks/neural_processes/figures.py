@@ -1,4 +1,4 @@
-"""Draws the pictures of `neural_processes.py` from its runs."""
+"""Draws the pictures of `benchmarks.neural_processes` from its runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import quickstudy as qs
-from benchmarks import subjects
-from benchmarks.figures import GRID, IMAGES, waves
-from benchmarks.subjects import TABLES
+from benchmarks.figures import GRID, waves
+from benchmarks.neural_processes import subjects
+from benchmarks.neural_processes.subjects import TABLES
+from benchmarks.provenance import IMAGES
 from quickstudy.base import seeds
 from quickstudy.engine import mapping
 

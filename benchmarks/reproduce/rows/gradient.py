@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.rows.row import Row, Test
+from benchmarks.reproduce.rows.row import Row, Test
 
 
 @dataclass(frozen=True)
@@ -143,18 +143,18 @@ def long_rows() -> list[Row]:
 
 
 def _long(entry: Entry, shots: int, i: int, seed: int) -> Row:
-    told = LONG[entry.learner]
+    published = LONG[entry.learner]
     short = _short(entry, shots, i)
-    iterations, tasks = told.get("iterations", 60_000), told.get("meta_batch", 32)
-    queries = told.get("queries", (15, 15))[i] if entry.training[0] is None else entry.training[1]
+    iterations, tasks = published.get("iterations", 60_000), published.get("meta_batch", 32)
+    queries = published.get("queries", (15, 15))[i] if entry.training[0] is None else entry.training[1]
     return dataclasses.replace(
         short,
         name=f"{short.name}-seed{seed}",
         sizes=(5, short.sizes[1], queries),
         iterations=iterations,
         meta_batch=tasks,
-        fields=dict(told["fields"]),
-        network=dict(told.get("network", {})),
+        fields=dict(published["fields"]),
+        network=dict(published.get("network", {})),
         schedule=None if entry.own_outer or entry.learner == "mamlplusplus" else "constant",
         seed=seed,
         differs="15 queries at test",

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.growth import fastest_peer
+from benchmarks.markdown import table
+from benchmarks.speed.growth import fastest_peer
 
 COLUMNS = ("contestant", "way", "ms", "quartiles", "ratio", "floors", "share", "peak MB", "above import MB")
 ON_GPU = ("launches",)
@@ -69,13 +70,14 @@ def notes(case: dict[str, Any]) -> list[str]:
     """Sentences about one case: the times of Quickstudy's ways, its regret, failed ways, and the time of compiling."""
     named = {entry["name"]: entry for entry in case["contestants"]}
     ways = ", ".join(f"{way} {ms:.2f} ms" for way, ms in case["ways_ms"].items())
-    told = [f"quickstudy's ways in the race: {ways}. Regret of the automatic choice: {number(case['regret'], '.2f')}."]
+    regret = number(case["regret"], ".2f")
+    sentences = [f"quickstudy's ways in the race: {ways}. Regret of the automatic choice: {regret}."]
     for name, tried in case["tried"].items():
         failed = {way: text.rstrip(".") for way, text in tried["problems"].items() if text != "not installed"}
-        told += [f"{name}, {way}: {text}." for way, text in failed.items()]
+        sentences += [f"{name}, {way}: {text}." for way, text in failed.items()]
     compiled = named["quickstudy with compile"]["memory"]
-    told += [f"Compile's warm-up: {compiled['warm_up_s']:.1f} s."] if compiled else []
-    return told + [f"{e['name']}, memory: {e['no_memory']}." for e in case["contestants"] if e["no_memory"]]
+    sentences += [f"Compile's warm-up: {compiled['warm_up_s']:.1f} s."] if compiled else []
+    return sentences + [f"{e['name']}, memory: {e['no_memory']}." for e in case["contestants"] if e["no_memory"]]
 
 
 # --- all cases -------------------------------------------------------------------------------------------------------
@@ -116,10 +118,6 @@ def elsewhere(done: dict[str, Any]) -> str:
         if part["commit"] != done["commit"]:
             others.setdefault(f" By `{part['command']}` at commit {part['commit']}", []).append(name)
     return "".join(f"{run}: {', '.join(names)}." for run, names in others.items())
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
 
 
 def summary(case: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.peers import PEERS
+from benchmarks.speed.peers import PEERS
 from quickstudy.base.figures import PRINTED, style
 
 MARKS = {  # contestant: marker, colour

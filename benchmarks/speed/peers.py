@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import quickstudy as qs
-from benchmarks import built
-from benchmarks.cases import Problem
+from benchmarks.speed import built
+from benchmarks.speed.cases import Problem
 from quickstudy.engine.mapping import PLAIN, PROGRAMS
 from quickstudy.episodes import unstack
 
@@ -144,8 +144,8 @@ def _torchopt_rule(problem: Problem, rates: list[Tensor]) -> Any:
     if not rates:
         return torchopt.sgd(lr=problem.lr, moment_requires_grad=True)
 
-    def update(slopes: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:
-        return tuple(-rate * slope for rate, slope in zip(rates, slopes, strict=True)), state
+    def update(gradients: Any, state: Any, *, params: Any = None, inplace: bool = True) -> tuple[Any, Any]:
+        return tuple(-rate * g for rate, g in zip(rates, gradients, strict=True)), state
 
     return torchopt.base.GradientTransformation(lambda params: torchopt.base.EmptyState(), update)
 

@@ -4,7 +4,7 @@ sinusoids.
 
 from __future__ import annotations
 
-from benchmarks.rows.row import Row, Test
+from benchmarks.reproduce.rows.row import Row, Test
 
 ONE, FIVE, MAML_TEST = Test(5, 1, 15), Test(5, 5, 15), Test(5, 1, 1, steps=3)
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.rows.row import Row, Test
+from benchmarks.reproduce.rows.row import Row, Test
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def metric_long_rows() -> list[Row]:
 
 
 def _metric_long(row: Row, seed: int) -> Row:
-    told, shots = METRIC_LONG.get(row.learner, {}), row.sizes[1]
-    sizes = told.get("sizes", {}).get(shots, (60, shots, 5))
-    iterations, tasks = told.get("iterations", 40_000), told.get("meta_batch", 1)
+    settings, shots = METRIC_LONG.get(row.learner, {}), row.sizes[1]
+    sizes = settings.get("sizes", {}).get(shots, (60, shots, 5))
+    iterations, tasks = settings.get("iterations", 40_000), settings.get("meta_batch", 1)
     return dataclasses.replace(
         row,
         name=f"{row.name}-seed{seed}",
@@ -110,7 +110,7 @@ def _metric(one: Compared, shots: int | None) -> Row:
     """The row at this many shots; None: one training at 5 shots for the tests at 1 and at 5."""
     tested = (1, 5) if shots is None else (shots,)
     iterations = one.short[0 if shots == 1 else -1]
-    told = [f"{one.published[k]}" + (f" ({k}-shot)" if shots is None else "") for k in tested if k in one.published]
+    numbers = [f"{one.published[k]}" + (f" ({k}-shot)" if shots is None else "") for k in tested if k in one.published]
     sizes, tasks = (one.ways, shots or 5, one.queries), f"{one.meta_batch} task{'s' * (one.meta_batch != 1)}"
     rate = f", rate {one.lr:g}" if one.lr else ""
     return Row(
@@ -122,6 +122,6 @@ def _metric(one: Compared, shots: int | None) -> Row:
         [Test(ways, k, queries, episodes=600) for k in tested for ways, queries in ((5, 15), (20, 5))],
         dict(one.fields),
         lr=one.lr,
-        published="; ".join(told) or "no value at hand",
+        published="; ".join(numbers) or "no value at hand",
         differs=f"{iterations:,} iterations of {tasks} ({sizes[0]}-way {sizes[1]}-shot, {sizes[2]} queries){rate}",
     )

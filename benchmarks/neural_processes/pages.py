@@ -1,4 +1,4 @@
-"""Writes the Markdown page of `neural_processes.py`."""
+"""Writes the Markdown page of `benchmarks.neural_processes`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ and a latent code does not either (below). The reason is in the other levels: af
 likeliest for all of them is too wide for most. A factor per number of support points, fitted on validation tasks, puts
 90 % intervals right, 50 % intervals nearly, and mostly lowers -log p as well."""
 
-SHARES, SURPRISES = ("90 % interval", "recalibrated"), ("-log p", "recalibrated")
+SHARES, LIKELIHOODS = ("90 % interval", "recalibrated"), ("-log p", "recalibrated")
 
 
 def in_short(name: str, made: dict[str, Any]) -> str:
@@ -52,7 +52,13 @@ def sizes_of(found: Any) -> list[tuple[int, str, str, str, str]]:
     """Points, coverage at 90 % and at 50 %, negative log-likelihood and error, for either kind of result."""
     if isinstance(found, dict):
         return [_of_tasks(one, Calibration.from_dict(found)) for one in Calibration.from_dict(found).sizes]
-    return [(r["points"], share(r["90 %"]), share(r["50 %"]), amount(r["surprise"]), amount(r["error"])) for r in found]
+    return [
+        (r["points"], share(r["90 %"]), share(r["50 %"]), amount(_likelihood(r)), amount(r["error"])) for r in found
+    ]
+
+
+def _likelihood(row: dict[str, Any]) -> Any:
+    return row["surprise"] if "surprise" in row else row["negative log-likelihood"]  # earlier results have the former
 
 
 def _of_tasks(one: AtSize, found: Calibration) -> tuple[int, str, str, str, str]:
@@ -98,7 +104,7 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
 
 def waves(found: dict[str, Any]) -> Iterator[str]:
     yield "\n## Sinusoids by number of support points\n"
-    yield from header("learner", "points", *SHARES, "50 % interval", "recalibrated", *SURPRISES, "squared error")
+    yield from header("learner", "points", *SHARES, "50 % interval", "recalibrated", *LIKELIHOODS, "squared error")
     for name, made in found.items():
         for a, b in zip(sizes_of(made["plain"]), sizes_of(made["recalibrated"]), strict=True):
             yield f"| {name} | {a[0]} | {a[1]} | {b[1]} | {a[2]} | {b[2]} | {a[3]} | {b[3]} | {a[4]} |"
@@ -107,7 +113,7 @@ def waves(found: dict[str, Any]) -> Iterator[str]:
 def curves(found: dict[str, Any]) -> Iterator[str]:
     yield "\n## Growth and concentration by number of support points\n"
     yield "Squared errors in the units of the table; beside them that of lines between the subject's own points.\n"
-    yield from header("subjects", "learner", "points", *SHARES, *SURPRISES, "squared error", "of lines")
+    yield from header("subjects", "learner", "points", *SHARES, *LIKELIHOODS, "squared error", "of lines")
     for name, made in found.items():
         table, learner = name.split("-")
         lines = [amount(row["interpolation"]) for row in made["plain"]]

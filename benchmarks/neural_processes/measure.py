@@ -1,12 +1,4 @@
-"""Neural processes on sinusoids and on growth and concentration curves: are their 90 % intervals right on unseen tasks?
-
-    python -m benchmarks.neural_processes --data DATA                      about 8 minutes of one core
-    python -m benchmarks.neural_processes --data DATA --omniglot-run RUN   also draws the picture of Omniglot's tasks
-
-Runs are kept in runs/neural-processes. Results that exist there or in benchmarks/results are reused, and interrupted
-trainings continue. Writes benchmarks/results/neural-processes.json and .md, and the pictures of
-benchmarks/process_figures.py.
-"""
+"""Trains neural processes on sinusoids and on curves of subjects, and measures what their intervals hold."""
 
 from __future__ import annotations
 
@@ -20,21 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 
 import quickstudy as qs
-from benchmarks import process_figures, process_pages, subjects
-from benchmarks.reproduce import COMMIT, RESULTS
-from benchmarks.subjects import TABLES, Subjects
+from benchmarks.neural_processes import subjects
+from benchmarks.neural_processes.subjects import TABLES, Subjects
+from benchmarks.provenance import COMMIT
 from quickstudy.base import files
-from quickstudy.base.machine import machine
 from quickstudy.evaluation.score import half_width
 from quickstudy.evaluation.scoring import sample_blocks
 from quickstudy.experiments.recipes import find_learner
 from quickstudy.training.outer import optimizer_of, schedule_of
 
-NAME, LEVELS = "neural-processes", (0.5, 0.8, 0.9, 0.95)
+LEVELS = (0.5, 0.8, 0.9, 0.95)
 EPISODES = 600  # test tasks on sinusoids, and validation tasks for the factors
 ROUNDS = (100, 200, 400, 800)  # numbers of iterations; validation subjects choose one of them
 SPLITS = 40  # random divisions of each test subject's points into support and query
@@ -92,9 +82,9 @@ def measure_wave(wave: Wave, folder: Path) -> dict[str, Any]:
     )
     test, val = (qs.tasks.sinusoid(split, 10, 50, wave.noise) for split in ("test", "val"))
     mended = qs.recalibrated(trained, val, episodes=EPISODES)
-    plain, honest = (qs.interval_coverage(t, test, episodes=EPISODES, levels=LEVELS) for t in (trained, mended))
+    plain, after = (qs.interval_coverage(t, test, episodes=EPISODES, levels=LEVELS) for t in (trained, mended))
     facts = {"timing": files.read_json(folder / "timing.json"), "factors": list(mended.learner.std_factors)}
-    return facts | {"plain": plain.to_dict(), "recalibrated": honest.to_dict()}
+    return facts | {"plain": plain.to_dict(), "recalibrated": after.to_dict()}
 
 
 # --- curves of subjects ----------------------------------------------------------------------------------------------
@@ -139,10 +129,10 @@ def train_curves(
             progress=False,
         )
         measured = qs.interval_coverage(trained, sources["val"], episodes=200, points=points, levels=[0.9])
-        surprise = sum(one.surprise.mean for one in measured.sizes)
-        if surprise > best[0]:
+        validated = sum(one.surprise.mean for one in measured.sizes)
+        if validated > best[0]:
             break
-        best, found = (surprise, iterations), trained
+        best, found = (validated, iterations), trained
     assert found is not None
     return found, best[1], files.read_json(folder / "timing.json")["processor"]
 
@@ -186,62 +176,8 @@ def interpolation(source: Subjects, points: Sequence[int]) -> list[float]:
 
 def over_subjects(values: Tensor, points: Sequence[int]) -> list[dict[str, Any]]:
     """For each number of points, the mean over subjects and its 95 % interval; each subject counts once."""
-    names = [*(f"{100 * level:g} %" for level in LEVELS), "surprise", "error", "interpolation"]
+    names = [*(f"{100 * level:g} %" for level in LEVELS), "negative log-likelihood", "error", "interpolation"]
     return [
         {"points": k} | {name: [float(v.mean()), half_width(v)] for name, v in zip(names, values[:, i].T, strict=True)}
         for i, k in enumerate(points)
     ]
-
-
-# --- all -------------------------------------------------------------------------------------------------------------
-
-
-def main(
-    data: str,
-    folder: Path = Path("runs") / NAME,
-    omniglot_run: Path | None = None,
-) -> None:
-    """Train, measure, write the tables and draw the pictures.
-
-    Args:
-        data: folder of the data sets, which contains grouped_tabular.
-        folder: folder of the runs.
-        omniglot_run: a trained run with a task embedding, such as protonet or cnaps; its embedding is drawn too.
-    """
-    torch.set_num_threads(1)
-    path = RESULTS / f"{NAME}.json"
-    old = files.read_json(path) if path.exists() else {"sinusoid": {}, "curves": {}}
-    result: dict[str, Any] = {
-        "name": NAME,
-        "command": f"python -m benchmarks.{NAME.replace('-', '_')} --data DATA",
-        "machine": machine(),
-        "sinusoid": dict(old["sinusoid"]),  # what stands stays, until its row is reached
-        "curves": dict(old["curves"]),
-    }
-    for wave in WAVES:
-        settings = {k: v for k, v in asdict(wave).items() if k != "remark"} | {"episodes": EPISODES, "levels": LEVELS}
-        run, known = folder / wave.name, old["sinusoid"].get(wave.name)
-        made = kept(run, settings, known, lambda wave=wave, run=run: measure_wave(wave, run))
-        result["sinusoid"][wave.name] = made | {"remark": wave.remark}
-        write(result)
-        print(process_pages.in_short(wave.name, made), flush=True)
-    for table, learner in CURVES:
-        name = f"{table.lower()}-{learner}"
-        settings = {"learner": learner, **asdict(TABLES[table]), "rounds": ROUNDS, "splits": SPLITS, "levels": LEVELS}
-        run, known = folder / name, old["curves"].get(name)
-        made = kept(run, settings, known, lambda t=table, n=learner, run=run: measure_curves(t, n, data, run))
-        result["curves"][name] = made
-        write(result)
-        print(process_pages.in_short(name, made), flush=True)
-    process_figures.draw(folder, data, omniglot_run)
-    print(f"written: benchmarks/results/{NAME}.json and .md")
-
-
-def write(result: dict[str, Any]) -> None:
-    """Write the result file and the page made from it."""
-    files.write_json(RESULTS / f"{NAME}.json", result)
-    (RESULTS / f"{NAME}.md").write_text(process_pages.page(result), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    tyro.cli(main)

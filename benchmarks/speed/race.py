@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import memory, peers, work
-from benchmarks.cases import SEED, Case, Problem
-from benchmarks.memory import relative_error, told
+from benchmarks.speed import memory, peers, work
+from benchmarks.speed.cases import SEED, Case, Problem
+from benchmarks.speed.memory import first_line, problem_of, relative_error
 from quickstudy.engine.choice import choose
 
 TOLERANCE = 1e-8  # largest relative error in float64, where rounding gives 1e-15
@@ -112,7 +112,7 @@ def tried(library: str, case: Case, single: Problem, double: Problem, reference:
             prepare(single)()
             found.correct.append(way)
         except Exception as error:  # any error of a way is its result, and the other ways continue
-            found.problems[way] = "not installed" if peers.missing(library) else told(error)
+            found.problems[way] = "not installed" if peers.missing(library) else problem_of(error)
     return found
 
 
@@ -122,8 +122,8 @@ def in_single(prepare: peers.Way, single: Problem, reference: peers.Result) -> t
     Compiled ways are checked in float32, because compiling them again in float64 would take minutes.
     """
     doubled = [
-        (loss.double(), [slope.double() for slope in slopes])
-        for loss, slopes in (prepare(single)(), peers.quickstudy(single, "loop")())
+        (loss.double(), [one.double() for one in gradient])
+        for loss, gradient in (prepare(single)(), peers.quickstudy(single, "loop")())
     ]
     error, rounding = (relative_error(result, reference) for result in doubled)
     return error, max(10 * rounding, 1e-5)
@@ -133,7 +133,9 @@ def automatic(problem: Problem, iterations: int) -> Entry:
     """Quickstudy as `train` runs it: with the engine that it chooses automatically."""
     own, began = peers.learner(problem), time.perf_counter()
     choice = choose.choose_engine(own, own.init(), problem.episodes, "auto", SEED, iterations)
-    return Entry("quickstudy", "quickstudy", choice.engine, told(choice.reason), made_s=time.perf_counter() - began)
+    return Entry(
+        "quickstudy", "quickstudy", choice.engine, first_line(choice.reason), made_s=time.perf_counter() - began
+    )
 
 
 def of_peer(name: str, found: Tried) -> Entry:
@@ -196,7 +198,7 @@ def remember(entry: Entry, case: Case, device: str) -> None:
     try:
         entry.memory = asdict(memory.alone(case.name, entry.contestant, str(entry.way), device))
     except RuntimeError as error:
-        entry.no_memory = told(error)
+        entry.no_memory = problem_of(error)
 
 
 def compiling(entry: Entry, case: Case, device: str) -> float:

@@ -1,6 +1,6 @@
 """Measures the peak memory of a contestant: a few meta-gradients in a fresh process of its own.
 
-    python -m benchmarks.memory CASE LIBRARY WAY [--device cuda]        prints JSON; benchmarks.speed starts it
+    python -m benchmarks.speed.memory CASE LIBRARY WAY [--device cuda]        prints JSON; benchmarks.speed starts it
 
 Before the first meta-gradient, the process has imported what the way needs and built the problem. The peak until then
 is the baseline of "above import". On a GPU, memory is what torch allocated there.
@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, peers, work
+from benchmarks.provenance import ROOT
+from benchmarks.speed import cases, peers, work
 
-ROOT = Path(__file__).resolve().parents[1]
 GRADIENTS = 3
 LIMIT = 150.0  # seconds for a process: a way that compiles longer does not race
 
@@ -46,7 +46,7 @@ def alone(case: str, contestant: str, way: str, device: str = "cpu") -> Memory:
 
     Raises RuntimeError where the process fails (with the last line of its errors) or takes longer than LIMIT.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", case, contestant, way, "--device", device]
+    command = [sys.executable, "-m", "benchmarks.speed.memory", case, contestant, way, "--device", device]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired as error:
@@ -102,21 +102,25 @@ def _row(
         row["error"] = relative_error(peers.ways(contestant, double)[way](double)(), reference)
         row["few"], row["many"] = (asdict(alone(case.name, contestant, way, device)) for case in (few, many))
     except Exception as error:  # any error of a way is its result, and the other ways continue
-        row["problem"] = told(error)
+        row["problem"] = problem_of(error)
     return row
 
 
 def relative_error(result: peers.Result, reference: peers.Result) -> float:
     """The larger of two relative errors: that of the loss and that of the whole gradient."""
-    (loss, slope), (true_loss, true_slope) = ((a, torch.cat([g.flatten() for g in b])) for a, b in (result, reference))
-    return max(float((a - b).norm() / b.norm()) for a, b in ((loss, true_loss), (slope, true_slope)))
+    flat = ((loss, torch.cat([g.flatten() for g in gradient])) for loss, gradient in (result, reference))
+    return max(float((one - true).norm() / true.norm()) for one, true in zip(*flat, strict=True))
 
 
-def told(error: Exception) -> str:
+def problem_of(error: Exception) -> str:
     """The first line of the error message, without the folders of this machine."""
     text = str(error).strip() or type(error).__name__
-    named = text if isinstance(error, RuntimeError) else f"{type(error).__name__}: {text}"
-    return re.sub(r"\S*/", "", named.splitlines()[0])[:300]
+    return first_line(text if isinstance(error, RuntimeError) else f"{type(error).__name__}: {text}")
+
+
+def first_line(text: str) -> str:
+    """The first line, at most 300 characters of it, without the folders of this machine."""
+    return re.sub(r"\S*/", "", text.splitlines()[0])[:300]
 
 
 def main(words: Sequence[str] | None = None) -> None:

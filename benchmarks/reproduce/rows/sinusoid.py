@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.rows.row import Row, Test
+from benchmarks.reproduce.rows.row import Row, Test
 
 STEPS = (0, 1, 2, 3, 5, 10)
 

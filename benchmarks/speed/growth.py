@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from benchmarks import peers
-from benchmarks.cases import Case, sinusoid
+from benchmarks.speed import peers
+from benchmarks.speed.cases import Case, sinusoid
 
 
 class Growth(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.rows.row import Row, Test
+from benchmarks.reproduce.rows.row import Row, Test
 
 # Accuracies at 1 and 5 shots, from Bertinetto 2019; those of MetaOptNet from Lee 2019.
 CIFAR_PUBLISHED = {
@@ -93,8 +93,8 @@ def cifar_rows(long: bool) -> tuple[list[Row], list[Row]]:
     Short: 10 minutes of one core each. Long: the papers' settings and three seeds. The second list holds ProtoNet's
     rows of the first seed, and class means of the raw images, which learn nothing.
     """
-    seeds, told = (range(3), CIFAR_LONG) if long else ([None], CIFAR_SHORT)
-    made = [_cifar(entry, shots, seed) for shots in (1, 5) for entry in told for seed in seeds]
+    seeds, entries = (range(3), CIFAR_LONG) if long else ([None], CIFAR_SHORT)
+    made = [_cifar(entry, shots, seed) for shots in (1, 5) for entry in entries for seed in seeds]
     first = [row for row in made if row.learner == "protonet" and row.seed == 0]
     nothing = Row("nearest-centroid", "nearestcentroid", (5, 1, 15), 1, 1, [_cifar_test(shots) for shots in (1, 5)])
     return [row for row in made if row not in first], [*first, nothing]

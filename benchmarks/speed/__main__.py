@@ -20,20 +20,14 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benchmarks/speed.py`
-
-from benchmarks import built, cases, growth, memory, peers, race, speed_figures, speed_pages, work
-from benchmarks.reproduce import RESULTS, ROOT, commit
-from quickstudy.base import files
-from quickstudy.base.machine import machine
-
-Report = dict[str, Any]  # plain values, which are written to speed.json
+from benchmarks.provenance import RESULTS, ROOT
+from benchmarks.speed import built, cases, growth, memory, pages, race
+from benchmarks.speed.report import INNER_STEPS, Report, fresh, origin, resumed, save
 
 
 class Plan(NamedTuple):
@@ -45,7 +39,6 @@ class Plan(NamedTuple):
     stepping: Sequence[tuple[str, str]]  # (library, way) whose memory is measured on them
 
 
-INNER_STEPS = "inner-steps"  # name of the part about inner steps, for --again
 FULL = Plan(cases.CASES, growth.GROWTH, cases.INNER_STEPS, memory.STEPPING)
 SMALLEST = Plan(cases.SMALLEST, growth.SMALLEST_GROWTH, cases.SMALLEST_INNER_STEPS, memory.STEPPING[2:3])
 
@@ -61,7 +54,7 @@ def measure(plan: Plan, done: Report, args: argparse.Namespace, console: Console
             found = race.run(case, args.repeats, args.device, done["matrix_rate"]) | {"shown": case in wanted}
             found |= origin(done)
             done["cases"] = sorted([*done["cases"], found], key=lambda one: order.get(one["name"], len(order)))
-            console.print(speed_pages.terminal(found), *speed_pages.notes(found), sep="\n")
+            console.print(pages.terminal(found), *pages.notes(found), sep="\n")
             yield done
     if not args.cases and not done["inner_steps"]:
         console.print("\n[bold]Memory of inner steps[/bold]")
@@ -70,65 +63,16 @@ def measure(plan: Plan, done: Report, args: argparse.Namespace, console: Console
         for key, seconds in race.medians(plan.inner_steps[1], able, args.repeats, args.device).items():
             able[key]["seconds"] = seconds
         found |= origin(done)
-        console.print(*speed_pages.stepping(done["inner_steps"]), sep="\n", markup=False)
+        console.print(*pages.stepping(done["inner_steps"]), sep="\n", markup=False)
     done["growth"] = growth.curves(plan.growth, {case["name"]: case for case in done["cases"]})
-    verdict = speed_pages.verdict([case for case in done["cases"] if case["shown"]])
-    console.print("", speed_pages.LEGEND, verdict, sep="\n")
+    verdict = pages.verdict([case for case in done["cases"] if case["shown"]])
+    console.print("", pages.LEGEND, verdict, sep="\n")
     yield done
-
-
-def fresh(command: str, device: str, told: list[str]) -> Report:
-    return {
-        "command": command,
-        "seed": cases.SEED,
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(" ", "seconds"),
-        "machine": machine(),
-        "device": device,
-        "versions": peers.versions(),
-        "peers": told,
-        "matrix_rate": work.matrix_rate(device),
-        "tolerance": race.TOLERANCE,
-        "legend": speed_pages.LEGEND,
-        "cases": [],
-        "inner_steps": None,
-        "growth": [],
-    }
-
-
-def origin(report: Report) -> Report:
-    """The command and the commit of a run; each part of a report stores those of the run that measured it."""
-    return {key: report[key] for key in ("command", "commit")}
-
-
-def resumed(done: Report, out: Path, again: Sequence[str] = ()) -> Report:
-    """The report `done` with the results of an earlier run, if that measured the same code on the same machine.
-
-    Where some parts are to be measured `again`, the code may differ: the page names the run of each part.
-    """
-    if not out.exists():
-        return done
-    before = files.read_json(out)
-    same = all(done[key] == before.get(key) for key in ("machine", "device", "versions"))
-    clean = done["commit"] == before["commit"] and "+" not in done["commit"] and done["commit"] != "unknown"
-    if not same or not (again or clean):
-        return done
-    cases = [origin(before) | case for case in before["cases"] if case["name"] not in again]
-    steps = before["inner_steps"] and origin(before) | before["inner_steps"]
-    kept = {"cases": cases, "inner_steps": None if INNER_STEPS in again else steps}
-    return done | kept | {"matrix_rate": before["matrix_rate"]}
-
-
-def save(done: Report, out: Path) -> None:
-    """Write the numbers as JSON to `out`, and a page and a plot beside it."""
-    files.write_json(out, done)
-    files.write_atomically(out.with_suffix(".md"), speed_pages.markdown(done).encode())
-    files.write_atomically(out.with_suffix(".svg"), speed_figures.svg(done))
 
 
 def as_typed(words: list[str]) -> str:
     """The command as typed, with paths relative to the repository, and only the name of a file elsewhere."""
-    start = ["python", "-m", "benchmarks.speed"] if __package__ else ["python", "benchmarks/speed.py"]
+    start = ["python", "-m", "benchmarks.speed"]
     return shlex.join(start + [re.sub(r"^(--out=)?/.*/", r"\1", word.replace(f"{ROOT}/", "")) for word in words])
 
 

@@ -1,0 +1,70 @@
+"""A metric is a value: how its numbers are written, which of two is better, and what of it goes into a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import quickstudy as qs
+from quickstudy.errors import ConfigError
+from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, METRICS, PERCENT, PLAIN, Format, Metric
+from quickstudy.evaluation.score import Difference, Score, in_words
+
+REWARD = Metric("reward", True, Format(spec=".0f", spread=".1f", unit=" points"), lambda output, y: output.mean())
+PROTOCOL = qs.Protocol("MAML", "navigation", "test", None, 5, 5, "reward", 4, 1, False, "none")
+
+
+def score(*values: float, metric: Metric = REWARD, **changes: object) -> Score:
+    protocol = dataclasses.replace(PROTOCOL, metric=metric.name, episodes=len(values))
+    return Score(torch.tensor(values, dtype=torch.float64), protocol, own_metric=metric, **changes)  # type: ignore[arg-type]
+
+
+def test_values_intervals_and_differences_are_written_in_the_metrics_unit() -> None:
+    assert PERCENT(0.9741, 0.0032) == "97.4 % ± 0.3" and PERCENT(0.012, 0.003, points=True) == "1.2 points ± 0.3"
+    assert PLAIN(0.1523, 0.0112) == "0.152 ± 0.011" and PERCENT.deviation(0.012) == "1.2 points"
+    assert PERCENT(0.5, float("inf")) == "50.0 % (no interval)"
+    assert (PERCENT.end, PLAIN.end) == (100.0, None)
+    assert (ACCURACY.label, MEAN_SQUARED_ERROR.label) == ("accuracy (%)", "mean squared error")
+    assert ACCURACY.in_words(0.9741, 0.0032) == in_words(0.9741, 0.0032, "accuracy") == "97.4 % ± 0.3"
+    assert in_words(0.152, 0.011, MEAN_SQUARED_ERROR) == "0.152 ± 0.011 mean squared error"
+    assert [METRICS[name].short for name in METRICS] == ["accuracy", "error", "error"]
+
+
+def test_the_better_value_follows_the_direction() -> None:
+    assert ACCURACY.best([0.2, 0.9, 0.5]) == 0.9 and MEAN_SQUARED_ERROR.best([0.2, 0.9, 0.5]) == 0.2
+    assert (ACCURACY.sign, MEAN_SQUARED_ERROR.sign) == (1, -1)
+
+
+def test_scores_and_differences_are_written_by_their_own_metric() -> None:
+    high, low = score(10.0, 12.0, 11.0, 13.0), score(4.0, 6.0, 5.0, 6.5)
+    assert str(high).startswith("12 points ± 2.1 reward (95 % CI over 4 episodes; ")
+    assert str(score(10.0)).startswith("10 points (no interval) reward (over 1 episodes; ")
+    difference = qs.compare(low, high)
+    assert difference.decided and str(difference).startswith("-6 ± 0.4 reward (paired")
+    assert difference.signed("−") == "−6 ± 0.4"
+    assert str(Difference(0.012, 0.003, "accuracy")) == "+1.2 points ± 0.3 (paired, 95 % CI; decided)"
+
+
+def test_a_metric_of_ones_own_survives_a_file_and_its_function_does_not() -> None:
+    control = score(1.0, 2.0, 3.0, 4.0)
+    plain = json.loads(json.dumps(score(10.0, 12.0, 11.0, 13.0, controls={"zero_steps": control}).to_dict()))
+    back = Score.from_dict(plain)
+    assert back.metric.higher_is_better and back.metric.format == REWARD.format and back.to_dict() == plain
+    assert back.controls["zero_steps"].metric.format == REWARD.format
+    with pytest.raises(ConfigError, match="holds no function"):
+        back.metric.of(torch.zeros(1), torch.zeros(1))
+
+
+def test_scores_of_the_librarys_metrics_are_written_as_before() -> None:
+    for metric in METRICS.values():
+        plain = score(0.1, 0.2, metric=metric).to_dict()
+        assert "metric" not in plain and Score.from_dict(plain).metric is metric
+
+
+def test_a_name_alone_is_read_as_plain_values() -> None:
+    for name, better in (("reward", True), ("mean absolute percentage error", False)):
+        one = dataclasses.replace(score(1.0, 2.0), protocol=dataclasses.replace(PROTOCOL, metric=name), own_metric=None)
+        assert one.metric.higher_is_better is better and one.metric.format == PLAIN
