@@ -81,3 +81,39 @@ def test_mamlplusplus_trains_under_a_cosine_unless_told_otherwise(cosine, name, 
     qs.train(learner, clusters(), iterations=2, out=tmp_path / "run", **common)
     scheduler = json.loads((tmp_path / "run" / "config.json").read_text())["scheduler"]
     assert (scheduler or {"name": None})["name"] == name
+
+
+@pytest.mark.parametrize("readings", [0, 1, 4])
+def test_matchingnet_reads_the_support_set_as_often_as_it_says(readings):
+    """The query's embedding after that many steps of the reading cell, then attention on the support set's."""
+    learner, (support, query) = qs.MatchingNet(nn.Linear(4, 6), ways=3, width=6, context=True, readings=readings), one()
+    theta = learner.init()
+    memory = learner.adapt(theta, support).embeddings
+    own = {name: theta[f"matchingnet.reading.{name}"] for name in ("input", "hidden", "bias")}
+    z = query.x @ theta["weight"].T + theta["bias"]
+    h, c = z, torch.zeros_like(z)
+    for _ in range(readings):
+        read = (h @ memory.T).softmax(1) @ memory
+        gates = z @ own["input"].T + torch.cat([h, read], 1) @ own["hidden"].T + own["bias"]
+        let_in, forget, new, let_out = gates.chunk(4, 1)
+        c = forget.sigmoid() * c + let_in.sigmoid() * new.tanh()
+        h = z + let_out.sigmoid() * c.tanh()
+    odds = (10 * F.normalize(h, dim=1) @ F.normalize(memory, dim=1).T).softmax(1)
+    by_class = torch.stack([odds[:, support.y == k].sum(1) for k in range(3)], 1)
+    assert_close(learner.predict(theta, learner.adapt(theta, support), query.x).exp(), by_class, 1e-12)
+
+
+def svm_objective(weight: Tensor, batch: Batch, c: float) -> float:
+    """|W|^2 / 2 + C sum_i max_k (1 - [k = y_i] + w_k . x_i - w_{y_i} . x_i), Crammer and Singer."""
+    scores = batch.x @ weight
+    margins = scores - scores.gather(1, batch.y[:, None]) + 1 - F.one_hot(batch.y, 3)
+    return float(0.5 * weight.square().sum() + c * margins.amax(1).sum())
+
+
+def test_metaoptnets_cost_is_that_of_its_support_vector_machine():
+    """Each of two costs has its own solution, which is better at that cost than the solution of the other."""
+    (support, _), costs = one(), (0.02, 1.0)
+    learners = [qs.MetaOptNet(nn.Flatten(), ways=3, c=c, solver_steps=40) for c in costs]
+    cheap, dear = (learner.adapt(learner.init(), support).weight for learner in learners)
+    assert svm_objective(cheap, support, costs[0]) < 0.99 * svm_objective(dear, support, costs[0])
+    assert svm_objective(dear, support, costs[1]) < 0.99 * svm_objective(cheap, support, costs[1])
