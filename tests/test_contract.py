@@ -24,11 +24,10 @@ from problems import (
 from torch import Tensor, nn
 
 import quickstudy as qs
-from quickstudy import learner
 from quickstudy.base import seeds
 from quickstudy.engine import fitting, mapping
 from quickstudy.errors import QuickstudyError
-from quickstudy.learner import Batch, Episode, Learner, Theta, demand
+from quickstudy.learner import Batch, Episode, Learner, Theta, demand, networks
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -477,7 +476,7 @@ def test_adapting_a_plain_theta_gives_a_plain_phi(case):
 def test_init_repeats_itself_and_hands_out_copies(case):
     learner = case.build()
     first = learner.init()
-    unchanged = snapshot(*learner.networks(learner).values())
+    unchanged = snapshot(*networks(learner).values())
     for value in first.values():
         value += 1
     assert unchanged()
@@ -488,7 +487,7 @@ def test_init_repeats_itself_and_hands_out_copies(case):
 def test_no_method_modifies_its_inputs_or_the_network(case):
     learner, episode = case.build(), case.episode()
     theta = learner.init()
-    unchanged = snapshot(theta, episode, *learner.networks(learner).values())
+    unchanged = snapshot(theta, episode, *networks(learner).values())
     phi = learner.adapt(theta, episode.support)
     same_phi = snapshot(phi)
     learner.predict(theta, phi, episode.query.x)
@@ -501,7 +500,7 @@ def test_no_method_modifies_its_inputs_or_the_network(case):
 def test_no_engine_modifies_its_inputs_or_the_network(case, name):
     learner, episodes = case.build(), case.episodes()
     theta = learner.init()
-    unchanged = snapshot(theta, episodes, *learner.networks(learner).values())
+    unchanged = snapshot(theta, episodes, *networks(learner).values())
     meta_gradient(learner, theta, episodes, name)
     map_tasks(lambda episode: answers(learner, theta, episode), episodes, name)
     assert unchanged()
@@ -786,7 +785,7 @@ def test_renaming_the_classes_renames_the_answers(case):
 
 def own_networks(case: Case) -> dict[str, nn.Module]:
     """Networks that a file cannot hold, built anew with other weights, as a user does before loading."""
-    found = learner.networks(case.build())
+    found = networks(case.build())
     return {key: net for key, net in found.items() if not hasattr(net, "architecture")}
 
 
