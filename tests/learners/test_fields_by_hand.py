@@ -117,3 +117,35 @@ def test_metaoptnets_cost_is_that_of_its_support_vector_machine():
     cheap, dear = (learner.adapt(learner.init(), support).weight for learner in learners)
     assert svm_objective(cheap, support, costs[0]) < 0.99 * svm_objective(dear, support, costs[0])
     assert svm_objective(dear, support, costs[1]) < 0.99 * svm_objective(cheap, support, costs[1])
+
+
+@pytest.mark.parametrize(("heads", "self_attention"), [(1, 0), (2, 0), (3, 1)])
+def test_the_attentive_process_by_hand(heads, self_attention):
+    """Keys, values, attention head by head, self-attention among the support points, and the decoder."""
+    sizes = {"width": 2, "representation": 6, "depth": 2, "min_std": 0.1}
+    learner = qs.ANP(nn.Flatten(), heads=heads, self_attention=self_attention, **sizes)
+    theta = {name: value + 0.3 * torch.randn_like(value) for name, value in learner.init().items()}
+    parts = {name.removeprefix("process."): value for name, value in theta.items()}
+    x, y, xq = torch.randn(5, 2), torch.randn(5, 1), torch.randn(3, 2)
+
+    def layers(name: str, x: Tensor) -> Tensor:
+        for i in range(2):
+            x = (x.relu() if i else x) @ parts[f"{name}.{i}.weight"].T + parts[f"{name}.{i}.bias"]
+        return x
+
+    def attention(name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = (t @ parts[f"{name}.{w}"].T for t, w in ((queries, "query"), (keys, "key"), (values, "value")))
+        size = 6 // heads
+        cut = [slice(i * size, (i + 1) * size) for i in range(heads)]
+        each = [(q[:, one] @ k[:, one].T / size**0.5).softmax(1) @ v[:, one] for one in cut]
+        return torch.cat(each, 1) @ parts[f"{name}.out"].T
+
+    values = layers("pairs", torch.cat([x, y], 1))
+    for i in range(self_attention):
+        values = values + attention(f"self.{i}", values, values, values)
+        values = values + layers(f"self.{i}.mlp", values)
+    r = attention("attention", layers("keys", xq), layers("keys", x), values)
+    mean, u = layers("decoder", torch.cat([xq, r], 1)).chunk(2, 1)
+    found = learner.distribution(theta, learner.adapt(theta, Batch(x, y)), xq)
+    assert_close(found[0], mean, 1e-12)
+    assert_close(found[1], 0.1 + F.softplus(u), 1e-12)
