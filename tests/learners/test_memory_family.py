@@ -216,7 +216,7 @@ def mann_by_hand(theta, batch, learner):
         write = sigmoid(p["gate"][0]) * read + (1 - sigmoid(p["gate"][0])) * (np.arange(n) == least)
         for slot in range(n):
             rows[slot] += write[slot] * key
-        likeness = np.exp([cosine(key, row) for row in rows])
+        likeness = np.exp([learner.sharpness * cosine(key, row) for row in rows])
         read = likeness / likeness.sum()
         r = sum(read[slot] * rows[slot] for slot in range(n))
         usage = learner.decay * usage + read + write
@@ -225,8 +225,9 @@ def mann_by_hand(theta, batch, learner):
     return torch.as_tensor(np.stack(outputs))
 
 
-def test_mann_is_the_papers_equations():
-    learner, batch = flat_mann(heads=1, decay=0.9), random_stream()
+@pytest.mark.parametrize(("decay", "sharpness"), [(0.9, 1.0), (0.6, 4.0)])
+def test_mann_is_the_papers_equations(decay, sharpness):
+    learner, batch = flat_mann(heads=1, decay=decay, sharpness=sharpness), random_stream()
     theta = {name: value + 0.3 * torch.randn_like(value) for name, value in learner.init().items()}
     assert_close(learner.stream(theta, batch), mann_by_hand(theta, batch, learner), 1e-10)
 

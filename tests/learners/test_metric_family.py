@@ -239,7 +239,10 @@ def test_a_relation_module_of_ones_own():
 def test_with_support_norm_the_relation_does_not_see_other_queries():
     encoder = smooth_conv("support", None)[:-1]
     learner = qs.RelationNet(encoder, qs.nn.relation((2, 2, 2), filters=3, norm="support"), ways=WAYS)
-    phi = learner.adapt(learner.init(), one_episode(shape=(1, 6, 6)).support)
+    theta, (support, query) = generic(learner), one_episode(shape=(1, 6, 6))
+    phi = learner.adapt(theta, support)
+    alone = torch.cat([learner.predict(theta, phi, x[None]) for x in query.x])
+    assert_close(learner.predict(theta, phi, query.x), alone, 1e-12)
     assert set(phi.relation_statistics) == {f"rest.norm{i}.{kind}" for i in (1, 2) for kind in ("mean", "variance")}
 
 
