@@ -9,7 +9,7 @@ from torch import nn
 
 import quickstudy as qs
 from quickstudy import episodes
-from quickstudy.base import seeds
+from quickstudy.base import seeds, trees
 from quickstudy.engine import fitting, mapping
 from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
@@ -143,3 +143,61 @@ def test_regression_of_unequal_sizes_trains_too():
     trained = qs.train(learner, Waves(), iterations=2, meta_batch=3, progress=False)
     score = qs.evaluate(trained, Waves(), episodes=4)
     assert score.protocol.metric == "mean squared error" and score.protocol.ways is None
+
+
+# --- nested inputs and answers ---------------------------------------------------------------------------------------
+
+
+def nested(episode: Episode) -> Episode:
+    """The same task with two inputs and two targets."""
+    return Episode(*(Batch({"x": b.x, "sign": (b.x > 0).long()}, (b.y, b.x[..., :1])) for b in episode))
+
+
+def same(a: Episode, b: Episode) -> bool:
+    return episodes.tensor_sizes(a) == episodes.tensor_sizes(b) and all(
+        torch.equal(x, y)
+        for p, q in zip([*a.support, *a.query], [*b.support, *b.query], strict=True)
+        for x, y in zip(trees.tensors(p), trees.tensors(q), strict=True)
+    )
+
+
+def test_batches_of_nested_tasks_are_cut_and_joined_as_plain_ones_are():
+    plain = random_episodes(5)
+    batch, ones = nested(plain), [nested(one) for one in episodes.unstack(plain)]
+    assert episodes.count(batch) == 5
+    assert all(same(a, b) for a, b in zip(episodes.unstack(batch), ones, strict=True))
+    assert same(episodes.stacked(ones), batch) and same(episodes.stack(ones, None), batch)
+    assert same(episodes.first_tasks(batch, 2), nested(episodes.first_tasks(plain, 2)))
+    assert same(episodes.concat(list(episodes.chunks(batch, 2))), batch)
+    assert isinstance(episodes.concat([batch, nested(random_episodes(1, shots=1))]), list)
+    assert same(episodes.mapped(torch.neg, episodes.mapped(torch.neg, batch)), batch)
+    assert not same(episodes.mapped(torch.neg, batch), batch)
+    assert episodes.device_of_tasks(batch) == torch.device("cpu")
+    joined = episodes.joined(ones[0])
+    assert torch.equal(joined.x["sign"], torch.cat([ones[0].support.x["sign"], ones[0].query.x["sign"]]))
+    assert torch.equal(episodes.examples(joined, [1, 0]).y[0], joined.y[0][[1, 0]])
+
+
+def test_what_counts_as_classes():
+    """One class number for each example; several targets, values, and sequences of tokens are something else."""
+    plain = random_episodes(2)
+    assert episodes.is_classification(plain) and episodes.is_classification(episodes.unstack(plain))
+    assert not episodes.is_classification(random_episodes(2, ways=None))
+    assert not episodes.is_classification(nested(plain))
+    tokens = Episode(*(b._replace(y=torch.zeros(2, len(b.y[0]), 7, dtype=torch.long)) for b in plain))
+    assert not episodes.is_classification(tokens) and not episodes.is_classification(episodes.unstack(tokens))
+    assert episodes.class_numbers(episodes.unstack(nested(plain))[0]) == ()
+
+
+def test_tasks_nested_in_another_way_are_not_computed_together():
+    one = episodes.unstack(random_episodes(1))[0]
+    by_name = Episode(*(Batch({"x": b.x}, b.y) for b in one))
+    assert isinstance(episodes.stack([one, by_name], 3), list)
+    assert len(fitting.alike(protonet(), [one, by_name, one])) == 2
+
+
+def test_values_that_are_not_finite_are_named_by_their_place():
+    bad = nested(random_episodes(1))
+    bad.query.x["x"][0, 0, 0] = torch.nan
+    with pytest.raises(DataError, match=r"the query inputs \['x'\] hold NaN"):
+        fitting.check_values(bad, None)

@@ -255,3 +255,11 @@ def test_the_command_line_from_texts_to_answers(tmp_path, monkeypatch, capsys):
     assert [(a["input"], a["label"]) for a in answers] == [("refund it", "money"), ("which hours", "time")]
     assert main.run(["predict", "p.qs", "none.txt"]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["heads", "width", "buckets", "words", "sketch"])
+def test_a_size_of_zero_is_refused_by_name(size):
+    with pytest.raises(ConfigError, match=f"{size} must be at least 1, got 0"):
+        small(**{size: 0})
+    with pytest.raises(ConfigError, match="layers are 0 or more"):
+        small(layers=-1)

@@ -95,3 +95,23 @@ def test_texts_and_tables_pass_through():
 def test_a_learner_that_reads_other_inputs_says_so():
     with pytest.raises(DataError, match="cannot read this task"):
         qs.FewShotClassifier(trained()).fit(np.zeros((4, 7)), [0, 0, 1, 1])
+
+
+def test_probabilities_of_a_tasks_classes_are_right_where_all_of_them_underflow():
+    """A learner whose outputs are the classes of training may be sure of one that the task does not have."""
+
+    class Sure(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = torch.nn.Parameter(torch.tensor([1000.0, 0.0, 1.0]))
+
+        def forward(self, x):
+            return self.level.expand(len(x), 3)
+
+    learner = qs.MAML(Sure(), steps=0)
+    preprocess = {"kind": "table", "task": "t", "target": "y", "columns": [], "classes": ["other", "no", "yes"]}
+    fitted = qs.FewShotClassifier(qs.Trained(learner, learner.init(), preprocess=preprocess))
+    x = torch.zeros(4, 2)
+    found = fitted.fit(x, ["no", "yes", "no", "yes"]).predict_proba(x)
+    assert np.allclose(found, [[1 / (1 + np.e), np.e / (1 + np.e)]] * 4)
+    assert fitted.predict(x).tolist() == ["yes"] * 4
