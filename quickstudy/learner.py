@@ -57,6 +57,17 @@ class Episode(NamedTuple):
     query: Batch
 
 
+class Described(abc.ABC):
+    """A setting that is a value of its own, beside numbers, words, functions and networks: an update rule, an adjoint.
+
+    Such a setting is given by its name where a table has it, or as the value.
+    """
+
+    @abc.abstractmethod
+    def describe(self) -> Any:
+        """What a file or a run's config keeps of it: its name, or a dict with "text", how it reads."""
+
+
 class Outer(NamedTuple):
     """How the outer loop updates theta."""
 
@@ -146,6 +157,15 @@ class Learner(abc.ABC):
     def at(self, progress: float) -> Learner:
         """The learner to train with at `progress` in [0, 1) of a run: itself, unless its loss changes in training."""
         return self
+
+    def exact(self) -> Learner | None:
+        """This learner with the derivative of its meta-loss as its meta-gradient; None where it has no such setting.
+
+        A learner whose meta-gradient already is that derivative returns itself.
+        """
+        if self.approximate:
+            return None
+        return dataclasses.replace(self, first_order=False) if setting(self, "first_order") is True else self  # type: ignore[type-var]
 
     # What follows is optional: `offers(learner, "embed")` tells whether a learner has it.
 
@@ -267,6 +287,8 @@ def describe_learner(learner: Learner) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
+    if isinstance(value, Described):
+        return value.describe()
     if isinstance(value, nn.Module):
         return {"network": getattr(value, "architecture", None), "text": str(value)}
     if callable(value):

@@ -153,12 +153,21 @@ def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
     made = []
     for f in recipes.plain_fields(cls):
         comment = re.search(rf"^    {f.name}:.*?#\s*(.+)$", source, re.MULTILINE)
-        kind = Annotated[hints[f.name], arg(help=comment.group(1) if comment else "")]
+        kind = Annotated[_on_command_line(hints[f.name]), arg(help=comment.group(1) if comment else "")]
         made.append((f.name, kind, field(default=defaults.get(f.name, f.default))))
     return dataclasses.make_dataclass(f"{cls.__name__}Fields", made)
 
 
+<<<<<<< HEAD
 def request_of(options: TaskOptions) -> Request:
+=======
+def _on_command_line(kind: Any) -> Any:
+    """The type of a field as an option: what has a name, such as an update rule, is given by its name."""
+    return str if str in typing.get_args(kind) else kind
+
+
+def request_from(tasks: str, options: TaskOptions) -> Request:
+>>>>>>> engine
     """The request for these tasks. Paths become absolute, so that the run can be evaluated from any folder."""
     values = options.values(*(one.name for one in dataclasses.fields(Request)))
     values |= {name: str(Path(path).resolve()) for name, path in options.given("data", "items").items()}

@@ -7,35 +7,35 @@ import dataclasses
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
 from quickstudy.base.seeds import watching_generator
-from quickstudy.engine.mapping import PROGRAMS, meta_gradient
+from quickstudy.engine.engines import Engine, find_engine
+from quickstudy.engine.mapping import meta_gradient
 from quickstudy.episodes import Episodes, first_tasks
-from quickstudy.learner import Learner, Theta
+from quickstudy.learner import Learner, Theta, networks
 from quickstudy.nn.model import without_chance
 
 T = TypeVar("T")
 
 
-def check_engine(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> None:
+def check_engine(learner: Learner, theta: Theta, episodes: Episodes, engine: str | Engine) -> None:
     """Raise RuntimeError unless an engine and the loop agree on the meta-gradient of two tasks in float64.
 
     Some of torch's vmap rules give wrong second derivatives without an error (fused normalisation with scale and shift
     is one). The error is too small to see among float32 rounding, but far larger than float64 rounding. The check also
     confirms that a program recorded on one task holds for another. Dropout is off here.
     """
-    if engine in ("threads", "loop"):  # both run the same operations
+    how = find_engine(engine).uncompiled  # the compiler gets the same program
+    if how.own_operations:
         return
     exact, theta, few = in_double(learner), to_double(theta), to_double(first_tasks(episodes, 2))
-    one, drew = watching_generator(lambda: meta_gradient(exact, theta, few, "loop"))
+    one, drew = watching_generator(lambda: meta_gradient(exact, theta, few))
     if drew:  # a learner with its own random draws gets other numbers under vmap, so results are not comparable
         return
-    engine = "replay" if engine == "compile" else engine  # the compiler gets the same program
-    if engine in PROGRAMS:
-        meta_gradient(exact, elsewhere(theta), few, engine)
-    apart = relative_difference(meta_gradient(exact, theta, few, engine), one)
+    if how.recorded:
+        meta_gradient(exact, elsewhere(theta), few, how)
+    apart = relative_difference(meta_gradient(exact, theta, few, how), one)
     if not apart <= 1e-7:
         raise RuntimeError(f"its meta-gradient is wrong (by {apart:.0e} in float64)")
 
@@ -47,14 +47,12 @@ def elsewhere(theta: Theta) -> Theta:
 
 def in_double(learner: Learner) -> Learner:
     """The learner with float64 copies of its networks, without dropout."""
-    fields = {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
-    models = {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
-    exact = {name: without_chance(copy.deepcopy(value).double()) for name, value in models.items()}
+    exact = {name: without_chance(copy.deepcopy(model).double()) for name, model in networks(learner).items()}
     return dataclasses.replace(learner, **exact)  # type: ignore[type-var]
 
 
 def to_double(tree: T) -> T:
-    """The same nested value with its floating-point tensors in float64."""
+    """The same nested value with its floating-point tensors in float64. Whole numbers stay as they are."""
     return pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, tree)
 
 

@@ -20,56 +20,54 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from quickstudy.engine.engines import ENGINES, LOOP, PLAIN, PROGRAMS, TOGETHER, Engine, find_engine
 from quickstudy.engine.fitting import alike, fitted
 from quickstudy.engine.numerics import autocast
 from quickstudy.engine.programs.program import MetaGradient, program_of
 from quickstudy.episodes import Episodes, chunks, count, unstack
-from quickstudy.errors import ConfigError, suggest
 from quickstudy.learner import Episode, Learner, Theta
+
+__all__ = ["ENGINES", "PLAIN", "PROGRAMS", "TOGETHER", "map_learner", "map_tasks", "meta_gradient", "without_program"]
 
 T = TypeVar("T")
 Task = TypeVar("Task")
-
-PLAIN = ("vmap", "threads", "loop")  # run the learner's own code
-PROGRAMS = ("replay", "replay-threads", "compile")  # run a recorded program; for meta-gradients only
-ENGINES = ("auto", *PLAIN, *PROGRAMS)
-TOGETHER = ("vmap", "replay", "compile")  # batch several tasks into one operation, so memory grows with their number
 
 
 def meta_gradient(
     learner: Learner,
     theta: Theta,
     episodes: Episodes,
-    engine: str = "loop",
+    engine: str | Engine = LOOP,
     chunk: int | None = None,
     precision: str = "float32",
 ) -> tuple[Tensor, Theta]:
     """The mean meta-loss over a batch of episodes (a scalar) and its gradient with respect to theta.
 
-    `engine`: one of ENGINES except "auto", for which see `choose`. `chunk`: the largest number of tasks that "vmap",
-    "replay" and "compile" process together, which bounds their memory; None: all. `precision`: "float32" or "bf16",
-    see `quickstudy.engine.numerics`.
+    `engine`: one of ENGINES except "auto", for which see `choice`, or such an Engine. `chunk`: the largest number of
+    tasks that "vmap", "replay" and "compile" process together, which bounds their memory; None: all. `precision`:
+    "float32" or "bf16", see `quickstudy.engine.numerics`.
 
     Raises RuntimeError where the engine cannot run this learner or these episodes, ConfigError where the engine is
     unknown.
     """
-    if engine in PROGRAMS and isinstance(episodes, list):
+    how = find_engine(engine)
+    if how.recorded and isinstance(episodes, list):
         raise RuntimeError("a program serves tasks of one size, these have several")
-    if engine in TOGETHER:
-        together = functools.partial(_together, engine=engine, precision=precision)
+    if how.together:
+        together = functools.partial(_together, engine=how, precision=precision)
         if not isinstance(episodes, list) and (chunk is None or count(episodes) <= chunk):
             return together(learner, theta, episodes)
         groups = alike(learner, episodes)
         parts = ((one.learner, part) for one in groups for part in chunks(one.episodes, chunk))
         return _mean((together(one, theta, part), count(part)) for one, part in parts)
     tasks, one = _fitted(learner, episodes), functools.partial(_of_task, theta, precision)
-    if engine == "replay-threads":
-        program = _program(learner, theta, tasks[0][1], engine, precision)
-        return _mean((found, 1) for found in _map(lambda task: program(theta, task[1]), tasks, "threads"))
-    return _mean((found, 1) for found in _map(one, tasks, engine))
+    if how.recorded:
+        program = _program(learner, theta, tasks[0][1], how, precision)
+        return _mean((each, 1) for each in _map(lambda task: program(theta, task[1]), tasks, how))
+    return _mean((each, 1) for each in _map(one, tasks, how))
 
 
-def _program(learner: Learner, theta: Theta, episodes: Episode, engine: str, precision: str) -> MetaGradient:
+def _program(learner: Learner, theta: Theta, episodes: Episode, engine: Engine, precision: str) -> MetaGradient:
     def of_task(learner: Learner, theta: Theta, episode: Episode) -> tuple[Tensor, Theta]:
         return _of_task(theta, precision, (learner, episode))
 
@@ -89,49 +87,51 @@ def _mean(parts: Iterable[tuple[tuple[Tensor, Theta], int]]) -> tuple[Tensor, Th
     They are added in order, so the result does not depend on the number of threads.
     """
     total, sums, tasks = torch.zeros(()), {}, 0
-    for (loss, slope), n in parts:
+    for (loss, gradient), n in parts:
         total = total.to(loss.device) + n * loss
-        sums = {name: n * value + sums[name] if sums else n * value for name, value in slope.items()}
+        sums = {name: n * value + sums[name] if sums else n * value for name, value in gradient.items()}
         tasks += n
     return total / tasks, {name: value / tasks for name, value in sums.items()}
 
 
-def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str = "loop") -> T:
+def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str | Engine = LOOP) -> T:
     """Apply function(episode) to each episode of a batch without gradients; stack the results along a task axis.
 
-    `engine`: one of PLAIN. Raises ConfigError where it is another.
+    `engine`: one of PLAIN. The result may be any pytree of tensors. Raises ConfigError for another engine.
     """
+    how = find_engine(engine, PLAIN)
     with torch.no_grad():
-        if engine == "vmap":
+        if how.together:
             mapped = _vmap(function, episodes)
             # A result that does not depend on the task comes back expanded with stride 0: give it its own memory.
             return pytree.tree_map(lambda t: t.contiguous(), mapped)
-        results = list(_map(function, unstack(episodes), engine))
+        results = list(_map(function, unstack(episodes), how))
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
 def map_learner(
-    function: Callable[[Learner, Episode], T], learner: Learner, episodes: Episodes, engine: str = "loop"
+    function: Callable[[Learner, Episode], T], learner: Learner, episodes: Episodes, engine: str | Engine = LOOP
 ) -> T:
     """Apply function(learner, episode) to each episode, like `map_tasks`, even where sizes or ways differ.
 
     The results must have the same shape for all tasks. Raises ConfigError where the engine is not one of PLAIN.
     """
+    how = find_engine(engine, PLAIN)
     if not isinstance(episodes, list):
-        return map_tasks(lambda episode: function(learner, episode), episodes, engine)
-    if engine == "vmap":
+        return map_tasks(lambda episode: function(learner, episode), episodes, how)
+    if how.together:
         groups = alike(learner, episodes)
-        found = [map_tasks(functools.partial(function, one.learner), one.episodes, engine) for one in groups]
+        results = [map_tasks(functools.partial(function, one.learner), one.episodes, how) for one in groups]
         order = torch.tensor([place for one in groups for place in one.places]).argsort()
-        return pytree.tree_map(lambda *leaves: torch.cat(leaves)[order.to(leaves[0].device)], *found)
+        return pytree.tree_map(lambda *leaves: torch.cat(leaves)[order.to(leaves[0].device)], *results)
     with torch.no_grad():
-        results = list(_map(lambda task: function(*task), _fitted(learner, episodes), engine))
+        results = list(_map(lambda task: function(*task), _fitted(learner, episodes), how))
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
 def without_program(engine: str) -> str:
     """The plain engine that maps tasks the same way, for when no gradient is needed and so nothing is recorded."""
-    return {"replay": "vmap", "compile": "vmap", "replay-threads": "threads"}.get(engine, engine)
+    return find_engine(engine).plain.name if engine in PROGRAMS else engine
 
 
 # --- one task, all tasks ---------------------------------------------------------------------------------------------
@@ -144,24 +144,26 @@ def _leaves(theta: Theta) -> Theta:
 def _differentiate(loss: Tensor, leaves: Theta) -> Theta:
     if not leaves or not loss.requires_grad:
         return {name: torch.zeros_like(value) for name, value in leaves.items()}
-    slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, slopes, strict=True))
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def _of_task(theta: Theta, precision: str, task: tuple[Learner, Episode]) -> tuple[Tensor, Theta]:
     leaves, (learner, episode) = _leaves(theta), task
     with torch.enable_grad():
-        with autocast(precision, episode.query.y.device):
+        with autocast(precision, episode):
             loss = learner.meta_loss(leaves, episode)
         return loss.detach(), _differentiate(loss, leaves)
 
 
-def _together(learner: Learner, theta: Theta, episodes: Episode, engine: str, precision: str) -> tuple[Tensor, Theta]:
-    if engine != "vmap":
+def _together(
+    learner: Learner, theta: Theta, episodes: Episode, engine: Engine, precision: str
+) -> tuple[Tensor, Theta]:
+    if engine.recorded:
         return _program(learner, theta, episodes, engine, precision)(theta, episodes)
     leaves = _leaves(theta)
     with torch.enable_grad():
-        with autocast(precision, episodes.query.y.device):
+        with autocast(precision, episodes):
             loss = _vmap(lambda episode: learner.meta_loss(leaves, episode), episodes).mean()
         return loss.detach(), _differentiate(loss, leaves)
 
@@ -176,14 +178,12 @@ def _vmap(function: Callable[[Episode], T], episodes: Episode) -> T:
 # --- threads ---------------------------------------------------------------------------------------------------------
 
 
-def _map(function: Callable[[Task], T], tasks: Iterable[Task], engine: str) -> Iterator[T]:
-    if engine == "loop":
-        yield from map(function, tasks)
-    elif engine == "threads":
+def _map(function: Callable[[Task], T], tasks: Iterable[Task], engine: Engine) -> Iterator[T]:
+    if engine.parallel:
         with _one_thread_each() as pool:
             yield from pool.map(_in_grad_mode(function, torch.is_grad_enabled()), tasks)
     else:
-        raise ConfigError(f"expected engine 'vmap', 'threads' or 'loop', got {engine!r}.{suggest(engine, ENGINES)}")
+        yield from map(function, tasks)
 
 
 def _in_grad_mode(function: Callable[[Task], T], enabled: bool) -> Callable[[Task], T]:

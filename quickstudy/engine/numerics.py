@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from quickstudy.episodes import Episodes, mapped
+from quickstudy.episodes import Episodes, device_of_tasks, mapped
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.learner import Theta
 
@@ -26,9 +26,11 @@ def check_precision(precision: str) -> None:
         )
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+def autocast(precision: str, episodes: Episodes) -> AbstractContextManager:
     """torch's autocast for a meta-loss: matrix products and convolutions in bfloat16, sums and losses in float32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device_of_tasks(episodes).type, torch.bfloat16)
 
 
 def channels_last(theta: Theta) -> Theta:
@@ -37,7 +39,10 @@ def channels_last(theta: Theta) -> Theta:
 
 
 def images_channels_last(episodes: Episodes) -> Episodes:
-    """The same values, with images [tasks, n, channels, height, width] in channels-last memory layout."""
+    """The same values, with images [tasks, n, channels, height, width] in channels-last memory layout.
+
+    Of nested inputs, every tensor of that many dimensions counts as images.
+    """
     return mapped(lambda t: _last(t, 4 if isinstance(episodes, list) else 5), episodes)
 
 

@@ -28,11 +28,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from quickstudy.engine.choice.race import Choice
-from quickstudy.engine.mapping import ENGINES
+from quickstudy.engine.engines import ENGINES
 from quickstudy.episodes import Episodes, part_of
 from quickstudy.errors import ConfigError, RankError
 from quickstudy.learner import Learner, Theta
-from quickstudy.tasks.source import source_of
+from quickstudy.tasks.source import Source, TaskSource, source_of
 
 PATIENCE = 600.0  # seconds that the first rank waits for the others to join
 DESCRIBED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # environment variables that torchrun sets
@@ -164,11 +164,20 @@ def share(n: int) -> range:
 
 
 def draw(
+<<<<<<< HEAD
     tasks: Any, n: int, generator: torch.Generator, learner: Learner | None = None, theta: Theta | None = None
+=======
+    tasks: TaskSource | Source,
+    n: int,
+    generator: torch.Generator,
+    learner: Learner | None = None,
+    theta: Theta | None = None,
+>>>>>>> engine
 ) -> Episodes:
     """This rank's share of `tasks.sample(n, generator)`: together the ranks have the tasks of a single process.
 
     A task source with a method `share(n, places, generator)` makes only the tasks at these places. From any other
+<<<<<<< HEAD
     source all tasks are drawn, and those of other ranks are dropped. A source that is `on_policy` is given the learner
     and theta, and needs them.
     """
@@ -177,6 +186,17 @@ def draw(
         drawn = source.draw(n, generator, learner, theta)
         return drawn if size() == 1 else part_of(drawn, share(n))
     return source.sample(n, generator) if size() == 1 else source.share(n, share(n), generator)
+=======
+    source all tasks are drawn, and those of other ranks are dropped. A source that is `on_policy` is also given the
+    learner and theta. Raises ConfigError where it is on policy and they are missing.
+    """
+    source = source_of(tasks)
+    if not source.on_policy:
+        return source.sample(n, generator) if size() == 1 else source.share(n, share(n), generator)
+    if learner is None or theta is None:
+        raise ConfigError("these tasks depend on who acts in them (on_policy): draw them with learner and theta.")
+    return part_of(source.draw(n, generator, learner, theta), share(n))
+>>>>>>> engine
 
 
 def stream(name: str) -> str:
@@ -187,17 +207,17 @@ def stream(name: str) -> str:
 # --- shared by all ranks ---------------------------------------------------------------------------------------------
 
 
-def begin_mean(loss: Tensor, slope: Theta, weight: float, flag: bool) -> Callable[[], tuple[Tensor, Theta, bool]]:
+def begin_mean(loss: Tensor, gradient: Theta, weight: float, flag: bool) -> Callable[[], tuple[Tensor, Theta, bool]]:
     """Start the mean over all ranks, weighted by each rank's share of the tasks; call the result to wait for it.
 
-    `loss` (a scalar) and `slope` are this rank's means, `weight` its share of the tasks. The call returns the mean
+    `loss` (a scalar) and `gradient` are this rank's means, `weight` its share of the tasks. The call returns the mean
     loss, the mean gradient, and whether any rank raised the flag; they are the same on all ranks.
 
     Raises RankError where the other ranks cannot be reached.
     """
     if size() == 1:
-        return lambda: (loss, slope, flag)
-    values = torch.cat([value.reshape(-1) for value in slope.values()])
+        return lambda: (loss, gradient, flag)
+    values = torch.cat([value.reshape(-1) for value in gradient.values()])
     flat = torch.cat([torch.stack([weight * loss, torch.full_like(loss, flag)]).to(values.dtype), weight * values])
     _end_in_peace()
     with _others():
@@ -206,8 +226,8 @@ def begin_mean(loss: Tensor, slope: Theta, weight: float, flag: bool) -> Callabl
     def wait() -> tuple[Tensor, Theta, bool]:
         with _others():
             work.wait()  # type: ignore[union-attr]
-        parts = flat[2:].split([value.numel() for value in slope.values()])
-        mean = {name: one.view_as(v).to(v.dtype) for one, (name, v) in zip(parts, slope.items(), strict=True)}
+        parts = flat[2:].split([value.numel() for value in gradient.values()])
+        mean = {name: one.view_as(v).to(v.dtype) for one, (name, v) in zip(parts, gradient.items(), strict=True)}
         return flat[0], mean, bool(flat[1] > 0)
 
     return wait
@@ -247,16 +267,16 @@ def same_engine(choice: Choice) -> Choice:
 
     Ranks may measure different engines as the fastest, and engines agree only up to rounding.
     """
-    told = [ENGINES.index(choice.engine), choice.chunk or 0] if first() else [0, 0]
-    engine, chunk = total(torch.tensor(told)).tolist()
+    own = [ENGINES.index(choice.engine), choice.chunk or 0] if first() else [0, 0]
+    engine, chunk = total(torch.tensor(own)).tolist()
     return choice._replace(engine=ENGINES[engine], chunk=chunk or None)
 
 
 def check_same(**facts: Any) -> None:
     """Raises ConfigError, on every rank, where a fact differs between ranks. Facts are JSON values by name."""
-    told = torch.zeros(size(), len(facts), dtype=torch.int64)
-    told[rank()] = torch.tensor([_number(value) for value in facts.values()])
-    apart = (told := total(told)) != told[0]
+    numbers = torch.zeros(size(), len(facts), dtype=torch.int64)
+    numbers[rank()] = torch.tensor([_number(value) for value in facts.values()])
+    apart = (numbers := total(numbers)) != numbers[0]
     if apart.any():
         where, which = apart.nonzero()[0].tolist()
         raise ConfigError(

@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.base.tracing import inside_transform
 from quickstudy.errors import AccuracyWarning
-from quickstudy.inner.derivatives import Given, LossAt, gradient, hessian, stacked
+from quickstudy.inner.adjoints import Given, LossAt
+from quickstudy.inner.derivatives import gradient, hessian, stacked
 from quickstudy.learner import Theta
 
 STEPS, TOLERANCE, POOR = 10, 1e-6, 0.01  # of the solver; it warns above the residual POOR
@@ -36,8 +37,8 @@ def implicit_derivative(loss_at: LossAt, start: Theta, end: Theta, given: Given,
     The backward pass gives an AccuracyWarning where the relative residual of the solver stays above POOR.
     """
     still = {name: value.detach() for name, value in end.items()}
-    slope = gradient(loss_at, still, given)
-    residual = {name: start[name] - strength * slope[name] for name in start}
+    derivative = gradient(loss_at, still, given)
+    residual = {name: start[name] - strength * derivative[name] for name in start}
     flat, spec = pytree.tree_flatten((residual, still, tuple(given)))
 
     def solve(v: Theta, point: Theta, given: Given) -> Theta:
@@ -66,8 +67,8 @@ class _Solved(Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *vectors: Tensor) -> Any:
         residual, point, given = pytree.tree_unflatten([t.detach() for t in ctx.saved_tensors], ctx.spec)
-        found = ctx.solve(dict(zip(residual, vectors, strict=True)), point, given)
-        return None, None, *found.values(), *[None] * (len(ctx.saved_tensors) - len(found))
+        solution = ctx.solve(dict(zip(residual, vectors, strict=True)), point, given)
+        return None, None, *solution.values(), *[None] * (len(ctx.saved_tensors) - len(solution))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, solve: Callable[..., Theta], spec: Any, *flat: Tensor) -> Any:  # type: ignore[override]

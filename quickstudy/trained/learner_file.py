@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from quickstudy.base.version import __version__
-from quickstudy.errors import FileFormatError
+from quickstudy.errors import ConfigError, FileFormatError
+from quickstudy.inner.rules import Rule, make_rule
 from quickstudy.learner import LOSSES, Learner, Theta, describe_learner, networks, plain_value
 from quickstudy.learners import LEARNERS
 from quickstudy.nn import NETWORKS
@@ -61,10 +62,19 @@ def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
             return NETWORKS[options.pop("name")](**options)
     if value.get("function"):
         return LOSSES[value["function"]]
+    if value.get("rule"):
+        return _rule(path, value["rule"])
     raise FileFormatError(
         f"{str(path)!r} was made with a {key} of your own, which a file cannot hold: {value['text'][:200]}. Pass it: "
         f"qs.load(path, {key}=...)."
     )
+
+
+def _rule(path: Any, kept: Mapping[str, Any]) -> Rule:
+    try:
+        return make_rule(kept["maker"], kept["settings"])
+    except (ConfigError, KeyError) as error:
+        raise FileFormatError(f"{str(path)!r} holds an update rule that cannot be made: {error}") from error
 
 
 def learner_tensors(learner: Learner) -> Theta:

@@ -128,21 +128,25 @@ def test_what_draws_at_random_is_not_planned_on_threads():
 
 
 GROWING = """
+from dataclasses import dataclass
 import torch
-from quickstudy import memory, planning
+from quickstudy.base import memory
+from quickstudy.engine.choice.forecast import _need
+from quickstudy.engine.choice.work import Work
 
+@dataclass(frozen=True)
 class Learner:
-    def __init__(self, steps):
-        self.steps, self.adjoint = steps, "unroll"
+    steps: int
+    adjoint: str = "unroll"
 
-def run(learner, episodes, name, check):
-    torch.ones((1 + learner.steps) * 2**20)  # 4 MB each
+def run(work, check):
+    torch.ones((1 + work.learner.steps) * 2**20)  # 4 MB each
 
 device = torch.device("cpu")
-planning._need(lambda k: Learner(k or 40), None, "loop", run, device)  # what Python and torch make once
+_need(lambda k: Work(Learner(k or 40), {}, None), run, device)  # what Python and torch make once
 memory.tidy()
 before = memory.taken(device)
-found, _ = planning._need(lambda k: Learner(k or 40), None, "loop", run, device)
+found, _ = _need(lambda k: Work(Learner(k or 40), {}, None), run, device)
 print((found - before) / 2**22)
 """
 

@@ -12,6 +12,7 @@ from problems import assert_close, random_episodes, smooth_conv
 from torch import Tensor, nn
 
 import quickstudy as qs
+from quickstudy import inner
 from quickstudy.engine import agreement, mapping
 from quickstudy.errors import AccuracyWarning, ConfigError
 from quickstudy.inner import descent
@@ -229,3 +230,74 @@ def test_the_implicit_adjoint_says_what_it_cannot() -> None:
             lambda p: (torch.logspace(0, 4, 60) * p["w"] ** 2).sum(), steep, lr=0.1, steps=3, adjoint="implicit"
         )
         phi["w"].sum().backward()
+
+
+def bowl(p: dict[str, Tensor]) -> Tensor:
+    return (p["w"] ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"transform": lambda gradient: {"w": 3 * gradient["w"]}}, "knows nothing of a `transform`"),
+        ({"rule": inner.sgd(weight_decay=0.1)}, 'rule="sgd"'),
+        ({"rule": inner.sgd(momentum=0.1)}, 'rule="sgd"'),
+        ({"loss_at": [bowl, lambda p: 2 * bowl(p)]}, "one loss in all steps; got 2 losses"),
+        ({"lr": [0.1, 0.2]}, "one inner learning rate"),
+    ],
+)
+def test_what_the_implicit_derivative_would_leave_out_is_refused(settings: dict, why: str) -> None:
+    """Each of these changes the path, and not the formula: the derivative would be a wrong number in silence."""
+    given = {"loss_at": bowl, "lr": 0.1, **settings}
+    with pytest.raises(ConfigError, match=why):
+        descent.descend(start={"w": torch.ones(2)}, steps=3, adjoint="implicit", **given)
+    assert descent.descend(start={"w": torch.ones(2)}, steps=3, adjoint="unroll", **given)["w"].isfinite().all()
+
+
+def test_a_plain_rule_as_a_value_has_the_implicit_derivative() -> None:
+    ends = []
+    for rule in ("sgd", inner.sgd()):
+        start = {"w": torch.ones(2, requires_grad=True)}
+        descent.descend(bowl, start, lr=0.1, steps=3, adjoint="implicit", rule=rule)["w"].sum().backward()
+        ends.append(start["w"].grad)
+    assert torch.equal(*ends)  # type: ignore[arg-type]
+    assert_close(ends[0], torch.full((2,), 1 / (1 + 0.1 * 3 * 2)), 1e-6)  # (I + lr K H)^{-1}, H = 2 I
+
+
+@pytest.mark.parametrize("adjoint", ["implicit", "unrolled"])
+def test_a_single_gradient_refuses_adjoints_that_are_not_its_own(adjoint: str) -> None:
+    """They were taken for "unroll"."""
+    with pytest.raises(ConfigError, match=f"unroll, remat, mixed, first_order; got '{adjoint}'"):
+        inner.gradient(bowl, {"w": torch.ones(2)}, adjoint=adjoint)
+
+
+@pytest.mark.parametrize("outer", ["tape", "transform"])
+def test_first_order_cuts_what_the_loss_closes_over_too(outer: str) -> None:
+    """grad (a w^2) = 2 a w is a constant for the outer derivative in a, whoever takes it."""
+
+    def end(a: Tensor) -> Tensor:
+        gradient = inner.gradient(lambda p: (a * p["w"] ** 2).sum(), {"w": torch.ones(2)}, adjoint="first_order")
+        return (a * gradient["w"]).sum()
+
+    a = torch.tensor([1.0, 3.0], requires_grad=True)
+    found = torch.autograd.grad(end(a), a)[0] if outer == "tape" else torch.func.grad(end)(a.detach())
+    assert_close(found, 2 * a, 1e-15)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_learner_names_its_exact_twin(learner: str) -> None:
+    built = LEARNERS[learner]()
+    assert built.exact() is built
+    for adjoint in ("remat", inner.ADJOINTS["mixed"]):
+        exact = dataclasses.replace(built, adjoint=adjoint)  # type: ignore[type-var]
+        assert exact.exact() is exact
+    twin = dataclasses.replace(built, adjoint="first_order").exact()  # type: ignore[type-var]
+    assert twin is not None and twin.exact() is twin and descent.adjoint_of(twin).exact
+
+
+def test_maml_plus_plus_is_exact_once_it_takes_the_second_order() -> None:
+    learner = qs.MAMLPlusPlus(net(), steps=2, derivative_order=0.5)
+    assert learner.exact() is learner and learner.at(0.5).exact().progress == 0.5  # type: ignore[union-attr]
+    twin = learner.at(0.2).exact()
+    assert twin is not None and twin.exact() is twin and twin.derivative_order == 0  # type: ignore[attr-defined]
+    assert qs.Reptile(net()).exact() is None

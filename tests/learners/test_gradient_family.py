@@ -383,6 +383,14 @@ def test_the_weights_of_the_steps_move_to_the_last():
     assert dataclasses.replace(learner, multi_step_loss=False).at(0.0).weights() == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize("progress", [0.0, 1.0])
+def test_without_steps_there_are_no_weights_and_the_loss_is_the_plain_one(progress):
+    learner, episode = qs.MAMLPlusPlus(net(), steps=0).at(progress), one(random_episodes(1))
+    assert learner.weights() == []
+    wanted = F.cross_entropy(call(learner.model, {}, episode.query.x), episode.query.y)
+    assert_close(learner.meta_loss(learner.init(), episode), wanted, 1e-12)
+
+
 def test_the_multi_step_loss_is_the_weighted_sum_over_steps():
     early = qs.MAMLPlusPlus(net(), lr=0.3, steps=3, anneal=1.0, derivative_order=0.0).at(0.4)
     maml, episode = qs.MAML(early.model, lr=0.3, steps=3), one(random_episodes(1))

@@ -13,7 +13,6 @@ of the loss at theta is not. Errors that the ones and zeros of a fresh network h
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from contextlib import suppress
 from itertools import pairwise
@@ -46,7 +45,7 @@ class Point(NamedTuple):
 
     theta: Theta
     loss: float
-    slope: dict[str, Tensor | None]
+    gradient: dict[str, Tensor | None]
 
 
 class Comparison(NamedTuple):
@@ -65,10 +64,10 @@ def differentiate(problem: Problem, theta: Theta) -> Point:
     """The meta-loss at theta and its gradient, computed as in training."""
     leaves = {name: value.detach().requires_grad_() for name, value in theta.items()}
     loss = _meta_loss(problem, leaves)
-    found = (None,) * len(leaves)
+    gradients = (None,) * len(leaves)
     if leaves and loss.requires_grad:
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return Point(theta, float(loss.detach()), dict(zip(leaves, found, strict=True)))
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return Point(theta, float(loss.detach()), dict(zip(leaves, gradients, strict=True)))
 
 
 def loss_at(problem: Problem, theta: Theta) -> float:
@@ -87,7 +86,7 @@ def judge(problem: Problem, here: Point, approximate: bool) -> dict[str, Judgeme
 
     `approximate`: g is not meant to equal f, so the verdict only says how far apart they are.
     """
-    reference = _unrolled(problem.learner) if approximate else problem.learner
+    reference = _exact(problem.learner) if approximate else problem.learner
     if reference is None:
         return {name: _estimated(problem, here, name) for name in here.theta}
     exact, drawn = problem._replace(learner=reference), seeds.generator(problem.seed, "nearby")
@@ -111,16 +110,16 @@ def length(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x))
 
 
-def is_finite(slope: Tensor | None) -> bool:
+def is_finite(gradient: Tensor | None) -> bool:
     """Whether a gradient has no NaN or infinity; None, no gradient, counts as finite."""
-    return slope is None or bool(torch.isfinite(slope).all())
+    return gradient is None or bool(torch.isfinite(gradient).all())
 
 
 # --- one entry -------------------------------------------------------------------------------------------------------
 
 
 def _judge(problem: Problem, here: Point, near: list[Point], name: str) -> Judgement:
-    if not (is_finite(here.slope[name]) and math.isfinite(here.loss)):
+    if not (is_finite(here.gradient[name]) and math.isfinite(here.loss)):
         return "not finite", None
     first = there = _compare(problem, here, name)
     for point in near:
@@ -129,15 +128,15 @@ def _judge(problem: Problem, here: Point, near: list[Point], name: str) -> Judge
             return (_harmless(here, name) if first.difference <= problem.tolerance else "kink"), first
     if not there.settled:
         return "unsettled", there
-    cut = near[-1].slope[name] is None or not near[-1].slope[name].any()  # type: ignore[union-attr]
+    cut = near[-1].gradient[name] is None or not near[-1].gradient[name].any()  # type: ignore[union-attr]
     return "cut off" if cut else "wrong", there if first.difference <= problem.tolerance else first
 
 
 def _harmless(here: Point, name: str) -> str:
-    slope = here.slope[name]
-    if slope is None:
+    gradient = here.gradient[name]
+    if gradient is None:
         return "unused"
-    return "right" if length(slope) > 1e-13 * max(1.0, abs(here.loss)) else "zero"
+    return "right" if length(gradient) > 1e-13 * max(1.0, abs(here.loss)) else "zero"
 
 
 def _estimated(problem: Problem, here: Point, name: str) -> Judgement:
@@ -145,33 +144,31 @@ def _estimated(problem: Problem, here: Point, name: str) -> Judgement:
 
     No exact gradient is known, and g need not agree with f, so the step cannot be chosen by agreement.
     """
-    if not (is_finite(here.slope[name]) and math.isfinite(here.loss)):
+    if not (is_finite(here.gradient[name]) and math.isfinite(here.loss)):
         return "not finite", None
     along, weights, wanted = _directions(problem, here, name)
     rows = [weights * _quotients(problem, here.theta, name, along, h) for h in STEPS[:3]]
     found = _compared(wanted, torch.stack(rows).median(0).values)
-    return "unused" if here.slope[name] is None and not found.found.any() else "approximate", found
+    return "unused" if here.gradient[name] is None and not found.found.any() else "approximate", found
 
 
 def _held_against(exact: Point, here: Point, name: str, judgement: Judgement) -> Judgement:
     """Compare an approximate g with the exact gradient f, unless f itself was found wrong."""
-    slope, reference = here.slope[name], exact.slope[name]
-    if not is_finite(slope):
+    gradient, reference = here.gradient[name], exact.gradient[name]
+    if not is_finite(gradient):
         return "not finite", None
-    if slope is None or reference is None or judgement[0] not in ("right", "zero", "kink"):
+    if gradient is None or reference is None or judgement[0] not in ("right", "zero", "kink"):
         return judgement
-    norm = length(slope)
-    along = float((slope * reference).sum()) / norm if norm else 0.0
+    norm = length(gradient)
+    along = float((gradient * reference).sum()) / norm if norm else 0.0
     across = max(length(reference) ** 2 - along**2, 0.0) ** 0.5
-    return "approximate", _compared(slope.new_tensor([norm, 0.0]), slope.new_tensor([along, across]))
+    return "approximate", _compared(gradient.new_tensor([norm, 0.0]), gradient.new_tensor([along, across]))
 
 
-def _unrolled(learner: Learner) -> Learner | None:
-    """The same learner with the exact meta-gradient; None if it has no such setting."""
-    fields = {f.name for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
-    exact = {name: value for name, value in (("adjoint", "unroll"), ("first_order", False)) if name in fields}
+def _exact(learner: Learner) -> Learner | None:
+    """`Learner.exact`; None too where a learner's settings do not go with it."""
     with suppress(ConfigError):
-        return dataclasses.replace(learner, **exact) if exact else None  # type: ignore[type-var]
+        return learner.exact()
     return None
 
 
@@ -199,11 +196,11 @@ def _compared(wanted: Tensor, found: Tensor, floor: float = 1e-300) -> Compariso
 
 def _directions(problem: Problem, point: Point, name: str) -> tuple[list[Tensor], Tensor, Tensor]:
     """Directions along and across g, the weight of each, and the coordinates of g in them."""
-    value, slope = point.theta[name], point.slope[name]
-    slope = torch.zeros_like(value) if slope is None else slope
-    drawn, norm = seeds.generator(problem.seed, name), length(slope)
+    value, gradient = point.theta[name], point.gradient[name]
+    gradient = torch.zeros_like(value) if gradient is None else gradient
+    drawn, norm = seeds.generator(problem.seed, name), length(gradient)
     count = max(0, min(problem.directions, value.numel() - 1))
-    along = slope / norm if norm else _unit(_like(value, drawn))
+    along = gradient / norm if norm else _unit(_like(value, drawn))
     across = [_unit(v - (v * along).sum() * along) for v in (_like(value, drawn) for _ in range(count))]
     weights = [1.0] + [((value.numel() - 1) / max(count, 1)) ** 0.5] * count
     return [along, *across], value.new_tensor(weights), value.new_tensor([norm] + [0.0] * count)

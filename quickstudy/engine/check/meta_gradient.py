@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from quickstudy.base import seeds
+from quickstudy.base import seeds, trees
 from quickstudy.engine import agreement, mapping
 from quickstudy.engine.check.finite_differences import (
     Judgement,
@@ -31,10 +31,10 @@ from quickstudy.engine.check.finite_differences import (
 )
 from quickstudy.engine.check.verdict import BAD, EngineCheck, EntryCheck, GradientCheck
 from quickstudy.engine.choice import race
+from quickstudy.engine.engines import BY_NAME, LOOP, Engine
+from quickstudy.episodes import joined
 from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
-from quickstudy.learner import Batch, Episode, Learner, Theta, networks
-
-NOT_DERIVATIVES = ("first_order", "implicit")  # adjoints that are, by design, not the derivative of the meta-loss
+from quickstudy.learner import Batch, Episode, Learner, Theta, networks, setting
 
 
 def check_meta_gradient(
@@ -48,10 +48,11 @@ def check_meta_gradient(
 ) -> GradientCheck:
     """Compare the learner's meta-gradient with finite differences, and find out which engines can run it.
 
-    episode: one task, without a task axis: support x [n, ...], y [n] or [n, d]; query likewise. theta: where to
-    compare, `learner.init()` unless given. directions: the number of random directions for each entry of theta.
-    tolerance: on the relative difference. A learner that declares `approximate`, or sets `first_order`, is not called
-    wrong: the result says how far it is from the exact derivative.
+    episode: one task, without a task axis: support x [n, ...], y [n] or [n, d]; query likewise. x and y may be dicts or
+    tuples of tensors with n rows each. theta: where to compare, `learner.init()` unless given. directions: the number
+    of random directions for each entry of theta. tolerance: on the relative difference. A learner that is not `exact`,
+    because it declares `approximate` or its adjoint leaves something out, is not called wrong: the result says how far
+    it is from the exact derivative.
 
     Works on float64 copies with dropout off; every evaluation draws the same random numbers. Raises ConfigError where
     `learner` is not a learner or its meta-loss changes from call to call, DataError where the learner cannot use the
@@ -76,21 +77,22 @@ def check_meta_gradient(
         problems += _where_it_begins(problem, here, [name for name, (verdict, _) in judged.items() if verdict in BAD])
         able = _engines(problem, here, draws)
     entries = tuple(_entry(here, name, judgement) for name, judgement in judged.items())
-    apart = together([found for verdict, found in judged.values() if found is not None and verdict != "kink"])
+    compared = [one for verdict, one in judged.values() if one is not None and verdict != "kink"]
     words = tuple(problems)
-    return GradientCheck(type(learner).__name__, here.loss, entries, able, is_approximate(learner), *apart, words)
+    return GradientCheck(
+        type(learner).__name__, here.loss, entries, able, is_approximate(learner), *together(compared), words
+    )
 
 
 def is_approximate(learner: Learner) -> bool:
     """Whether the learner declares that its meta-gradient is not the derivative of its meta-loss."""
-    first_order = getattr(learner, "first_order", False) is True
-    return learner.approximate or first_order or getattr(learner, "adjoint", "unroll") in NOT_DERIVATIVES
+    return learner.exact() is not learner
 
 
 def _entry(here: Point, name: str, judgement: Judgement) -> EntryCheck:
     verdict, comparison = judgement
-    slope = here.slope[name]
-    norm, difference = 0.0 if slope is None else length(slope), comparison.difference if comparison else float("nan")
+    gradient, difference = here.gradient[name], comparison.difference if comparison else float("nan")
+    norm = 0.0 if gradient is None else length(gradient)
     return EntryCheck(name, tuple(here.theta[name].shape), norm, difference, verdict)
 
 
@@ -112,14 +114,23 @@ def _check_given(learner: Any, episode: Any, directions: int, tolerance: float) 
 
 
 def _check_batch(part: str, batch: Any) -> None:
-    if not (isinstance(batch, tuple) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+    if not (isinstance(batch, tuple) and len(batch) == 2 and _is_of_tensors(batch)):
         raise DataError(f"the {part} set must be qs.Batch(x, y) of two tensors, got {_kind(batch)}.")
-    x, y = batch
-    if not (x.dim() and y.dim() and 0 < len(x) == len(y)):
-        shapes = f"x {list(x.shape)} and y {list(y.shape)}"
+    x, y = map(trees.tensors, batch)
+    if not (x and y and all(t.dim() and 0 < len(t) == len(y[0]) for t in (*x, *y))):
+        shapes = f"x {_shapes(batch[0])} and y {_shapes(batch[1])}"
         raise DataError(f"the {part} set needs an answer per input, x [n, ...] and y [n] or [n, d]; got {shapes}.")
-    if not all(torch.isfinite(t).all() for t in batch):
+    if not all(torch.isfinite(t).all() for t in (*x, *y)):
         raise DataError(f"the {part} set holds NaN or infinity.")
+
+
+def _is_of_tensors(tree: Any) -> bool:
+    return all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree))
+
+
+def _shapes(tree: Any) -> str:
+    """The shapes in words: '[5, 4]', or "['tokens'] [5, 9], ['mask'] [5, 9]"."""
+    return ", ".join(f"{name} {list(t.shape)}".strip() for name, t in trees.named(tree))
 
 
 def _kind(value: Any) -> str:
@@ -135,7 +146,7 @@ def _explained(learner: Learner, episode: Episode) -> Iterator[None]:
         raise
     except Exception as error:
         shapes = ", ".join(
-            f"{name} x {list(batch.x.shape)} y {list(batch.y.shape)}"
+            f"{name} x {_shapes(batch.x)} y {_shapes(batch.y)}"
             for name, batch in zip(Episode._fields, episode, strict=True)
         )
         raise DataError(
@@ -166,8 +177,8 @@ def _as_given(learner: Learner, theta: Theta, episode: Episode, seed: int) -> tu
     dtype = next((value.dtype for value in theta.values()), torch.get_default_dtype())
     tasks = pytree.tree_map(lambda t: t.to(dtype) if t.is_floating_point() else t, _two_tasks(episode))
     with seeds.seeded(seed, "check"):
-        (loss, slope), draws = seeds.watching_generator(lambda: mapping.meta_gradient(learner, theta, tasks))
-    bad = [name for name, value in {"the meta-loss": loss, **slope}.items() if not is_finite(value)]
+        (loss, gradient), draws = seeds.watching_generator(lambda: mapping.meta_gradient(learner, theta, tasks))
+    bad = [name for name, value in {"the meta-loss": loss, **gradient}.items() if not is_finite(value)]
     return draws, [f"in {str(dtype).removeprefix('torch.')} not finite: {', '.join(bad)}"] if bad else []
 
 
@@ -181,10 +192,9 @@ def _check_repeats(problem: Problem, here: Point) -> None:
 
 def _where_it_begins(problem: Problem, here: Point, bad: list[str]) -> list[str]:
     """Find where an error begins. Inner steps spread it to all parameters; the loss without them shows its source."""
-    if not bad or not getattr(problem.learner, "steps", 0):
+    if not bad or not setting(problem.learner, "steps"):
         return []
-    support, query = problem.episode
-    whole = Episode(support, Batch(*map(torch.cat, zip(support, query, strict=True))))
+    whole = Episode(problem.episode.support, joined(problem.episode))
     with suppress(*race.CANNOT):
         still = dataclasses.replace(problem.learner, steps=0)  # type: ignore[type-var]
         problem = problem._replace(learner=still, episode=whole)
@@ -198,12 +208,12 @@ def _where_it_begins(problem: Problem, here: Point, bad: list[str]) -> list[str]
 
 # --- engines ---------------------------------------------------------------------------------------------------------
 
-DRAWING = {"threads": "repeated on threads", "replay": "recorded"}  # why an engine cannot do random draws
+CHECKED = ("threads", "vmap", "replay")  # beside the loop; the others do the same work as one of these
 
 
 def _two_tasks(episode: Episode) -> Episode:
     """The episode and a second one: the same inputs in reverse order, with the answers in the original order."""
-    other = Episode(*(Batch(batch.x.flip(0), batch.y) for batch in episode))
+    other = Episode(*(Batch(trees.mapped(lambda t: t.flip(0), batch.x), batch.y) for batch in episode))
     return pytree.tree_map(lambda a, b: torch.stack([a, b]), episode, other)
 
 
@@ -211,32 +221,34 @@ def _engines(problem: Problem, here: Point, draws: bool) -> tuple[EngineCheck, .
     """Compare each engine with the loop on two tasks in float64."""
     tasks = _two_tasks(problem.episode)
 
-    def run(name: str, theta: Theta = here.theta) -> tuple[Any, bool]:
+    def run(engine: Engine, theta: Theta = here.theta) -> tuple[Any, bool]:
         with seeds.seeded(problem.seed, "check"):
-            return seeds.watching_generator(lambda: mapping.meta_gradient(problem.learner, theta, tasks, name))
+            return seeds.watching_generator(lambda: mapping.meta_gradient(problem.learner, theta, tasks, engine))
 
-    reference, random = run("loop")
+    reference, random = run(LOOP)
 
-    def able(name: str) -> EngineCheck:
-        if (draws or random) and name in DRAWING:
-            return EngineCheck(name, False, f"random draws (dropout) cannot be {DRAWING[name]}")
+    def able(engine: Engine) -> EngineCheck:
+        if (draws or random) and not engine.repeats_draws:
+            how = "recorded" if engine.recorded else "repeated on threads"
+            return EngineCheck(engine.name, False, f"random draws (dropout) cannot be {how}")
         try:
-            if name in mapping.PROGRAMS:  # record it at another theta first
-                run(name, agreement.elsewhere(here.theta))
-            apart = agreement.relative_difference(run(name)[0], reference)
+            if engine.recorded:  # record it at another theta first
+                run(engine, agreement.elsewhere(here.theta))
+            apart = agreement.relative_difference(run(engine)[0], reference)
         except race.CANNOT as error:
-            return EngineCheck(name, False, _why(problem.learner, name, error))
+            return EngineCheck(engine.name, False, _why(problem.learner, engine, error))
         if random:
-            return EngineCheck(name, True, "with other random draws, so not comparable")
+            return EngineCheck(engine.name, True, "with other random draws, so not comparable")
         agrees = apart <= 1e-7 or not all(is_finite(t) for t in pytree.tree_leaves(reference))
-        return EngineCheck(name, agrees, "" if agrees else f"it is off by {apart:.0e} in float64")
+        return EngineCheck(engine.name, agrees, "" if agrees else f"it is off by {apart:.0e} in float64")
 
-    return EngineCheck("loop", True), able("threads"), able("vmap"), able("replay")
+    return EngineCheck(LOOP.name, True), *(able(BY_NAME[name]) for name in CHECKED)
 
 
-def _why(learner: Learner, name: str, error: Exception) -> str:
+def _why(learner: Learner, engine: Engine, error: Exception) -> str:
     """torch's message, with the cause for recurrent layers under vmap, where it only names internal shapes."""
     layers = (layer for network in networks(learner).values() for layer in network.modules())
     recurrent = sorted({type(layer).__name__ for layer in layers if isinstance(layer, nn.RNNBase)})
-    cause = f"torch has no batching rule for nn.{', nn.'.join(recurrent)}: " if recurrent and name == "vmap" else ""
+    unmapped = recurrent and engine.together and not engine.recorded
+    cause = f"torch has no batching rule for nn.{', nn.'.join(recurrent)}: " if unmapped else ""
     return cause + first_line(error)

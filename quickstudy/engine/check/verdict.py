@@ -12,8 +12,8 @@ BAD = {
     "unsettled": "cannot be judged: the differences do not settle as their step shrinks, as at jumps, at kinks "
     "everywhere, or with float32 inside the model",
 }
-TOLD = {
-    "kink": "right nearby, but theta itself sits at a kink (ReLU, max-pooling), where one of several slopes is used",
+REMARKS = {
+    "kink": "right nearby, but theta itself sits at a kink (ReLU, max-pooling), and one of several derivatives is used",
     "unused": "the meta-loss does not depend on it",
     "handed in": "the learner gives it a gradient of its own, by design",
     "zero": "the meta-gradient is zero: what follows cancels it, as a normalisation does a bias, or is zero or dead",
@@ -21,7 +21,7 @@ TOLD = {
 
 
 class EntryCheck(NamedTuple):
-    """One entry of theta. `verdict` is "right", "approximate", or a word of BAD or TOLD."""
+    """One entry of theta. `verdict` is "right", "approximate", or a word of BAD or REMARKS."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,8 +67,8 @@ class GradientCheck:
         return [entry.name for entry in self.entries if entry.verdict in verdicts]
 
     def __str__(self) -> str:
-        told = [f"{word}: {self._listed(word)} ({why})" for word, why in (BAD | TOLD).items() if self.named(word)]
-        return "\n  ".join([self._headline(), *told, *self.problems, *(f"engine {e}" for e in self.engines)])
+        remarks = [f"{word}: {self._listed(word)} ({why})" for word, why in (BAD | REMARKS).items() if self.named(word)]
+        return "\n  ".join([self._headline(), *remarks, *self.problems, *(f"engine {e}" for e in self.engines)])
 
     def _listed(self, verdict: str) -> str:
         if verdict != "wrong":

@@ -7,18 +7,22 @@ busier.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from quickstudy.base import memory, seeds
-from quickstudy.engine import agreement, mapping
+from quickstudy.engine import agreement
 from quickstudy.engine.choice import forecast, race
-from quickstudy.episodes import Episodes, count, mapped, whole
+from quickstudy.engine.choice.work import Work
+from quickstudy.engine.engines import AUTO, LOOP, Engine, find_engine
+from quickstudy.episodes import Episodes, mapped
 from quickstudy.errors import OutOfMemoryError, first_line
 from quickstudy.learner import Learner, Theta, describe_learner
 
@@ -26,14 +30,14 @@ T = TypeVar("T")
 
 # Tolerance between engines. In bf16, rounding changes which side of a kink (ReLU, pooling) a value falls on.
 APART = {"float32": race.ROUNDING, "bf16": 1.0}
-_known: dict[str, race.Choice] = {}
+_known: dict[str, race.Choice] = {}  # what was measured in this process, by `_key`
 
 
 def choose_engine(
     learner: Learner,
     theta: Theta,
     episodes: Episodes,
-    engine: str,
+    engine: str | Engine,
     seed: int,
     iterations: int = 0,
     chunk: int | None = None,
@@ -46,59 +50,61 @@ def choose_engine(
 
     Raises ConfigError where the engine is unknown, OutOfMemoryError, with a setting that fits, where memory runs out.
     """
-    together = chunk
-
-    def attempt(name: str) -> tuple[Tensor, Theta]:
-        return mapping.meta_gradient(learner, theta, episodes, name, together, precision)
-
-    def check(name: str) -> None:
-        nonlocal together
-        if name in mapping.PROGRAMS and learner.at(0.0) is not learner:
-            raise RuntimeError("the learner changes in the course of training")
-        fits = _checked_and_measured(learner, theta, episodes, name)
-        if chunk is None and fits is not None and fits < count(episodes):
-            together = fits
-
-    key = _key(learner, theta, episodes, (iterations, chunk, precision, torch.get_num_threads()))
-    before = _known.get(key) if engine == "auto" else None
+    work = Work(learner, theta, episodes, LOOP, chunk, precision)
+    key = _key(work, iterations)
+    before = _known.get(key) if engine == AUTO else None
+    contest = race.Race(functools.partial(_entrant, work), work.tasks, work.device, iterations, APART[precision])
+    asked = before.engine if before else engine
     with seeds.seeded(seed, "choose"):
-        device = whole(episodes)[0].query.y.device
-        asked = before.engine if before else engine
-        choose = functools.partial(race.choose, attempt, asked, count(episodes), device, check, iterations)
-        found = _within_memory(lambda: choose(APART[precision]), learner, theta, episodes, "loop", None, precision)
-    if before and found.engine == before.engine:
-        found = found._replace(reason=before.reason)
-    if engine == "auto":
-        _known[key] = found
-    if together != chunk and found.engine in mapping.TOGETHER:
-        return found._replace(chunk=together, reason=f"{found.reason}; {together} tasks at a time, for memory")
-    return found._replace(chunk=chunk)
+        choice = _within_memory(lambda: race.chosen(contest, asked), dataclasses.replace(work, chunk=None))
+    if before and choice.engine == before.engine:
+        choice = choice._replace(reason=before.reason)
+    if engine == AUTO:
+        _known[key] = choice
+    if choice.chunk != chunk:
+        return choice._replace(reason=f"{choice.reason}; {choice.chunk} tasks at a time, for memory")
+    return choice
 
 
-def _key(learner: Learner, theta: Theta, episodes: Episodes, more: tuple[Any, ...]) -> str:
-    shapes = [(str(t.shape), str(t.dtype), str(t.device)) for t in theta.values()]
-    mapped(lambda t: shapes.append((str(t.shape), str(t.dtype), str(t.device))) or t, episodes)
-    return json.dumps([type(learner).__qualname__, describe_learner(learner), shapes, more], default=str)
+def _key(work: Work, iterations: int) -> str:
+    """What the measured times depend on, as text."""
+    leaves, structure = pytree.tree_flatten((work.theta, work.episodes))
+    shapes = [(str(t.shape), str(t.dtype), str(t.device)) for t in leaves]
+    how = (iterations, work.chunk, work.precision, torch.get_num_threads())
+    learner = (type(work.learner).__qualname__, describe_learner(work.learner))
+    return json.dumps([*learner, str(structure), shapes, how], default=str)
 
 
-def _checked_and_measured(learner: Learner, theta: Theta, episodes: Episodes, engine: str) -> int | None:
+def _entrant(work: Work, engine: Engine) -> race.Entrant:
+    """The work done by an engine that gives the loop's result, in chunks that fit into memory.
+
+    Raises RuntimeError where the engine cannot be used for it.
+    """
+    if engine.recorded and work.learner.at(0.0) is not work.learner:
+        raise RuntimeError("the learner changes in the course of training")
+    fits = None if engine.in_turn else _checked_and_measured(work, engine)
+    if engine.together and work.chunk is None and fits is not None and fits < work.tasks:
+        work = dataclasses.replace(work, chunk=fits)
+    return race.Entrant(dataclasses.replace(work, engine=engine).gradient, work.chunk)
+
+
+def _checked_and_measured(work: Work, engine: Engine) -> int | None:
     """How many tasks an engine can run together in the free memory, estimated from its check on two; None: unknown.
 
     The check computes two tasks in float64, which takes the memory of four in float32. It is divided by two only, as a
     safety margin: memory cannot be used to the last byte.
     """
-    device = whole(episodes)[0].query.y.device
-    before = memory.taken(device)
-    with memory.peak(device) as peak:
-        agreement.check_engine(learner, theta, episodes, engine)
-    return forecast.tasks_within((peak.bytes - before) / 2, device) if peak.bytes and before else None
+    before = memory.taken(work.device)
+    with memory.peak(work.device) as peak:
+        agreement.check_engine(work.learner, work.theta, work.episodes, engine)
+    return forecast.tasks_within((peak.bytes - before) / 2, work.device) if peak.bytes and before else None
 
 
 def share_gradient(
     learner: Learner,
     theta: Theta,
     episodes: Episodes,
-    engine: str,
+    engine: str | Engine,
     chunk: int | None = None,
     precision: str = "float32",
 ) -> tuple[Tensor, Theta]:
@@ -106,20 +112,12 @@ def share_gradient(
 
     Raises OutOfMemoryError, with a setting that fits, where memory runs out.
     """
-    given = (learner, theta, episodes, engine, chunk, precision)
-    return _within_memory(lambda: mapping.meta_gradient(*given), *given)
+    work = Work(learner, theta, episodes, find_engine(engine), chunk, precision)
+    return _within_memory(work.gradient, work)
 
 
-def _within_memory(
-    compute: Callable[[], T],
-    learner: Learner,
-    theta: Theta,
-    episodes: Episodes,
-    engine: str,
-    chunk: int | None,
-    precision: str,
-) -> T:
-    """compute(), which runs this engine.
+def _within_memory(compute: Callable[[], T], work: Work) -> T:
+    """compute(), which does this work.
 
     Raises OutOfMemoryError, with a setting that was tried and fits, where memory runs out.
     """
@@ -130,10 +128,10 @@ def _within_memory(
             raise
         said = first_line(error)
     # Outside the except block the error is freed, and with it the frames that held the large tensors.
-    fits = forecast.first_that_fits(learner, theta, episodes, engine, chunk, precision)
-    together = f" of {min(chunk or count(episodes), count(episodes))} tasks" if engine in mapping.TOGETHER else ""
+    fits = forecast.first_that_fits(work)
+    together = f" of {work.together} tasks" if work.engine.together else ""
     raise OutOfMemoryError(
-        f"memory ran out in the meta-gradient{together} with engine {engine!r}: {said}. "
+        f"memory ran out in the meta-gradient{together} with engine {work.engine.name!r}: {said}. "
         + (
             f"What fits: {fits.options()}. 'quickstudy plan' tells what each setting needs."
             if fits
@@ -153,7 +151,7 @@ def error_in_words(
 
     def gradient(theta: Theta, episodes: Episodes, precision: str) -> Theta:
         with seeds.seeded(seed, "numerics"):  # both gradients use the same random draws
-            return share_gradient(learner.at(0.0), theta, episodes, "loop", None, precision)[1]
+            return share_gradient(learner.at(0.0), theta, episodes, LOOP, None, precision)[1]
 
     exact = gradient(plain, mapped(lambda t: t.contiguous(), episodes), "float32")
     off = agreement.relative_difference(gradient(theta, episodes, precision), exact)

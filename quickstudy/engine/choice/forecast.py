@@ -17,19 +17,22 @@ from typing import Any, NamedTuple
 import torch
 
 from quickstudy.base import memory, seeds
-from quickstudy.engine import agreement, mapping, numerics
+from quickstudy.engine import agreement, numerics
 from quickstudy.engine.choice import race
-from quickstudy.episodes import Episodes, count, first_tasks, moved
+from quickstudy.engine.choice.work import Work
+from quickstudy.engine.engines import AUTO, BY_NAME, LOOP, Engine
+from quickstudy.episodes import first_tasks, moved
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Learner, Theta
+from quickstudy.learner import Learner, Theta, plain_value, setting, takes
+from quickstudy.tasks.source import source_of
 
-EXACT = ("unroll", "remat")  # the adjoints to choose from; others give another meta-gradient or are slower
+EXACT = ("unroll", "remat")  # settings `adjoint` to choose from, the fastest first; others are slower or not exact
 FEW = 12  # up to this many inner steps all of them are measured
 TIMES, ENOUGH = (3, 10), 0.3  # fewest and most timed runs, and the total seconds after which they stop
 COPIES = 4  # copies of theta that a training also holds: its gradient, Adam's two averages, the best theta
-ENGINES = ("vmap", "replay", "threads", "replay-threads", "loop")
-Sized = Callable[[int | None], Learner]  # number of inner steps -> the learner with that many
-Run = Callable[[Learner, Episodes, str, bool], None]  # a meta-gradient with this engine; True: check the engine first
+ENGINES = tuple(name for name, one in BY_NAME.items() if not one.compiled)  # compiling would take too long
+Run = Callable[[Work, bool], None]  # computes a meta-gradient; True: checks the engine first
+Sized = Callable[[int | None], Work]  # number of inner steps -> the work with that many; None: the learner's own
 
 
 class Setting(NamedTuple):
@@ -53,13 +56,13 @@ def plan(
     *,
     meta_batch: int = 16,
     memory: float | str | None = None,
-    engine: str = "auto",
+    engine: str | Engine = AUTO,
     chunk: int | None = None,
     precision: str = "float32",
     channels_last: bool = False,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    progress: Callable[[Setting], None] = lambda found: None,
+    progress: Callable[[Setting], None] = lambda setting: None,
 ) -> list[Setting]:
     """The settings in which `train` could run this learner on these tasks, the fastest first.
 
@@ -76,36 +79,48 @@ def plan(
     is nothing to plan.
     """
     limit = _limit(memory)
-    if engine not in ("auto", *ENGINES):
-        raise ConfigError(f"plan knows the engines auto, {', '.join(ENGINES)}; got {engine!r}.")
+    engines = _planned(engine)
     numerics.check_precision(precision)
-    if not learner.episodic and hasattr(tasks, "pooled"):
-        tasks = tasks.pooled()
+    work = _first_iteration(learner, tasks, meta_batch, seed, torch.device(device))
+    if channels_last:
+        theta, episodes = numerics.channels_last(work.theta), numerics.images_channels_last(work.episodes)
+        work = dataclasses.replace(work, theta=theta, episodes=episodes)
+    measured = []
+    for one in settings(dataclasses.replace(work, chunk=chunk, precision=precision), limit, engines):
+        measured.append(one)
+        progress(one)
+    return fitting(measured, limit)
+
+
+def _planned(engine: str | Engine) -> list[Engine]:
+    name = engine.name if isinstance(engine, Engine) else engine
+    if name not in (AUTO, *ENGINES):
+        raise ConfigError(f"plan knows the engines auto, {', '.join(ENGINES)}; got {name!r}.")
+    return [one for one in BY_NAME.values() if one.name in (ENGINES if name == AUTO else (name,))]
+
+
+def _first_iteration(learner: Learner, tasks: Any, meta_batch: int, seed: int, device: torch.device) -> Work:
+    """The work of the first iteration of such a training."""
+    source = source_of(tasks) if learner.episodic else source_of(tasks).pooled()
     theta = {name: value.detach().clone().to(device) for name, value in learner.init().items()}
     if not theta:
         raise ConfigError(f"{type(learner).__name__} learns nothing across tasks: there is no training to plan.")
-    episodes = moved(tasks.sample(meta_batch, seeds.generator(seed, "train", 0)), torch.device(device))
-    if channels_last:
-        theta, episodes = numerics.channels_last(theta), numerics.images_channels_last(episodes)
-    names, found = ENGINES if engine == "auto" else (engine,), []
-    for setting in settings(learner, theta, episodes, limit, names, chunk, precision):
-        found.append(setting)
-        progress(setting)
-    return fitting(found, limit)
+    episodes = source.draw(meta_batch, seeds.generator(seed, "train", 0), learner, theta)
+    return Work(learner, theta, moved(episodes, device))
 
 
-def fitting(found: list[Setting], limit: float | None) -> list[Setting]:
+def fitting(measured: list[Setting], limit: float | None) -> list[Setting]:
     """The settings that need at most `limit` bytes, the fastest first; None: no limit.
 
     Raises ConfigError where no setting fits, or where the system does not report memory.
     """
-    if limit is not None and any(one.memory is None for one in found):
+    if limit is not None and any(one.memory is None for one in measured):
         raise ConfigError("this system does not tell how much memory a process took: leave the limit out.")
-    if not found:
+    if not measured:
         raise ConfigError("none of these engines can run this learner, or what it needs is more than there is.")
-    able = [one for one in found if limit is None or (one.memory or 0.0) <= limit]
+    able = [one for one in measured if limit is None or (one.memory or 0.0) <= limit]
     if not able:
-        least = min(found, key=lambda one: one.memory or 0.0)
+        least = min(measured, key=lambda one: one.memory or 0.0)
         raise ConfigError(
             f"no exact setting stays within {memory.in_words(limit or 0.0)}: the least is "
             f"{memory.in_words(least.memory or 0.0)}, with {least.options()}. Take fewer queries or a smaller network, "
@@ -121,91 +136,96 @@ def _limit(given: float | str | None) -> float | None:
 # --- what each setting needs -----------------------------------------------------------------------------------------
 
 
-def settings(
-    learner: Learner,
-    theta: Theta,
-    episodes: Episodes,
-    limit: float | None = None,
-    names: Sequence[str] = ENGINES,
-    chunk: int | None = None,
-    precision: str = "float32",
-) -> Iterator[Setting]:
-    """The settings with an exact meta-gradient that can run this learner on these episodes, as they are measured.
+def settings(work: Work, limit: float | None = None, engines: Sequence[Engine] | None = None) -> Iterator[Setting]:
+    """The settings with an exact meta-gradient that can do this work, as they are measured.
 
-    Only chunks that should fit into `limit` bytes and into the memory of the machine are tried. `names`: the engines.
+    Only chunks that should fit into `limit` bytes and into the memory of the machine are tried. `engines`: None means
+    all of ENGINES; the engine of `work` does not matter.
     """
-    device = next(iter(theta.values())).device
-    most = min([size for size in (limit, memory.room(device)) if size is not None], default=math.inf)
-    beside, update = COPIES * sum(value.nbytes for value in theta.values()), _seconds_of_update(theta)
+    room = (limit, memory.room(work.device))
+    most = min([size for size in room if size is not None], default=math.inf)
+    beside, update = COPIES * sum(value.nbytes for value in work.theta.values()), _seconds_of_update(work.theta)
+    for adjoint in _adjoints(work.learner):
+        for engine in _planned(AUTO) if engines is None else engines:
+            for one in _by_size(dataclasses.replace(work, engine=engine), adjoint, most):
+                more = None if one.memory is None else one.memory + beside
+                yield one._replace(memory=more, seconds=one.seconds + update)
 
-    def run(learner: Learner, part: Episodes, name: str, check: bool) -> None:
-        if check:
-            agreement.check_engine(learner, theta, episodes, name)  # as in training; may need more than a chunk
-        _, drew = seeds.watching_generator(lambda: mapping.meta_gradient(learner, theta, part, name, None, precision))
-        if drew and name == "threads":
-            raise RuntimeError("threads cannot repeat random draws")
 
-    for adjoint in _adjoints(learner):
-        for name in names:
-            before, last, checked = memory.taken(device) or 0.0, 0.0, None
-            for together in _together(name, count(episodes), chunk):
-                if before + 2 * (last - before) > most:  # an estimate for twice as many tasks
-                    break
-                try:
-                    few, check = first_tasks(episodes, together), checked is None
-                    peak, seconds = _need(_sized(learner, adjoint), few, name, run, device, check)
-                    checked = peak if check else checked  # a training needs at least this much before it begins
-                    peak = peak and max(peak, checked or 0.0)
-                except (*race.CANNOT, MemoryError):  # a training would use another engine, or a smaller chunk
-                    break
-                last = peak or 0.0
-                chunked = name in mapping.TOGETHER
-                size = together if chunked and together < count(episodes) else None
-                rounds = count(episodes) / together if chunked else math.ceil(count(episodes) / together)
-                yield Setting(name, adjoint, size, None if peak is None else peak + beside, rounds * seconds + update)
+def _by_size(work: Work, adjoint: str | None, most: float) -> Iterator[Setting]:
+    """The work's engine with one adjoint, in chunks of growing size while they fit into `most` bytes.
+
+    Memory and time are those of the meta-gradients alone.
+    """
+    before, last, checked = memory.taken(work.device) or 0.0, 0.0, None
+    for together in _together(work):
+        if before + 2 * (last - before) > most:  # an estimate for twice as many tasks
+            return
+        check = checked is None
+        try:
+            part = dataclasses.replace(work, episodes=first_tasks(work.episodes, together), chunk=None)
+            run = functools.partial(_run, work)
+            peak, seconds = _need(functools.partial(_sized, part, adjoint), run, work.device, check)
+        except (*race.CANNOT, MemoryError):  # a training would use another engine, or a smaller chunk
+            return
+        checked = peak if check else checked  # a training needs at least this much before it begins
+        peak = None if peak is None else max(peak, checked or 0.0)
+        last = peak or 0.0
+        chunked = work.engine.together
+        rounds = work.tasks / together if chunked else math.ceil(work.tasks / together)
+        size = together if chunked and together < work.tasks else None
+        yield Setting(work.engine.name, adjoint, size, peak, rounds * seconds)
+
+
+def _run(whole: Work, part: Work, check: bool) -> None:
+    """Compute a part of the work, once it is checked as in training, which may need more than a chunk."""
+    if check:
+        agreement.check_engine(part.learner, whole.theta, whole.episodes, whole.engine)
+    _, drew = seeds.watching_generator(part.gradient)
+    if drew and not whole.engine.repeats_draws:
+        raise RuntimeError(f"{whole.engine.name} cannot repeat random draws")
 
 
 def _adjoints(learner: Learner) -> tuple[str | None, ...]:
     """The adjoints to choose from. None means the learner's own: it has none, or one that is not in EXACT."""
-    exact = getattr(learner, "adjoint", None) in EXACT and not getattr(learner, "first_order", False)
-    return EXACT if exact else (None,)
+    planned = learner.exact() is learner and plain_value(setting(learner, "adjoint")) in EXACT
+    return EXACT if planned else (None,)
 
 
-def _sized(learner: Learner, adjoint: str | None) -> Sized:
-    def with_steps(steps: int | None) -> Learner:
-        given = {"adjoint": adjoint, "steps": steps}
-        return dataclasses.replace(learner, **{k: v for k, v in given.items() if v is not None})  # type: ignore[type-var]
+def _sized(work: Work, adjoint: str | None, steps: int | None) -> Work:
+    """The work with another adjoint and number of inner steps; None: with the learner's own."""
+    changes = {name: value for name, value in (("adjoint", adjoint), ("steps", steps)) if value is not None}
+    learner = dataclasses.replace(work.learner, **changes)  # type: ignore[type-var]
+    return dataclasses.replace(work, learner=learner)
 
-    return with_steps
 
-
-def _together(name: str, tasks: int, chunk: int | None) -> list[int]:
+def _together(work: Work) -> list[int]:
     """How many tasks to hold in memory at once: 1, 2, 4 ... all if mapped, one per thread, one in a loop."""
-    if name not in mapping.TOGETHER:
-        return [1 if name == "loop" else min(torch.get_num_threads(), tasks)]
-    return [min(chunk, tasks)] if chunk else [2**i for i in range(tasks.bit_length()) if 2**i < tasks] + [tasks]
+    tasks = work.tasks
+    if not work.engine.together:
+        return [min(torch.get_num_threads(), tasks) if work.engine.parallel else 1]
+    return [work.together] if work.chunk else [2**i for i in range(tasks.bit_length()) if 2**i < tasks] + [tasks]
 
 
-def _need(
-    sized: Sized, episodes: Episodes, name: str, run: Run, device: torch.device, check: bool = True
-) -> tuple[float | None, float]:
+def _need(sized: Sized, run: Run, device: torch.device, check: bool = True) -> tuple[float | None, float]:
     """Peak memory of the process in bytes, and seconds; extrapolated from fewer inner steps where there are many."""
-    steps = getattr(sized(None), "steps", None)
-    many = isinstance(steps, int) and steps > FEW and hasattr(sized(None), "adjoint")
-    found = []
-    for k in (steps // 4, steps // 2) if many else (None,):  # type: ignore[operator]
+    learner = sized(None).learner
+    steps = setting(learner, "steps")
+    many = isinstance(steps, int) and steps > FEW and takes(learner, "adjoint")
+    measured = []
+    for k in (steps // 4, steps // 2) if many else (None,):
         memory.tidy()
         with memory.peak(device) as peak, seeds.seeded(0, "plan"):
             one = sized(k)  # one learner for all runs, because programs are cached by learner
-            run(one, episodes, name, check)
-            taken = _fastest(lambda one=one: run(one, episodes, name, False))
-        found.append((k, peak.bytes, taken))
-    (k, memory_, seconds), (fewer, before, _) = found[-1], found[0]
+            run(one, check)
+            taken = _fastest(lambda one=one: run(one, False))
+        measured.append((k, peak.bytes, taken))
+    (k, memory_, seconds), (fewer, before, _) = measured[-1], measured[0]
     if not many:
         return memory_, seconds
-    ahead = (steps - k) / (k - fewer)  # type: ignore[operator]
+    ahead = (steps - k) / (k - fewer)
     further = None if memory_ is None or before is None else memory_ + max(memory_ - before, 0.0) * ahead
-    return further, seconds * (steps + 1) / (k + 1)  # type: ignore[operator]
+    return further, seconds * (steps + 1) / (k + 1)
 
 
 def _seconds_of_update(theta: Theta) -> float:
@@ -239,28 +259,30 @@ def tasks_within(each: float, device: torch.device) -> int | None:
     return None if room is None or own is None or each <= 0 else max(1, int((room - own) / each))
 
 
-def first_that_fits(
-    learner: Learner, theta: Theta, episodes: Episodes, engine: str, chunk: int | None, precision: str = "float32"
-) -> Setting | None:
+def first_that_fits(work: Work) -> Setting | None:
     """The first setting that works after memory ran out; None if none does.
 
     Tries smaller chunks, then a loop, then the same with the adjoint that stores less. Each trial computes one
     meta-gradient. The setting's `memory` is None, because it is not measured.
     """
-    together = min(chunk or count(episodes), count(episodes))
-    smaller = [together // 2**i for i in range(1, together.bit_length())] if engine in mapping.TOGETHER else []
-    own, *others = _adjoints(learner) if getattr(learner, "adjoint", None) != "remat" else ("remat",)
-    mapped = "replay" if engine == "compile" else engine  # compiling each trial would take too long
-    ways = [(mapped, size) for size in smaller] + ([("loop", None)] if engine != "loop" else [])
-    tried = [(own, *way) for way in ways]
-    tried += [(other, *way) for other in others for way in [(engine, chunk), *ways] if engine != "compile"]
-    for adjoint, name, size in tried:
+    for adjoint, engine, chunk in _cheaper(work):
         memory.tidy()
-        one = _sized(learner, adjoint)(None)
-        compute = functools.partial(mapping.meta_gradient, one, theta, episodes, name, size, precision)
+        one = dataclasses.replace(_sized(work, adjoint, None), engine=engine, chunk=chunk)
         try:
-            _, seconds = race.timed(compute)
+            _, seconds = race.timed(one.gradient)
         except (*race.CANNOT, MemoryError):
             continue
-        return Setting(name, adjoint, size, None, seconds)
+        return Setting(engine.name, adjoint, chunk, None, seconds)
     return None
+
+
+def _cheaper(work: Work) -> list[tuple[str | None, Engine, int | None]]:
+    """Settings that need less memory than the work's own: adjoint, engine and chunk."""
+    adjoints, now = _adjoints(work.learner), plain_value(setting(work.learner, "adjoint"))
+    own, *others = adjoints[adjoints.index(now) :] if now in adjoints else adjoints
+    smaller = [work.together // 2**i for i in range(1, work.together.bit_length())] if work.engine.together else []
+    ways: list[tuple[Engine, int | None]] = [(work.engine.uncompiled, size) for size in smaller]
+    ways += [] if work.engine.in_turn else [(LOOP, None)]
+    # Compiling each trial would take too long.
+    with_others = [] if work.engine.compiled else [(work.engine, work.chunk), *ways]
+    return [(own, *way) for way in ways] + [(other, *way) for other in others for way in with_others]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from quickstudy.base.seeds import watching_generator
 from quickstudy.engine.agreement import relative_difference
-from quickstudy.engine.mapping import ENGINES, PLAIN
-from quickstudy.errors import ConfigError, EngineWarning, first_line, suggest
+from quickstudy.engine.engines import AUTO, BY_NAME, LOOP, Engine, find_engine, name_of
+from quickstudy.errors import EngineWarning, first_line
 
 T = TypeVar("T")
 
@@ -33,9 +36,43 @@ class Choice(NamedTuple):
     chunk: int | None = None  # the most tasks that run together; None: all
 
 
+class Entrant(NamedTuple):
+    """An engine in a race, after its check."""
+
+    compute: Callable[[], Any]  # -> tensors
+    chunk: int | None = None  # the most tasks that it runs together; None: all
+
+
+@dataclass(frozen=True)
+class Race:
+    """What engines are raced on."""
+
+    enter: Callable[[Engine], Entrant]  # raises RuntimeError where an engine must not be trusted
+    tasks: int  # computed by each entrant
+    device: torch.device
+    iterations: int = 0  # how many times the winner will run: programs are tried only where recording them pays off
+    tolerance: float = ROUNDING  # the largest difference allowed between results, relative to their norm
+
+    @property
+    def plain(self) -> list[Engine]:
+        """The engines that race in every case, beside the loop."""
+        able = [one for one in BY_NAME.values() if not (one.recorded or one.in_turn) and self.tasks > 1]
+        return [one for one in able if not one.parallel or (self._on_cpu and torch.get_num_threads() > 1)]
+
+    @property
+    def programs(self) -> list[Engine]:
+        """The engines that race only where recording them pays off."""
+        able = [one for one in BY_NAME.values() if one.recorded and not one.compiled]
+        return [one for one in able if not one.parallel or (self._on_cpu and self.tasks > 1)]
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+
 def choose(
     attempt: Callable[[str], Any],
-    engine: str,
+    engine: str | Engine,
     tasks: int,
     device: torch.device,
     check: Callable[[str], None] = lambda engine: None,
@@ -50,96 +87,129 @@ def choose(
     iterations   how many times it will run: "auto" tries programs only where recording them pays off
     tolerance    the largest difference allowed between results, relative to their norm
 
+    The errors and warnings are those of `chosen`.
+    """
+
+    def enter(engine: Engine) -> Entrant:
+        if not engine.in_turn:
+            check(engine.name)
+        return Entrant(functools.partial(attempt, engine.name))
+
+    return chosen(Race(enter, tasks, device, iterations, tolerance), engine)
+
+
+def chosen(race: Race, engine: str | Engine) -> Choice:
+    """The engine to use: the one that is asked for, or the winner of a race for "auto".
+
     If the engine fails but the loop works, the fastest working engine is used instead, with a warning. If the loop
     fails too, the error is the caller's own and is raised. Random learners (dropout) do not run on threads, because
     the order of their draws is not reproducible.
 
     Raises ConfigError where the engine is unknown.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.{suggest(engine, ENGINES)}")
-    if engine == "loop" or (tasks == 1 and engine in PLAIN):
-        return Choice("loop", "as asked" if engine == "loop" else "one task only")
-    others = ["vmap", *_threads(device)] if tasks > 1 else []
-    if engine == "auto":
-        programs = ["replay", *(["replay-threads"] if tasks > 1 and device.type == "cpu" else [])]
-        return _fastest(attempt, others, programs, check, iterations, tolerance)
+    if name_of(engine) == AUTO:
+        return _fastest(race, race.plain, race.programs)
+    asked = find_engine(engine)
+    if asked.in_turn or (race.tasks == 1 and not asked.recorded):
+        return Choice(LOOP.name, "as asked" if asked.in_turn else "one task only", race.enter(LOOP).chunk)
     try:
-        check(engine)
-        (result, drew), seconds = timed(lambda: watching_generator(lambda: attempt(engine)))
-        if engine == "compile":
-            _check_same(result, attempt("loop"), tolerance)
-            return Choice(engine, f"as asked, compiled in {seconds:.0f} s")
-        if not (engine == "threads" and drew):
-            return Choice(engine, "as asked")
-        why = "threads cannot repeat random draws (dropout)"
+        choice, drew = _as_asked(race, asked)
+        if not (asked.parallel and drew):
+            return choice
+        why = f"{asked.name} cannot repeat random draws (dropout)"
     except CANNOT as error:
-        why = f"{engine} cannot: {first_line(error)}"
-    choice = _fastest(attempt, [name for name in others if name != engine], [], check, 0, tolerance)
-    warnings.warn(f"engine {engine!r} is replaced by {choice.engine!r}: {why}", EngineWarning, stacklevel=3)
-    return Choice(choice.engine, why)
+        why = f"{asked.name} cannot: {first_line(error)}"
+    choice = _fastest(dataclasses.replace(race, iterations=0), [one for one in race.plain if one != asked], [])
+    warnings.warn(f"engine {asked.name!r} is replaced by {choice.engine!r}: {why}", EngineWarning, stacklevel=3)
+    return choice._replace(reason=why)
 
 
-def _threads(device: torch.device) -> list[str]:
-    return ["threads"] if device.type == "cpu" and torch.get_num_threads() > 1 else []
+def _as_asked(race: Race, asked: Engine) -> tuple[Choice, bool]:
+    """The engine that is asked for, and whether it drew random numbers."""
+    entrant = race.enter(asked)
+    (result, drew), seconds = timed(lambda: watching_generator(entrant.compute))
+    if not asked.compiled:
+        return Choice(asked.name, "as asked", entrant.chunk), drew
+    _check_same(result, race.enter(LOOP).compute(), race.tolerance)
+    return Choice(asked.name, f"as asked, compiled in {seconds:.0f} s", entrant.chunk), drew
 
 
-def _fastest(
-    attempt: Callable[[str], Any],
-    candidates: list[str],
-    programs: list[str],
-    check: Callable[[str], None],
-    iterations: int,
-    tolerance: float,
-) -> Choice:
-    """The fastest among the loop and the candidates that give its result; programs are tried only if they pay off."""
-    (reference, drew), first = timed(lambda: watching_generator(lambda: attempt("loop")))
-    warm, notes = {"loop": first}, []  # seconds of each first attempt, which includes recording or compiling
+# --- the race --------------------------------------------------------------------------------------------------------
 
-    def warm_up(names: Iterable[str]) -> None:
-        for name in names:
-            try:
-                check(name)
-                result, warm[name] = timed(lambda name=name: attempt(name))
-                if not drew:
-                    _check_same(result, reference, tolerance)
-            except CANNOT as error:
-                warm.pop(name, None)
-                notes.append(f"{name} cannot: {first_line(error)}")
 
-    warm_up(name for name in candidates if not (name == "threads" and drew))
-    seconds = _raced(attempt, warm, iterations)
-    if not drew and _worth_recording(seconds, iterations):
-        warm_up(programs)
-        seconds |= _raced(
-            attempt, {name: warm[name] for name in (_best(seconds), *programs) if name in warm}, iterations
-        )
-        if _worth_compiling(warm, seconds, iterations):
-            warm_up(["compile"])
-        if "compile" in warm:
-            notes.append(f"compiled in {warm['compile']:.0f} s")
-            seconds |= _raced(attempt, {"compile": 0.0}, iterations)
+class _Ready(NamedTuple):
+    """An entrant that has run once."""
+
+    entrant: Entrant
+    first: float  # seconds of that run, which includes recording or compiling
+
+
+def _fastest(race: Race, plain: list[Engine], programs: list[Engine]) -> Choice:
+    """The fastest among the loop and the engines that give its result; programs are tried only if they pay off."""
+    loop = race.enter(LOOP)
+    (result, drew), first = timed(lambda: watching_generator(loop.compute))
+    reference = None if drew else result
+    ready = {LOOP.name: _Ready(loop, first)}
+    others, notes = _warmed_up(race, [one for one in plain if one.repeats_draws or not drew], reference)
+    ready |= others
+    seconds = _raced(ready, race.iterations)
+    if not drew and _worth_recording(seconds, race.iterations):
+        recorded, cannot = _warmed_up(race, programs, reference)
+        ready |= recorded
+        best = _best(seconds)
+        seconds |= _raced({best: ready[best]} | recorded, race.iterations)
+        compiled, never = _compiled(race, {name: one.first for name, one in ready.items()}, seconds, reference)
+        ready |= compiled
+        seconds |= _raced({name: one._replace(first=0.0) for name, one in compiled.items()}, race.iterations)
+        notes = [*notes, *cannot, *never, *(f"compiled in {one.first:.0f} s" for one in compiled.values())]
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
-    return Choice(_best(seconds), "; ".join([f"fastest of {times}", *notes]))
+    best = _best(seconds)
+    return Choice(best, "; ".join([f"fastest of {times}", *notes]), ready[best].entrant.chunk)
+
+
+def _compiled(
+    race: Race, warm: dict[str, float], seconds: dict[str, float], reference: Any
+) -> tuple[dict[str, _Ready], list[str]]:
+    """The compiled program where compiling it pays off, else nothing."""
+    engines = [one for one in BY_NAME.values() if one.compiled]
+    return _warmed_up(race, engines if _worth_compiling(warm, seconds, race.iterations) else [], reference)
+
+
+def _warmed_up(race: Race, engines: Iterable[Engine], reference: Any) -> tuple[dict[str, _Ready], list[str]]:
+    """The engines that run and give the reference's result, each after its first run, and why others cannot.
+
+    `reference` None: results are not comparable.
+    """
+    ready, notes = {}, []
+    for engine in engines:
+        try:
+            entrant = race.enter(engine)
+            result, first = timed(entrant.compute)
+            if reference is not None:
+                _check_same(result, reference, race.tolerance)
+            ready[engine.name] = _Ready(entrant, first)
+        except CANNOT as error:
+            notes.append(f"{engine.name} cannot: {first_line(error)}")
+    return ready, notes
 
 
 def _best(seconds: dict[str, float]) -> str:
     return min(seconds, key=seconds.__getitem__)
 
 
-def _raced(attempt: Callable[[str], Any], warm: dict[str, float], iterations: int) -> dict[str, float]:
+def _raced(ready: dict[str, _Ready], iterations: int) -> dict[str, float]:
     """The fastest time of each engine over a few rounds, taken in turns so that other load hits all engines alike.
 
     A long training gets more rounds, for up to a quarter of a percent of its time.
     """
-    quick, began = [name for name, first in warm.items() if first <= LONG], time.perf_counter()
-    found: dict[str, list[float]] = {name: [] for name in quick}
-    while quick and (done := len(found[quick[0]])) < ROUNDS[1]:
-        if done >= ROUNDS[0] and time.perf_counter() - began > 0.0025 * iterations * min(map(min, found.values())):
+    quick, began = [name for name, one in ready.items() if one.first <= LONG], time.perf_counter()
+    taken: dict[str, list[float]] = {name: [] for name in quick}
+    while quick and (done := len(taken[quick[0]])) < ROUNDS[1]:
+        if done >= ROUNDS[0] and time.perf_counter() - began > 0.0025 * iterations * min(map(min, taken.values())):
             break
         for name in quick:
-            found[name].append(timed(lambda name=name: attempt(name))[1])
-    return warm | {name: min(seconds) for name, seconds in found.items()}
+            taken[name].append(timed(ready[name].entrant.compute)[1])
+    return {name: one.first for name, one in ready.items()} | {name: min(each) for name, each in taken.items()}
 
 
 def _worth_recording(seconds: dict[str, float], iterations: int) -> bool:

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from quickstudy.engine.engines import Engine
 from quickstudy.engine.programs.recording import Program, over_tasks, record
 from quickstudy.episodes import unstack
 from quickstudy.errors import first_line
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta, networks
 from quickstudy.nn.model import prepare
 
 MetaGradient = Callable[[Theta, Episode], tuple[Tensor, Theta]]  # theta, episodes -> loss, its gradient
@@ -29,7 +31,7 @@ _known: weakref.WeakKeyDictionary[Learner, dict[Any, tuple[list[Any], MetaGradie
 
 
 def program_of(
-    learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: str, key: Any = None
+    learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: Engine, key: Any = None
 ) -> MetaGradient:
     """The function (theta, episodes) -> (meta-loss, meta-gradient) for these shapes, built once and cached.
 
@@ -38,16 +40,16 @@ def program_of(
     of modules, writes through `.data`.
 
     of_task    (learner, theta, one episode) -> its loss and gradient, with ordinary autograd
-    engine     "replay" and "compile": the mean over episodes with a task axis; "replay-threads": one episode
+    engine     a recorded one: for the mean over episodes with a task axis where it runs them together, else for one
     key        tells different `of_task` functions apart in the cache
 
     Raises RuntimeError, with the reason, where the computation cannot be recorded or compiled.
     """
-    known, leaves = _known.setdefault(learner, {}), _leaves(theta, episodes)
+    known, (leaves, structure) = _known.setdefault(learner, {}), _flat(theta, episodes)
     shapes = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves)
     # Compiled code is specific to one memory layout and one number of threads.
-    layout = (torch.get_num_threads(), *(leaf.stride() for leaf in leaves)) if engine == "compile" else None
-    wanted = (engine, key, tuple(theta), shapes, layout)
+    layout = (torch.get_num_threads(), *(leaf.stride() for leaf in leaves)) if engine.compiled else None
+    wanted = (engine, key, tuple(theta), structure, shapes, layout)
     state = [torch.get_default_dtype(), torch.is_autocast_enabled(leaves[0].device.type), *_state(learner)]
     before, program = known.get(wanted, (None, None))
     if program is None or before is None or not _unchanged(before, state):
@@ -93,34 +95,47 @@ def _unchanged(before: list[Any], now: list[Any]) -> bool:
     )
 
 
-def _made(learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: str) -> MetaGradient:
-    for field in dataclasses.fields(learner):  # type: ignore[arg-type]
-        if isinstance(model := getattr(learner, field.name), nn.Module):
-            prepare(model)
-    together, names = engine != "replay-threads", list(theta)
+def _made(learner: Learner, theta: Theta, episodes: Episode, of_task: OfTask, engine: Engine) -> MetaGradient:
+    for model in networks(learner).values():
+        prepare(model)
+    names = list(theta)
+    one, structure = _flat(theta, unstack(episodes)[0] if engine.together else episodes)
 
-    def flat(*leaves: Tensor) -> list[Tensor]:
-        theta, (xs, ys, xq, yq) = dict(zip(names, leaves, strict=False)), leaves[len(names) :]
-        loss, slope = of_task(learner, theta, Episode(Batch(xs, ys), Batch(xq, yq)))
-        return [loss, *(slope[name] for name in names)]
+    def of_leaves(*leaves: Tensor) -> list[Tensor]:
+        theta = dict(zip(names, leaves, strict=False))
+        loss, gradient = of_task(learner, theta, _episode(leaves[len(names) :], structure))
+        return [loss, *(gradient[name] for name in names)]
 
-    program = record(flat, _leaves(theta, unstack(episodes)[0] if together else episodes))
-    if together:
-        leaves = [leaf.detach() for leaf in _leaves(theta, episodes)]
+    program = record(of_leaves, one)
+    if engine.together:
+        leaves = [leaf.detach() for leaf in _flat(theta, episodes)[0]]
         program = over_tasks(program, leaves, shared=len(names))
-        program = _compiled(program, leaves) if engine == "compile" else program
+        program = _compiled(program, leaves) if engine.compiled else program
         program = _as_one_graph(program, leaves) if all(leaf.is_cuda for leaf in leaves) else program
 
     def compute(theta: Theta, episodes: Episode) -> tuple[Tensor, Theta]:
         with torch.no_grad():
-            loss, *slopes = program(*_leaves(theta, episodes))
-        return loss, dict(zip(names, slopes, strict=True))
+            loss, *gradients = program(*_flat(theta, episodes)[0])
+        return loss, dict(zip(names, gradients, strict=True))
 
     return compute
 
 
-def _leaves(theta: Theta, episodes: Episode) -> list[Tensor]:
-    return [*theta.values(), *episodes.support, *episodes.query]
+def _flat(theta: Theta, episodes: Episode) -> tuple[list[Tensor], Any]:
+    """All tensors that a program reads, and how the episodes are built from theirs."""
+    parts = (*episodes.support, *episodes.query)
+    if all(isinstance(part, Tensor) for part in parts):  # the most frequent case; flattening takes ten times as long
+        return [*theta.values(), *parts], None
+    leaves, structure = pytree.tree_flatten(episodes)
+    return [*theta.values(), *leaves], structure
+
+
+def _episode(leaves: Sequence[Tensor], structure: Any) -> Episode:
+    """The inverse of `_flat` for the episodes' tensors."""
+    if structure is not None:
+        return pytree.tree_unflatten(leaves, structure)
+    xs, ys, xq, yq = leaves
+    return Episode(Batch(xs, ys), Batch(xq, yq))
 
 
 def _compiled(program: Program, leaves: Sequence[Tensor]) -> Program:
@@ -153,7 +168,7 @@ def _as_one_graph(program: Program, leaves: Sequence[Tensor]) -> Program:
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
-            found = program(*held)
+            results = program(*held)
     except RuntimeError:
         return program
 
@@ -161,6 +176,6 @@ def _as_one_graph(program: Program, leaves: Sequence[Tensor]) -> Program:
         for place, leaf in zip(held, leaves, strict=True):
             place.copy_(leaf)
         graph.replay()
-        return [tensor.clone() for tensor in found]  # the next replay overwrites this memory
+        return [tensor.clone() for tensor in results]  # the next replay overwrites this memory
 
     return replay

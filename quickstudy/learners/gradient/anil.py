@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.inner.derivatives import Given, LossAt
-from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.descent import adjoint_of, check_adjoint, check_inner_loop, check_steps, descend
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.nn.hooks import below_head
+from quickstudy.inner.adjoints import Adjoint, adjoint_of, with_exact_adjoint
+from quickstudy.learners.parts.losses import loss_above
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import last_linear, matching, parameters
 from quickstudy.nn.statistics import statistics
@@ -41,17 +43,18 @@ class ANIL(Learner):
     steps: int = 5  # inner gradient steps
     adapts: str = ""  # parameters that adapt, such as 'head.*,block4.*'; empty: the last linear layer
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
-    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
-    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    adjoint: str | Adjoint = "unroll"  # how to differentiate inner steps: unroll, remat, mixed, implicit or first_order
+    rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        check_adjoint(self.adjoint)
-        find_rule(self.rule)
+        check_inner_loop(self)
         self._moving()
 
     def _moving(self) -> list[str]:
         return matching(self.model, self.adapts or f"{last_linear(self.model)}*")
+
+    def exact(self) -> Learner:
+        return with_exact_adjoint(self)
 
     def init(self) -> Theta:
         return parameters(self.model)
@@ -59,23 +62,12 @@ class ANIL(Learner):
     def adapt(self, theta: Theta, support: Batch) -> Theta:
         """Only the adapted parameters; the others are taken from theta."""
         start = {name: theta[name] for name in self._moving()}
-        loss_at, given = self._support_loss(theta, support)
+        head = last_linear(self.model) if self.adapts == "" else None
+        loss_at, given = loss_above(self.model, self.loss, theta, support, head)
         phi = descend(
             loss_at, start, given=given, lr=self.lr, steps=self.steps, adjoint=adjoint_of(self), rule=self.rule
         )
         return phi | statistics(self.model, theta | phi, support.x)
-
-    def _support_loss(self, theta: Theta, support: Batch) -> tuple[LossAt, Given]:
-        """The loss of what adapts, and what else it depends on: features if only the head adapts, else theta."""
-        head = last_linear(self.model) if self.adapts == "" else None
-        z = None if head is None else below_head(self.model, theta, support.x, head)
-        if z is None:
-            return self._loss_of_all, (theta, support)
-        weight, bias = f"{head}weight", f"{head}bias"
-        return lambda phi, z, y: self.loss(F.linear(z, phi[weight], phi.get(bias)), y), (z, support.y)
-
-    def _loss_of_all(self, phi: Theta, theta: Theta, support: Batch) -> Tensor:
-        return self.loss(call(self.model, theta | phi, support.x), support.y)
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         return call(self.model, theta | phi, x)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.descent import adjoint_of, check_adjoint, check_inner_loop, check_steps, descend
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
+from quickstudy.inner.adjoints import Adjoint, adjoint_of, with_exact_adjoint
+from quickstudy.learners.parts.losses import loss_beside
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import last_linear, matching, parameters
 from quickstudy.nn.statistics import statistics
@@ -39,17 +41,18 @@ class BOIL(Learner):
     steps: int = 1  # inner gradient steps
     stays: str = ""  # parameters that do not adapt, such as 'head.*'; empty: the last linear layer
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
-    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
-    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    adjoint: str | Adjoint = "unroll"  # how to differentiate inner steps: unroll, remat, mixed, implicit or first_order
+    rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        check_adjoint(self.adjoint)
-        find_rule(self.rule)
+        check_inner_loop(self)
         self._still()
 
     def _still(self) -> list[str]:
         return matching(self.model, self.stays or f"{last_linear(self.model)}*")
+
+    def exact(self) -> Learner:
+        return with_exact_adjoint(self)
 
     def init(self) -> Theta:
         return parameters(self.model)
@@ -59,7 +62,7 @@ class BOIL(Learner):
         still = self._still()
         start = {name: value for name, value in theta.items() if name not in still}
         phi = descend(
-            lambda phi, theta, support: self.loss(call(self.model, theta | phi, support.x), support.y),
+            loss_beside(self.model, self.loss),
             start,
             given=({name: theta[name] for name in still}, support),
             lr=self.lr,

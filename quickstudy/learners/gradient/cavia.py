@@ -11,9 +11,10 @@ from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.descent import adjoint_of, check_adjoint, check_inner_loop, check_steps, descend
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
+from quickstudy.inner.adjoints import Adjoint, adjoint_of, with_exact_adjoint
 from quickstudy.nn.film import conditioned_layer, film, width_of
 from quickstudy.nn.model import Change, call
 from quickstudy.nn.parameters import beside, own, parameters, part
@@ -52,13 +53,11 @@ class CAVIA(Learner):
     conditioning: str = "film"  # what the context does to a layer's output: film (scale and shift) or shift
     layer: str = ""  # which layer's output; empty: the third convolution (normalised), or the first linear layer
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
-    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
-    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    adjoint: str | Adjoint = "unroll"  # how to differentiate inner steps: unroll, remat, mixed, implicit or first_order
+    rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        check_adjoint(self.adjoint)
-        find_rule(self.rule)
+        check_inner_loop(self)
         if self.conditioning not in CONDITIONING:
             hint = suggest(self.conditioning, CONDITIONING)
             raise ConfigError(f"conditioning must be 'film' or 'shift', got {self.conditioning!r}.{hint}")
@@ -71,6 +70,9 @@ class CAVIA(Learner):
 
     def _width(self) -> int:
         return width_of(self.model, self._layer())
+
+    def exact(self) -> Learner:
+        return with_exact_adjoint(self)
 
     def init(self) -> Theta:
         params = parameters(self.model)

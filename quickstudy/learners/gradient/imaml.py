@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.errors import ConfigError
-from quickstudy.inner.derivatives import LossAt, gradient, hessian
-from quickstudy.inner.descent import check_steps, descend
+from quickstudy.inner.derivatives import gradient, hessian
+from quickstudy.inner.descent import check_inner_loop, descend
 from quickstudy.inner.implicit import conjugate_gradient, warn_above
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta, with_gradient
+from quickstudy.learners.parts.losses import loss_on
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters
 from quickstudy.nn.statistics import statistics
@@ -53,13 +54,12 @@ class IMAML(Learner):
     lam: float = 2.0  # strength of the pull towards theta
     cg_steps: int = 5  # largest number of conjugate gradient steps
     tolerance: float = 0.1  # residual, relative to the right-hand side, at which the system counts as solved
-    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     approximate: ClassVar[bool] = True  # exact only where the inner problem and the linear system are solved
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        find_rule(self.rule)
+        check_inner_loop(self)
         if not self.lam > 0:
             raise ConfigError(f"lam, the strength of the pull towards theta, must be above 0, got {self.lam}.")
 
@@ -67,9 +67,11 @@ class IMAML(Learner):
         return parameters(self.model)
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
+        support_loss = loss_on(self.model, self.loss)
+
         def proximal(phi: Theta, theta: Theta, support: Batch) -> Tensor:
             pull = sum(((phi[name] - theta[name]) ** 2).sum() for name in phi)
-            return self._loss_on(support)(phi) + self.lam / 2 * pull
+            return support_loss(phi, support) + self.lam / 2 * pull
 
         phi = descend(
             proximal,
@@ -82,32 +84,30 @@ class IMAML(Learner):
         )
         return phi | statistics(self.model, phi, support.x)
 
-    def _loss_on(self, batch: Batch) -> LossAt:
-        return lambda phi: self.loss(call(self.model, phi, batch.x), batch.y)
-
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         return call(self.model, phi, x)
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         start = {name: value.detach() for name, value in theta.items()}
-        found = self.adapt(start, episode.support)
-        phi = {name: found[name] for name in theta}
+        adapted = self.adapt(start, episode.support)
+        phi = {name: adapted[name] for name in theta}  # without statistics
 
         def query_loss(phi: Theta) -> Tensor:
             seen = statistics(self.model, phi, episode.support.x)  # they depend on phi
             return self.loss(self.predict(theta, phi | seen, episode.query.x), episode.query.y)
 
-        slope = gradient(query_loss, phi, adjoint="first_order")
-        return with_gradient(query_loss(phi), theta, self._solve(slope, phi, episode.support))
+        query_gradient = gradient(query_loss, phi, adjoint="first_order")
+        return with_gradient(query_loss(phi), theta, self._solve(query_gradient, phi, episode.support))
 
-    def _solve(self, slope: Theta, phi: Theta, support: Batch) -> Theta:
-        """(I + H / lam)^{-1} slope."""
-        curvature = hessian(self._loss_on(support), phi)
+    def _solve(self, query_gradient: Theta, phi: Theta, support: Batch) -> Theta:
+        """(I + H / lam)^{-1} grad L_Q."""
+        support_loss = loss_on(self.model, self.loss)
+        curvature = hessian(lambda phi: support_loss(phi, support), phi)
 
         def product(v: Theta) -> Theta:
             hv = curvature(v)
             return {name: v[name] + hv[name] / self.lam for name in v}
 
-        x, residual = conjugate_gradient(product, slope, steps=self.cg_steps, tolerance=self.tolerance)
+        x, residual = conjugate_gradient(product, query_gradient, steps=self.cg_steps, tolerance=self.tolerance)
         warn_above(residual, self.tolerance, UNSOLVED.format(self.cg_steps, self.tolerance))
         return x

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
-from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
+from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_inner_loop, check_steps, descend
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways, Width
+from quickstudy.inner.adjoints import ALONG_THE_PATH, Adjoint, adjoint_of, with_exact_adjoint
 from quickstudy.learners.parts.distance import class_means
-from quickstudy.nn.model import call
+from quickstudy.learners.parts.gaussian import Gaussian
+from quickstudy.learners.parts.gaussian import divergence as divergence_of
+from quickstudy.learners.parts.sets import features
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics
 
@@ -25,17 +28,6 @@ PREFIX = "leo."  # prefix in theta of everything but the encoder's parameters
 class Classifier(NamedTuple):
     weights: Tensor  # [ways, width]
     statistics: Theta  # the support set's normalisation statistics, empty unless norm="support"
-
-
-class Gaussian(NamedTuple):
-    """Independent normal distributions."""
-
-    mean: Tensor
-    std: Tensor
-
-    def at(self, noise: Tensor | None = None) -> Tensor:
-        """mean + noise * std, a sample where `noise` is standard normal; the mean where it is None."""
-        return self.mean if noise is None else self.mean + noise * self.std
 
 
 class Noise(NamedTuple):
@@ -102,17 +94,19 @@ class LEO(Learner):
     encoder_penalty: float = 1e-9  # weight of the squared distance that the latent steps cover
     orthogonality: float = 0.001  # weight of the penalty on correlated decoder columns
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
-    adjoint: str = "unroll"  # how to differentiate the inner loops: unroll, remat, mixed or first_order
+    adjoint: str | Adjoint = "unroll"  # how to differentiate the inner loops: unroll, remat, mixed or first_order
     sample: bool = True  # sample codes and weights in training; otherwise take their means
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        check_inner_loop(self, ALONG_THE_PATH)
         check_steps(self.finetune_steps)
-        check_adjoint(self.adjoint, ALONG_THE_PATH)
         if self.width < 1 or self.latent < 1:
             raise ConfigError(f"width and latent must be at least 1; got width={self.width}, latent={self.latent}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is a share from 0 to below 1; got {self.dropout}.")
+
+    def exact(self) -> Learner:
+        return with_exact_adjoint(self)
 
     def init(self) -> Theta:
         return beside(parameters(self.encoder), PREFIX, self._linear_maps() | self._rates())
@@ -155,14 +149,7 @@ class LEO(Learner):
 
     def _features(self, theta: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
         """Features [n, width], each scaled to length one. `known` are the support set's statistics."""
-        features = call(self.encoder, own(self.encoder, theta) | (known or {}), x)
-        if features.dim() != 2 or features.shape[1] != self.width:
-            raise ConfigError(
-                f"width={self.width} promises features [n, {self.width}], but the encoder gives "
-                f"{list(features.shape)}. Set width to what it gives, and end it with nn.Flatten() if that has more "
-                "dimensions."
-            )
-        return F.normalize(features, dim=1)
+        return F.normalize(features(self.encoder, self.width, theta, x, known), dim=1)
 
     def _statistics(self, theta: Theta, x: Tensor) -> Theta:
         return statistics(self.encoder, own(self.encoder, theta), x)
@@ -215,25 +202,25 @@ def inferred(parts: Theta, z: Tensor, y: Tensor, ways: int) -> Gaussian:
     for i in range(2):
         pairs = F.linear(pairs, parts[f"relation.{i}.weight"]).relu()
     # The third layer is linear, so it can be applied after the means.
-    found = F.linear(class_means(pairs.mean(1), y, ways), parts["relation.2.weight"])
-    return gaussian(found, 1.0)
+    return gaussian(F.linear(class_means(pairs.mean(1), y, ways), parts["relation.2.weight"]), 1.0)
 
 
 def decoded(parts: Theta, codes: Tensor, ways: int) -> Gaussian:
     """The distribution of the classifier weights [ways, width], given latent codes [ways, latent]."""
-    found = F.linear(codes, parts["decoder.weight"])
-    return gaussian(found, math.sqrt(2 / (ways + found.shape[-1] // 2)))  # the standard deviation of Glorot
+    numbers = F.linear(codes, parts["decoder.weight"])  # [ways, 2 * width]
+    return gaussian(numbers, math.sqrt(2 / (ways + numbers.shape[-1] // 2)))  # the standard deviation of Glorot
 
 
-def gaussian(found: Tensor, scale: float) -> Gaussian:
+def gaussian(numbers: Tensor, scale: float) -> Gaussian:
     """The first half of the numbers as means, the second half as raw standard deviations: a raw zero gives `scale`."""
-    mean, u = found.chunk(2, -1)
+    mean, u = numbers.chunk(2, -1)
     return Gaussian(mean, scale * F.softplus(u) / math.log(2))
 
 
 def divergence(q: Gaussian) -> Tensor:
     """KL(q || N(0, 1)), the mean over all numbers."""
-    return ((q.mean**2 + q.std**2 - 1) / 2 - q.std.log()).mean()
+    standard = Gaussian(torch.zeros_like(q.mean), torch.ones_like(q.std))
+    return divergence_of(q, standard) / q.mean.numel()
 
 
 def correlation(weight: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from quickstudy.inner.descent import adjoint_of, check_adjoint, check_steps, descend
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.descent import adjoint_of, check_adjoint, check_inner_loop, check_steps, descend
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
+from quickstudy.inner.adjoints import Adjoint, adjoint_of, with_exact_adjoint
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters
 from quickstudy.nn.statistics import statistics
@@ -43,13 +44,14 @@ class MAML(Learner):
     lr: float = 0.4  # inner learning rate
     steps: int = 1  # inner gradient steps
     first_order: bool = False  # drop the second-order term (FOMAML); the same as adjoint "first_order"
-    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed, implicit or first_order
-    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    adjoint: str | Adjoint = "unroll"  # how to differentiate inner steps: unroll, remat, mixed, implicit or first_order
+    rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        check_adjoint(self.adjoint)
-        find_rule(self.rule)
+        check_inner_loop(self)
+
+    def exact(self) -> Learner:
+        return with_exact_adjoint(self)
 
     def init(self) -> Theta:
         return parameters(self.model)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.errors import ConfigError
-from quickstudy.inner.descent import ALONG_THE_PATH, check_adjoint, check_steps, trajectory
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.descent import ALONG_THE_PATH, check_adjoint, check_inner_loop, check_steps, trajectory
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, NotAnOption, Outer, Theta, with_gradient
+from quickstudy.inner.adjoints import ALONG_THE_PATH, Adjoint, FIRST_ORDER, with_exact_adjoint
 from quickstudy.nn.model import call
 from quickstudy.nn.norm import affine_of_norms
 from quickstudy.nn.parameters import beside, own, parameters, part
@@ -61,16 +62,20 @@ class MAMLPlusPlus(Learner):
     per_step_norm: bool = True  # learn scale and shift of normalising layers for each step
     per_step_statistics: bool = False  # keep averages over tasks of what batch norm sees at each step
     cosine: bool = True  # outer learning rate falls to zero along a cosine
+<<<<<<< HEAD
     rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
     adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
     progress: NotAnOption[float] = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
+=======
+    rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    adjoint: str | Adjoint = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
+    progress: float = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
+>>>>>>> engine
 
     handed_in: ClassVar[tuple[str, ...]] = ("seen.",)
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        check_adjoint(self.adjoint, ALONG_THE_PATH)
-        find_rule(self.rule)
+        check_inner_loop(self, ALONG_THE_PATH)
         for name in ("anneal", "derivative_order"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a part of training, from 0 to 1; got {getattr(self, name)}.")
@@ -80,6 +85,13 @@ class MAMLPlusPlus(Learner):
 
     def at(self, progress: float) -> MAMLPlusPlus:
         return dataclasses.replace(self, progress=progress)
+
+    def exact(self) -> Learner:
+        second = dataclasses.replace(self, derivative_order=0.0) if self._without_second_order() else self
+        return with_exact_adjoint(second)
+
+    def _without_second_order(self) -> bool:
+        return self.progress < self.derivative_order
 
     # --- theta -------------------------------------------------------------------------------------------------------
 
@@ -108,7 +120,7 @@ class MAMLPlusPlus(Learner):
         lr = [{name: _step(value, k) for name, value in rates.items()} for k in each] if rates else self.lr
         losses = [functools.partial(self._support_loss, k) for k in each]
         given = ({name: value for name, value in theta.items() if name.startswith("offset.")}, support)
-        adjoint = "first_order" if self.progress < self.derivative_order else self.adjoint
+        adjoint = FIRST_ORDER if self._without_second_order() else self.adjoint
         path = trajectory(losses, start, given=given, lr=lr, steps=self.steps, adjoint=adjoint, rule=self.rule)
         return [start, *path]
 
@@ -135,16 +147,16 @@ class MAMLPlusPlus(Learner):
     # --- the loss ----------------------------------------------------------------------------------------------------
 
     def weights(self) -> list[float]:
-        """w_1 ... w_K at this point of training."""
+        """w_1 ... w_K at this point of training; none without inner steps."""
         moved = 1.0 if not self.multi_step_loss or self.progress >= self.anneal else self.progress / self.anneal
-        early = [(1 - moved) / self.steps] * (self.steps - 1)
-        return [*early, 1 - sum(early)]
+        early = [(1 - moved) / self.steps] * (self.steps - 1) if self.steps else []
+        return [*early, 1 - sum(early)][: self.steps]
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         path = self._path(theta, episode.support)
         counted = [(w, k) for k, w in enumerate(self.weights(), 1) if w > 0] if self.steps else [(1.0, 0)]
         loss = torch.stack([w * self._query_loss(theta, path[k], k, episode) for w, k in counted]).sum()
-        return loss + self._pull(theta, path, episode.support.x) if self.per_step_statistics else loss
+        return loss + self._pull(theta, path, loss, episode.support) if self.per_step_statistics else loss
 
     def _query_loss(self, theta: Theta, phi: Theta, k: int, episode: Episode) -> Tensor:
         phi = self._at_step(theta, phi, k)
@@ -152,16 +164,16 @@ class MAMLPlusPlus(Learner):
             phi = phi | statistics(self.model, phi, episode.support.x)
         return self.loss(call(self.model, phi, episode.query.x), episode.query.y)
 
-    def _pull(self, theta: Theta, path: list[Theta], x: Tensor) -> Tensor:
+    def _pull(self, theta: Theta, path: list[Theta], like: Tensor, support: Batch) -> Tensor:
         """Zero, whose gradient in each kept average is (average - observed): the fixed point is the mean over tasks."""
-        found: dict[str, list[Tensor]] = {}
+        seen: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             for k, phi in enumerate(path):
-                for name, value in moments(self.model, self._at_step(theta, phi, k), x).items():
+                for name, value in moments(self.model, self._at_step(theta, phi, k), support.x).items():
                     value = value.log() if name.endswith("variance") else value
-                    found.setdefault(f"seen.{name}", []).append(value)
-        apart = {name: theta[name] - torch.stack(values) for name, values in found.items()}
-        return with_gradient(x.new_zeros(()), theta, apart)
+                    seen.setdefault(f"seen.{name}", []).append(value)
+        apart = {name: theta[name] - torch.stack(values) for name, values in seen.items()}
+        return with_gradient(torch.zeros_like(like), theta, apart)
 
 
 def _step(values: Tensor, k: int) -> Tensor:

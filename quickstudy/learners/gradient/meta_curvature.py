@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_inner_loop, check_steps, descend
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
+from quickstudy.inner.adjoints import ALONG_THE_PATH, Adjoint, adjoint_of, with_exact_adjoint
+from quickstudy.learners.parts.losses import loss_on
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics
@@ -43,13 +45,14 @@ class MetaCurvature(Learner):
     steps: int = 1  # inner gradient steps
     largest: int = 1024  # sides of a tensor longer than this keep the identity
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
-    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
-    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    adjoint: str | Adjoint = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
+    rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        check_adjoint(self.adjoint, ALONG_THE_PATH)
-        find_rule(self.rule)
+        check_inner_loop(self, ALONG_THE_PATH)
+
+    def exact(self) -> Learner:
+        return with_exact_adjoint(self)
 
     def init(self) -> Theta:
         params = parameters(self.model)
@@ -64,14 +67,14 @@ class MetaCurvature(Learner):
     def adapt(self, theta: Theta, support: Batch) -> Theta:
         matrices = part(theta, "curvature.")
         phi = descend(
-            lambda phi, support: self.loss(call(self.model, phi, support.x), support.y),
+            loss_on(self.model, self.loss),
             own(self.model, theta),
             given=(support,),
             lr=self.lr,
             steps=self.steps,
             adjoint=adjoint_of(self),
             rule=self.rule,
-            transform=lambda slope: {name: transformed(g, matrices, name) for name, g in slope.items()},
+            transform=lambda gradient: {name: transformed(g, matrices, name) for name, g in gradient.items()},
         )
         return phi | statistics(self.model, phi, support.x)
 
@@ -83,14 +86,14 @@ class MetaCurvature(Learner):
         return self.loss(self.predict(theta, phi, episode.query.x), episode.query.y)
 
 
-def transformed(slope: Tensor, matrices: Mapping[str, Tensor], name: str) -> Tensor:
+def transformed(gradient: Tensor, matrices: Mapping[str, Tensor], name: str) -> Tensor:
     """MC(G): each side of G times its matrix `name.side`; sides without a matrix stay unchanged."""
-    result = _sides(slope)
+    result = _sides(gradient)
     for side in range(result.dim()):
         matrix = matrices.get(f"{name}.{side}")
         if matrix is not None:
             result = (result.movedim(side, -1) @ matrix.T).movedim(-1, side)
-    return result.reshape(slope.shape)
+    return result.reshape(gradient.shape)
 
 
 def _sides(value: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_steps, descend
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_adjoint, check_inner_loop, check_steps, descend
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
+from quickstudy.inner.adjoints import ALONG_THE_PATH, Adjoint, adjoint_of, with_exact_adjoint
+from quickstudy.learners.parts.losses import loss_on
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics
@@ -39,13 +41,14 @@ class MetaSGD(Learner):
     lr: float = 0.1  # initial value of every inner learning rate
     steps: int = 1  # inner gradient steps
     first_order: bool = False  # drop the second-order term; the same as adjoint "first_order"
-    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
-    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    adjoint: str | Adjoint = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
+    rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        check_adjoint(self.adjoint, ALONG_THE_PATH)
-        find_rule(self.rule)
+        check_inner_loop(self, ALONG_THE_PATH)
+
+    def exact(self) -> Learner:
+        return with_exact_adjoint(self)
 
     def init(self) -> Theta:
         params = parameters(self.model)
@@ -53,7 +56,7 @@ class MetaSGD(Learner):
 
     def adapt(self, theta: Theta, support: Batch) -> Theta:
         phi = descend(
-            lambda phi, support: self.loss(call(self.model, phi, support.x), support.y),
+            loss_on(self.model, self.loss),
             own(self.model, theta),
             given=(support,),
             lr=part(theta, "rate."),

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quickstudy.base import trees
+from quickstudy.episodes import examples
 from quickstudy.errors import ConfigError
-from quickstudy.inner.descent import check_steps, descend
-from quickstudy.inner.rules import find_rule
+from quickstudy.inner.descent import check_inner_loop, check_steps, descend
+from quickstudy.inner.rules import Rule, find_rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Outer, Theta, with_gradient
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters
@@ -43,13 +45,12 @@ class Reptile(Learner):
     lr: float = 1e-3  # inner learning rate
     steps: int = 5  # inner steps
     batch: int = 10  # support examples per inner step; 0, or more than there are: all of them
-    rule: str = "adam_no_momentum"  # inner update rule: sgd, momentum, adam or adam_no_momentum
+    rule: str | Rule = "adam_no_momentum"  # inner update rule: sgd, momentum, adam or adam_no_momentum
 
     approximate: ClassVar[bool] = True  # theta - phi_K is not the derivative of the query loss
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        find_rule(self.rule)
+        check_inner_loop(self)
         if self.batch < 0:
             raise ConfigError(f"batch must be the number of examples in an inner step, or 0 for all; got {self.batch}.")
 
@@ -83,10 +84,10 @@ def minibatches(data: Batch, size: int, count: int) -> list[Batch]:
 
     Every batch is all of the data where `size` is 0 or not below the number of examples.
     """
-    n = len(data.x)
+    n, device = trees.size(data.x), trees.first(data.x).device
     if size == 0 or size >= n or count == 0:
         return [data] * max(count, 1)
     passes = -(-count * size // n)
-    order = torch.rand(passes, n, device=data.x.device).argsort(1).flatten()
+    order = torch.rand(passes, n, device=device).argsort(1).flatten()
     chosen = [order[k * size : (k + 1) * size] for k in range(count)]
-    return [Batch(data.x[one], data.y[one]) for one in chosen]
+    return [examples(data, one) for one in chosen]

@@ -16,6 +16,10 @@ class Gaussian(NamedTuple):
     mean: Tensor
     std: Tensor
 
+    def at(self, noise: Tensor | None = None) -> Tensor:
+        """mean + noise * std, a sample where `noise` is standard normal; the mean where it is None."""
+        return self.mean if noise is None else self.mean + noise * self.std
+
 
 def negative_log_likelihood(p: Gaussian, y: Tensor) -> Tensor:
     """-log p(y) of each number, in nats."""

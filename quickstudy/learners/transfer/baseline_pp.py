@@ -8,11 +8,12 @@ from typing import ClassVar, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from quickstudy.episodes import joined
 from quickstudy.errors import ConfigError
 from quickstudy.inner.descent import check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Network, Theta, Ways
 from quickstudy.learners.parts.distance import class_means, cosines
-from quickstudy.learners.transfer.pretrained import features, pooled
+from quickstudy.learners.transfer.pretrained import features
 from quickstudy.nn.parameters import last_linear, parameters
 from quickstudy.nn.statistics import statistics
 
@@ -84,6 +85,6 @@ class BaselinePP(Learner):
         return class_means(F.normalize(z, dim=1), support.y, self.ways).mean(0)
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
-        x, y = pooled(episode)
+        x, y = joined(episode)
         weight = theta[f"{last_linear(self.model)}weight"]
         return F.cross_entropy(self.scale * cosines(features(self.model, theta, x), weight), y)

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quickstudy.episodes import joined
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.inner.derivatives import Given, LossAt
 from quickstudy.inner.descent import check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta, Ways
 from quickstudy.learners.transfer.pretrained import pooled
 from quickstudy.nn.hooks import below_head
+from quickstudy.learners.parts.losses import loss_above
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import last_linear, parameters
 from quickstudy.nn.statistics import statistics
@@ -65,22 +66,9 @@ class FineTune(Learner):
         body = {name: value for name, value in theta.items() if not name.startswith(head)}
         start = self._new_head(theta, head)
         moving = body | start if self.fit == "all" else start
-        loss_at, given = self._support_loss(theta, support)
+        loss_at, given = loss_above(self.model, self.loss, theta, support, None if self.fit == "all" else head)
         phi = body | descend(loss_at, moving, given=given, lr=self.lr, steps=self.steps, adjoint="first_order")
         return phi | statistics(self.model, phi, support.x)
-
-    def _support_loss(self, theta: Theta, support: Batch) -> tuple[LossAt, Given]:
-        """The loss of the fine-tuned parameters, and what else it depends on."""
-        head = last_linear(self.model)
-        # If only the head is fine-tuned, the features below it do not change: compute them once.
-        z = None if self.fit == "all" else below_head(self.model, theta, support.x, head)
-        if z is None:
-            return self._loss_of_all, (theta, support)
-        weight, bias = f"{head}weight", f"{head}bias"
-        return lambda p, z, y: self.loss(F.linear(z, p[weight], p.get(bias)), y), (z, support.y)
-
-    def _loss_of_all(self, moving: Theta, theta: Theta, support: Batch) -> Tensor:
-        return self.loss(call(self.model, theta | moving, support.x), support.y)
 
     def _new_head(self, theta: Theta, head: str) -> Theta:
         old = {name: value for name, value in theta.items() if name.startswith(head)}
@@ -94,5 +82,5 @@ class FineTune(Learner):
         return call(self.model, phi, x)
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
-        x, y = pooled(episode)
+        x, y = joined(episode)
         return self.loss(call(self.model, theta, x), y)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Batch, Episode, Theta
+from quickstudy.learner import Theta
 from quickstudy.nn.hooks import below_head
 from quickstudy.nn.parameters import last_linear
-
-
-def pooled(episode: Episode) -> Batch:
-    """Support and query set as one batch: pretraining does not distinguish them."""
-    return Batch(*(torch.cat(parts) for parts in zip(*episode, strict=True)))
 
 
 def features(model: nn.Module, theta: Theta, x: Tensor) -> Tensor:

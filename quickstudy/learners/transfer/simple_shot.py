@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quickstudy.episodes import joined
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Network, Theta, Ways, with_gradient
 from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
-from quickstudy.learners.transfer.pretrained import features, pooled
+from quickstudy.learners.transfer.pretrained import features
 from quickstudy.nn.parameters import beside, last_linear, parameters
 from quickstudy.nn.statistics import statistics
 
@@ -91,7 +92,7 @@ class SimpleShot(Learner):
         return self.adapt(theta, support).means.mean(0)
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
-        x, y = pooled(episode)
+        x, y = joined(episode)
         head, params = last_linear(self.model), self._own(theta)
         z = features(self.model, params, x)
         loss = F.cross_entropy(F.linear(z, params[f"{head}weight"], params.get(f"{head}bias")), y)
