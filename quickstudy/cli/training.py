@@ -158,16 +158,12 @@ def _field_options(cls: type[Learner], defaults: dict[str, Any]) -> type:
     return dataclasses.make_dataclass(f"{cls.__name__}Fields", made)
 
 
-<<<<<<< HEAD
-def request_of(options: TaskOptions) -> Request:
-=======
 def _on_command_line(kind: Any) -> Any:
     """The type of a field as an option: what has a name, such as an update rule, is given by its name."""
     return str if str in typing.get_args(kind) else kind
 
 
-def request_from(tasks: str, options: TaskOptions) -> Request:
->>>>>>> engine
+def request_of(options: TaskOptions) -> Request:
     """The request for these tasks. Paths become absolute, so that the run can be evaluated from any folder."""
     values = options.values(*(one.name for one in dataclasses.fields(Request)))
     values |= {name: str(Path(path).resolve()) for name, path in options.given("data", "items").items()}

@@ -164,29 +164,15 @@ def share(n: int) -> range:
 
 
 def draw(
-<<<<<<< HEAD
-    tasks: Any, n: int, generator: torch.Generator, learner: Learner | None = None, theta: Theta | None = None
-=======
     tasks: TaskSource | Source,
     n: int,
     generator: torch.Generator,
     learner: Learner | None = None,
     theta: Theta | None = None,
->>>>>>> engine
 ) -> Episodes:
     """This rank's share of `tasks.sample(n, generator)`: together the ranks have the tasks of a single process.
 
     A task source with a method `share(n, places, generator)` makes only the tasks at these places. From any other
-<<<<<<< HEAD
-    source all tasks are drawn, and those of other ranks are dropped. A source that is `on_policy` is given the learner
-    and theta, and needs them.
-    """
-    source = source_of(tasks)
-    if source.on_policy and learner is not None and theta is not None:
-        drawn = source.draw(n, generator, learner, theta)
-        return drawn if size() == 1 else part_of(drawn, share(n))
-    return source.sample(n, generator) if size() == 1 else source.share(n, share(n), generator)
-=======
     source all tasks are drawn, and those of other ranks are dropped. A source that is `on_policy` is also given the
     learner and theta. Raises ConfigError where it is on policy and they are missing.
     """
@@ -196,7 +182,6 @@ def draw(
     if learner is None or theta is None:
         raise ConfigError("these tasks depend on who acts in them (on_policy): draw them with learner and theta.")
     return part_of(source.draw(n, generator, learner, theta), share(n))
->>>>>>> engine
 
 
 def stream(name: str) -> str:

@@ -13,6 +13,7 @@ from problems import clusters
 
 import quickstudy as qs
 from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.training import session
 from quickstudy.training.checkpoint import read_metrics
 
 QUIET = {"engine": "loop", "progress": False}
@@ -261,3 +262,49 @@ def test_of_accuracies_the_highest_validation_is_kept(tmp_path):
     values = [line["val"] for line in read_metrics(tmp_path / "run")]
     assert max(values) > values[-1]
     assert qs.evaluate(trained, tasks, episodes=10, seed=1_000_003).mean == pytest.approx(max(values))
+
+
+def test_resuming_writes_no_iteration_twice(tmp_path):
+    """Lines that were written after the last checkpoint belong to iterations that run again."""
+    common = {"meta_batch": 2, "out": tmp_path / "run", **QUIET}
+    qs.train(maml(), sines(), iterations=20, **common)
+    path = tmp_path / "run" / "metrics.jsonl"
+    kept = path.read_text()
+    path.write_text(kept + json.dumps({"iteration": 40, "loss": 1e9, "seconds": 1.0}) + "\n")
+    qs.train(maml(), sines(), iterations=60, resume=True, **common)
+    lines = read_metrics(tmp_path / "run")
+    assert path.read_text().startswith(kept)
+    assert [line["iteration"] for line in lines] == [20, 40, 60]
+    assert max(line["loss"] for line in lines) < 1e9
+
+
+def test_losses_before_a_cut_count_in_the_line_after_it(tmp_path, monkeypatch):
+    """A line holds the mean loss since the line before it, also where a checkpoint came between them."""
+    common = {"meta_batch": 2, **QUIET}
+    qs.train(maml(), sines(), iterations=40, out=tmp_path / "whole", **common)
+
+    class Cut(Exception):
+        pass
+
+    class Cutting:
+        """Fails when the tasks of iteration 31 are drawn."""
+
+        drawn = 0
+
+        def sample(self, n: int, generator: torch.Generator | None = None) -> qs.Episode:
+            self.drawn += 1
+            if self.drawn > 31:
+                raise Cut
+            return sines().sample(n, generator)
+
+        def describe(self):
+            return sines().describe()
+
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(Cut):
+        qs.train(maml(), Cutting(), iterations=40, out=tmp_path / "cut", **common)
+    qs.train(maml(), sines(), iterations=40, out=tmp_path / "cut", resume=True, **common)
+    whole, cut = (
+        [(line["iteration"], line["loss"]) for line in read_metrics(tmp_path / run)] for run in ("whole", "cut")
+    )
+    assert cut == whole and [iteration for iteration, _ in whole] == [20, 40]

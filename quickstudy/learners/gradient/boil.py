@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from quickstudy.inner.descent import adjoint_of, check_adjoint, check_inner_loop, check_steps, descend
-from quickstudy.inner.rules import Rule, find_rule
-from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.inner.adjoints import Adjoint, adjoint_of, with_exact_adjoint
+from quickstudy.inner.descent import adjoint_of, check_inner_loop, descend
+from quickstudy.inner.rules import Rule
+from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.learners.parts.losses import loss_beside
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import last_linear, matching, parameters

@@ -12,7 +12,7 @@ from quickstudy.errors import ConfigError
 from quickstudy.inner.derivatives import gradient, hessian
 from quickstudy.inner.descent import check_inner_loop, descend
 from quickstudy.inner.implicit import conjugate_gradient, warn_above
-from quickstudy.inner.rules import Rule, find_rule
+from quickstudy.inner.rules import Rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta, with_gradient
 from quickstudy.learners.parts.losses import loss_on
 from quickstudy.nn.model import call

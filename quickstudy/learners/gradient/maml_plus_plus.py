@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.errors import ConfigError
-from quickstudy.inner.descent import ALONG_THE_PATH, check_adjoint, check_inner_loop, check_steps, trajectory
-from quickstudy.inner.rules import Rule, find_rule
+from quickstudy.inner.adjoints import ALONG_THE_PATH, FIRST_ORDER, Adjoint, with_exact_adjoint
+from quickstudy.inner.descent import ALONG_THE_PATH, check_inner_loop, trajectory
+from quickstudy.inner.rules import Rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, NotAnOption, Outer, Theta, with_gradient
-from quickstudy.inner.adjoints import ALONG_THE_PATH, Adjoint, FIRST_ORDER, with_exact_adjoint
 from quickstudy.nn.model import call
 from quickstudy.nn.norm import affine_of_norms
 from quickstudy.nn.parameters import beside, own, parameters, part
@@ -62,15 +62,9 @@ class MAMLPlusPlus(Learner):
     per_step_norm: bool = True  # learn scale and shift of normalising layers for each step
     per_step_statistics: bool = False  # keep averages over tasks of what batch norm sees at each step
     cosine: bool = True  # outer learning rate falls to zero along a cosine
-<<<<<<< HEAD
-    rule: str = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
-    adjoint: str = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
-    progress: NotAnOption[float] = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
-=======
     rule: str | Rule = "sgd"  # inner update rule: sgd, momentum, adam or adam_no_momentum
     adjoint: str | Adjoint = "unroll"  # how to differentiate the inner loop: unroll, remat, mixed or first_order
-    progress: float = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
->>>>>>> engine
+    progress: NotAnOption[float] = 1.0  # where in training this learner is, from 0 to 1: set by the training loop
 
     handed_in: ClassVar[tuple[str, ...]] = ("seen.",)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from quickstudy.base import trees
 from quickstudy.episodes import examples
 from quickstudy.errors import ConfigError
-from quickstudy.inner.descent import check_inner_loop, check_steps, descend
-from quickstudy.inner.rules import Rule, find_rule
+from quickstudy.inner.descent import check_inner_loop, descend
+from quickstudy.inner.rules import Rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Outer, Theta, with_gradient
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters

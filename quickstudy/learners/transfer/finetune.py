@@ -13,8 +13,6 @@ from quickstudy.episodes import joined
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner.descent import check_steps, descend
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta, Ways
-from quickstudy.learners.transfer.pretrained import pooled
-from quickstudy.nn.hooks import below_head
 from quickstudy.learners.parts.losses import loss_above
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import last_linear, parameters
