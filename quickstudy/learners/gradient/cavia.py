@@ -12,7 +12,7 @@ from torch import Tensor
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.inner.adjoints import Adjoint, adjoint_of, with_exact_adjoint
-from quickstudy.inner.descent import adjoint_of, check_inner_loop, descend
+from quickstudy.inner.descent import check_inner_loop, descend
 from quickstudy.inner.rules import Rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.nn.film import conditioned_layer, film, width_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.inner.adjoints import ALONG_THE_PATH, Adjoint, adjoint_of, with_exact_adjoint
-from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_inner_loop, check_steps, descend
+from quickstudy.inner.descent import check_inner_loop, check_steps, descend
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways, Width
 from quickstudy.learners.parts.distance import class_means
 from quickstudy.learners.parts.gaussian import Gaussian

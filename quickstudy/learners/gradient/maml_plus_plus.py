@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quickstudy.errors import ConfigError
 from quickstudy.inner.adjoints import ALONG_THE_PATH, FIRST_ORDER, Adjoint, with_exact_adjoint
-from quickstudy.inner.descent import ALONG_THE_PATH, check_inner_loop, trajectory
+from quickstudy.inner.descent import check_inner_loop, trajectory
 from quickstudy.inner.rules import Rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, NotAnOption, Outer, Theta, with_gradient
 from quickstudy.nn.model import call

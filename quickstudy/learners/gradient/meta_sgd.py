@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.inner.adjoints import ALONG_THE_PATH, Adjoint, adjoint_of, with_exact_adjoint
-from quickstudy.inner.descent import ALONG_THE_PATH, adjoint_of, check_inner_loop, descend
+from quickstudy.inner.descent import check_inner_loop, descend
 from quickstudy.inner.rules import Rule
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
 from quickstudy.learners.parts.losses import loss_on
