@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.protocol import Protocol, require_same
 
 
@@ -29,6 +31,7 @@ class Score:
     protocol: Protocol
     controls: Mapping[str, Score] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()  # [episodes]; empty if every episode is its own task
+    own_metric: Metric | None = None  # the metric, where it is the user's own; else the protocol's name tells it
 
     @property
     def mean(self) -> float:
@@ -39,6 +42,11 @@ class Score:
     def interval(self) -> float:
         """The half width of the 95 % confidence interval of the mean over tasks."""
         return half_width(by_task(self.values, self.tasks))
+
+    def first(self, n: int) -> Score:
+        """The score on the first n episodes, without controls: for a comparison with what answered only those."""
+        protocol = dataclasses.replace(self.protocol, episodes=min(n, len(self.values)))
+        return dataclasses.replace(self, values=self.values[:n], protocol=protocol, controls={}, tasks=self.tasks[:n])
 
     def __str__(self) -> str:
         over = over_what(len(self.values), self.tasks)
