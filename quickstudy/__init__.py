@@ -19,9 +19,10 @@ from quickstudy.engine.choice.forecast import Setting, plan
 from quickstudy.engine.mapping import map_tasks, meta_gradient
 from quickstudy.evaluation.measures.embeddings import TaskEmbeddings, task_embeddings
 from quickstudy.evaluation.measures.instances import InstanceAccuracy, instance_accuracy
-from quickstudy.evaluation.measures.intervals import Calibration, interval_coverage, recalibrated
+from quickstudy.evaluation.measures.intervals import Calibration, interval_coverage
 from quickstudy.evaluation.measures.movement import Movement, layer_movement
 from quickstudy.evaluation.measures.probabilities import Answers, classification_calibration
+from quickstudy.evaluation.measures.recalibration import recalibrated
 from quickstudy.evaluation.measures.scope import OutOfScope, out_of_scope, scoped
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import Difference, Score, compare

@@ -129,6 +129,23 @@ def map_learner(
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
+def map_each(
+    function: Callable[[Learner, Episode], T], learner: Learner, episodes: list[Episode], engine: str = "loop"
+) -> list[T]:
+    """Apply function(learner, episode) to each episode of a list, like `map_learner`; results may differ in shape."""
+    if engine != "vmap":
+        with torch.no_grad():
+            return list(_map(lambda task: function(*task), _fitted(learner, episodes), engine))
+    found: dict[int, T] = {}
+    for group in alike(learner, episodes):
+        leaves, spec = pytree.tree_flatten(
+            map_tasks(functools.partial(function, group.learner), group.episodes, engine)
+        )
+        rows = zip(*(leaf.unbind(0) for leaf in leaves), strict=True)
+        found |= {place: pytree.tree_unflatten(row, spec) for place, row in zip(group.places, rows, strict=True)}
+    return [found[place] for place in range(len(episodes))]
+
+
 def without_program(engine: str) -> str:
     """The plain engine that maps tasks the same way, for when no gradient is needed and so nothing is recorded."""
     return find_engine(engine).plain.name if engine in PROGRAMS else engine

@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quickstudy.base import seeds
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.learner import Learner, Theta, networks
+from quickstudy.learner import Learner, Theta, networks, setting, takes
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.reference import NIL, LinearProbe, SupportMean, loss_for
 from quickstudy.learners.transfer.finetune import FineTune
 from quickstudy.nn.parameters import own
 from quickstudy.tasks.changed import ChangedSupport, shuffled
+from quickstudy.tasks.source import Source, source_of
 
 Variant = tuple[Learner, Theta, Any]  # a learner, its theta and the tasks it is tested on
 
@@ -30,7 +32,7 @@ def control(name: str, learner: Learner, theta: Theta, tasks: Any) -> Variant:
     """
     check_control(name)
     with seeds.seeded(0, "control"):  # new weights are always the same, and the caller's random state is untouched
-        return CONTROLS[name](learner, theta, tasks)
+        return CONTROLS[name].make(learner, theta, source_of(tasks))
 
 
 def check_control(name: str) -> None:
@@ -41,56 +43,63 @@ def check_control(name: str) -> None:
 
 def available(learner: Learner, tasks: Any) -> list[str]:
     """The names of the controls that make sense for this learner and these tasks."""
-    classification = getattr(tasks, "ways", None) is not None
-    names = ["shuffled_labels"]
-    if "buckets" in getattr(tasks, "preprocess", {}):  # subword indices have no meaningful mean or scale
-        return names + (["zero_steps"] if hasattr(learner, "steps") else [])
-    names += ["linear_probe"]
-    names += ["zero_steps"] if hasattr(learner, "steps") else []
-    names += ["nearest_centroid"] if classification else ["support_mean"]
-    names += ["nil"] if classification and _has_head(learner) else []
-    names += ["from_scratch"] if networks(learner) else []
-    return [name for name in CONTROLS if name in names]
+    source = source_of(tasks)
+    return [name for name, one in CONTROLS.items() if one.applies(learner, source)]
 
 
-def zero_steps(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+@dataclass(frozen=True)
+class Control:
+    """A control: how its variant of a learner is made, and for which learners and tasks that makes sense."""
+
+    make: Callable[[Learner, Theta, Source], Variant]
+    applies: Callable[[Learner, Source], bool]
+    dear: bool = False  # whether it trains a network on each task, which takes far longer than the learner itself
+
+    def episodes(self, asked: int) -> int:
+        """How many of the test episodes it answers: the first PAIRED if it is dear. Comparisons pair those alone."""
+        return min(asked, PAIRED) if self.dear else asked
+
+
+PAIRED = 50  # test episodes of a dear control: enough to tell a learner from one that has learned nothing before
+
+
+def zero_steps(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """No adaptation: the predictions of theta itself. Raises ConfigError for a learner without inner steps."""
-    if not hasattr(learner, "steps"):
+    if not takes(learner, "steps"):
         raise ConfigError(f"{type(learner).__name__} takes no inner steps: there is no zero_steps control of it.")
     return dataclasses.replace(learner, steps=0), theta, tasks  # type: ignore[type-var]
 
 
-def shuffled_labels(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+def shuffled_labels(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """Support targets permuted at random: what is left when they carry no information."""
     return learner, theta, ChangedSupport(tasks, shuffled)
 
 
-def nearest_centroid(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+def nearest_centroid(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """The nearest class mean of the raw input. Raises ConfigError for regression tasks."""
-    if getattr(tasks, "ways", None) is None:
+    if tasks.ways is None:
         raise ConfigError("nearest_centroid is a control for classification; these tasks are regression.")
     return NearestCentroid(tasks.ways), {}, tasks
 
 
-def linear_probe(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+def linear_probe(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """A linear model of the raw input, fitted on the support set."""
-    return LinearProbe(getattr(tasks, "ways", None)), {}, tasks
+    return LinearProbe(tasks.ways), {}, tasks
 
 
-def support_mean(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+def support_mean(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """The mean of the support targets for every query. Raises ConfigError for classification tasks."""
-    if getattr(tasks, "ways", None) is not None:
+    if tasks.ways is not None:
         raise ConfigError("support_mean is a control for values; these tasks have classes.")
     return SupportMean(), {}, tasks
 
 
-def nil(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+def nil(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """No inner loop: the features of theta's body, compared by cosine similarity.
 
     Raises ConfigError for regression tasks, and for a learner without a model that ends in a linear layer.
     """
-    ways = getattr(tasks, "ways", None)
-    if ways is None:
+    if tasks.ways is None:
         raise ConfigError("nil is a control for classification; these tasks are regression.")
     if not _has_head(learner):
         raise ConfigError(
@@ -98,37 +107,36 @@ def nil(learner: Learner, theta: Theta, tasks: Any) -> Variant:
             "layer is an nn.Linear."
         )
     model = learner.model  # type: ignore[attr-defined]
-    return NIL(model, ways), own(model, theta), tasks
+    return NIL(model, tasks.ways), own(model, theta), tasks
 
 
 def _has_head(learner: Learner) -> bool:
     """Whether the last layer of the learner's model that holds parameters is linear."""
-    model = getattr(learner, "model", None)
+    model = setting(learner, "model")
     layers = [layer for layer in model.modules() if layer._parameters] if isinstance(model, nn.Module) else []
     return bool(layers) and isinstance(layers[-1], nn.Linear)
 
 
-def from_scratch(learner: Learner, theta: Theta, tasks: Any) -> Variant:
+def from_scratch(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """The same network from random weights, trained on the support set alone.
 
     Raises ConfigError for a learner without a network.
     """
-    found = networks(learner)
-    if not found:
+    own_networks = networks(learner)
+    if not own_networks:
         raise ConfigError(f"{type(learner).__name__} has no network to train from scratch.")
-    ways = getattr(tasks, "ways", None)
-    model = _with_head(next(iter(found.values())), tasks, ways)
-    scratch = FineTune(model, loss_for(ways), ways, lr=0.01, steps=100, fit="all")
+    model = _with_head(next(iter(own_networks.values())), tasks)
+    scratch = FineTune(model, loss_for(tasks.ways), tasks.ways, lr=0.01, steps=100, fit="all")
     return scratch, scratch.init(), tasks
 
 
-def _with_head(model: nn.Module, tasks: Any, ways: int | None) -> nn.Module:
+def _with_head(model: nn.Module, tasks: Source) -> nn.Module:
     """A randomly initialised copy of the network that ends in a linear layer; an encoder gets one on top."""
     fresh = rerandomised(model)
     example = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
     with torch.no_grad():
         output = fresh(example.x)
-    width, wanted = output.flatten(1).shape[1], ways or example.y.shape[-1]
+    width, wanted = output.flatten(1).shape[1], tasks.ways or example.y.shape[-1]
     return fresh if output.shape[1:] == (wanted,) else nn.Sequential(fresh, nn.Flatten(), nn.Linear(width, wanted))
 
 
@@ -144,12 +152,26 @@ def rerandomised(model: nn.Module) -> nn.Module:
     return fresh
 
 
-CONTROLS: dict[str, Callable[[Learner, Theta, Any], Variant]] = {
-    "zero_steps": zero_steps,
-    "shuffled_labels": shuffled_labels,
-    "nearest_centroid": nearest_centroid,
-    "support_mean": support_mean,
-    "linear_probe": linear_probe,
-    "nil": nil,
-    "from_scratch": from_scratch,
+def _numbers(tasks: Source) -> bool:
+    """Whether inputs and answers are a tensor of numbers each. Indices of subwords have no meaningful mean."""
+    if "buckets" in tasks.preprocess:
+        return False
+    support = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
+    return isinstance(support.x, Tensor) and isinstance(support.y, Tensor) and support.x.is_floating_point()
+
+
+def _is_trainable(learner: Learner, tasks: Source) -> bool:
+    return bool(networks(learner)) and _numbers(tasks)
+
+
+CONTROLS: dict[str, Control] = {
+    "zero_steps": Control(zero_steps, lambda learner, tasks: takes(learner, "steps")),
+    "shuffled_labels": Control(shuffled_labels, lambda learner, tasks: True),
+    "nearest_centroid": Control(nearest_centroid, lambda learner, tasks: tasks.ways is not None and _numbers(tasks)),
+    "support_mean": Control(support_mean, lambda learner, tasks: tasks.ways is None and _numbers(tasks)),
+    "linear_probe": Control(linear_probe, lambda learner, tasks: _numbers(tasks)),
+    "nil": Control(nil, lambda learner, tasks: tasks.ways is not None and _has_head(learner) and _numbers(tasks)),
+    "from_scratch": Control(
+        from_scratch, lambda learner, tasks: _numbers(tasks) and bool(networks(learner)), dear=True
+    ),
 }

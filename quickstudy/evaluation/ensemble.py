@@ -9,11 +9,13 @@ validation. Probabilities are averaged, not logits: logits have no common scale,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Episode, Learner, Theta
@@ -23,7 +25,7 @@ def best_thetas(trained: Any, count: int) -> tuple[Theta, ...]:
     """The `count` best thetas that training kept, best first. Raises ConfigError where it kept fewer."""
     if count < 1:
         raise ConfigError(f"ensemble must be at least 1, got {count}.")
-    kept = getattr(trained, "best", ()) or (trained.theta,)
+    kept = getattr(trained, "best", ()) or (trained.theta,)  # any object with learner and theta will do
     if len(kept) < count:
         raise ConfigError(
             f"an ensemble of {count} needs as many checkpoints, but training kept {len(kept)}. Ask for at most "
@@ -33,16 +35,31 @@ def best_thetas(trained: Any, count: int) -> tuple[Theta, ...]:
     return kept[:count]
 
 
-def mean_answer(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> Tensor:
-    """The mean answer to the query set: class probabilities [m, ways] in float64, or values [m, d].
+def mean_answer(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> Any:
+    """The mean answer to the query set: for classes the log of the mean probabilities [m, ways], in float64.
 
-    With a single theta the learner's output is returned unchanged, as logits if the learner gives logits.
+    Values [m, d] are averaged as they are. Where the tasks have several targets, each part of the output is averaged as
+    the target at its place. With a single theta the learner's output is returned unchanged.
+
+    Raises ConfigError where the output is not nested as the targets are.
     """
     outputs = [learner.predict(t, learner.adapt(t, episode.support), episode.query.x) for t in thetas]
     if len(outputs) == 1:
         return outputs[0]
-    stacked = torch.stack(outputs)
-    if not episode.query.y.is_floating_point():
-        # In float32 the probability of a confident answer is exactly 1, so two contradicting ones would always tie.
-        stacked = stacked.softmax(-1, dtype=torch.float64)
-    return stacked.mean(0)
+    (*flat,), structures = zip(*map(pytree.tree_flatten, outputs), strict=True)
+    targets, structure = pytree.tree_flatten(episode.query.y)
+    if structures[0] != structure:
+        raise ConfigError(
+            f"an ensemble averages outputs that are nested as the targets are. The targets are {structure}, the output "
+            f"of {type(learner).__name__} is {structures[0]}. Evaluate it without `ensemble`."
+        )
+    mean = [_mean(torch.stack(parts), y) for parts, y in zip(zip(*flat, strict=True), targets, strict=True)]
+    return pytree.tree_unflatten(mean, structure)
+
+
+def _mean(outputs: Tensor, y: Tensor) -> Tensor:
+    """The mean of outputs [n, m, ...] to queries with targets y [m, ...]."""
+    if y.is_floating_point():
+        return outputs.mean(0)
+    # In float32 the probability of a confident answer is exactly 1, so two contradicting ones would always tie.
+    return outputs.log_softmax(-1, dtype=torch.float64).logsumexp(0) - math.log(len(outputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,11 @@ class Score:
     def in_words(self) -> str:
         """The mean with its interval, '97.4 % ± 0.3' or '0.152 ± 0.011 mean squared error'."""
         return self.metric.in_words(self.mean, self.interval)
+
+    def first(self, n: int) -> Score:
+        """The score on the first n episodes, without controls: for a comparison with what answered only those."""
+        protocol = dataclasses.replace(self.protocol, episodes=min(n, len(self.values)))
+        return dataclasses.replace(self, values=self.values[:n], protocol=protocol, controls={}, tasks=self.tasks[:n])
 
     def __str__(self) -> str:
         over = f"{'95 % CI ' * math.isfinite(self.interval)}over {over_what(len(self.values), self.tasks)}"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.nn.model import call
-from quickstudy.tasks.source import describe
+from quickstudy.tasks.source import describe, source_of
 from quickstudy.tasks.tabular.groups import GroupTasks
 from quickstudy.trained.trained import Trained
 
@@ -47,7 +47,7 @@ def per_task(model: Any, tasks: Any, *, encoder: nn.Module | None = None) -> Tra
     >>> tasks = qs.tasks.sinusoid("test", shots=10)
     >>> score = qs.evaluate(qs.per_task(Ridge(), tasks), tasks, episodes=2)
     """
-    return Trained(PerTask(model, getattr(tasks, "ways", None), encoder), {}, describe(tasks))
+    return Trained(PerTask(model, source_of(tasks).ways, encoder), {}, describe(tasks))
 
 
 def pooled(model: Any, tasks: GroupTasks, *, offset: bool = False) -> Trained:

@@ -29,7 +29,7 @@ from quickstudy.base.progress import counting_bar
 from quickstudy.base.seeds import derive, generator
 from quickstudy.engine import ranks
 from quickstudy.engine.choice.choose import choose_engine
-from quickstudy.engine.fitting import fitted, for_test, is_transductive
+from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive
 from quickstudy.episodes import moved, unstack
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
 from quickstudy.evaluation.measures.intervals import interval_coverage
@@ -38,9 +38,9 @@ from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
 from quickstudy.experiments.comparison import Entry, LearnerComparison, Trial
 from quickstudy.experiments.evaluate_run import adaptation_timing
-from quickstudy.learner import Learner, networks, offers
+from quickstudy.learner import Learner, networks, offers, takes
 from quickstudy.tasks.changed import ChangedSupport, without_support
-from quickstudy.tasks.source import describe
+from quickstudy.tasks.source import describe, source_of
 from quickstudy.tasks.tabular.groups import GroupTasks
 from quickstudy.trained.load import load
 from quickstudy.trained.trained import Trained
@@ -168,7 +168,7 @@ def _open(given: Given) -> None:
 
 def _untrained(name: str, trained: Trained, given: Given) -> Entry:
     score = _tested(name, trained, given)
-    return _told(name, trained, (Trial(0, score, 0, 0.0),), None, given)
+    return _entry_of(name, trained, (Trial(0, score, 0, 0.0),), None, given)
 
 
 def _entry(name: str, build: Callable[[], Learner], given: Given) -> Entry:
@@ -176,16 +176,23 @@ def _entry(name: str, build: Callable[[], Learner], given: Given) -> Entry:
     file = given.out / f"{name}-seed{given.seeds[0]}" / "learner.qs"
     trained = load(file, **networks(build()))  # a file does not contain the user's own modules
     assert isinstance(trained, Trained)
-    return _told(name, trained, trials, file.stat().st_size, given)
+    return _entry_of(name, trained, trials, file.stat().st_size, given)
 
 
-def _told(name: str, trained: Trained, trials: tuple[Trial, ...], size: int | None, given: Given) -> Entry:
+def _entry_of(name: str, trained: Trained, trials: tuple[Trial, ...], size: int | None, given: Given) -> Entry:
     timing = adaptation_timing(_inductive(trained), given.test)
     kind = type(trained.learner)
     meta = kind.episodic and bool(trained.theta)
     seconds = (timing["adapt_seconds"], timing["predict_seconds"])
     return Entry(
-        name, kind.__name__, meta, trials, *seconds, size, _unlabelled(trained, given), _dishonest(trained, given)
+        name,
+        kind.__name__,
+        meta,
+        trials,
+        *seconds,
+        size,
+        _unlabelled(trained, given),
+        _calibration_error(trained, given),
     )
 
 
@@ -239,8 +246,9 @@ def iterations_within(seconds: float, learner: Learner, given: Given, seed: int)
     theta = {name: value.detach().clone().to(given.device) for name, value in learner.init().items()}
     if not theta:
         return 1, "loop"
-    tasks = given.train if learner.episodic or not hasattr(given.train, "pooled") else given.train.pooled()
-    first = moved(tasks.sample(given.meta_batch, generator(seed, "train", 0)), given.device)
+    source = source_of(given.train)
+    tasks = source if learner.episodic else source.pooled()
+    first = moved(tasks.draw(given.meta_batch, generator(seed, "train", 0), learner, theta), given.device)
     engine = choose_engine(learner, theta, first, "auto", seed).engine
     optimizer, (least, most, enough) = optimizer_of(learner.outer())(list(theta.values())), MEASURED
     sizes = {"iterations": most, "meta_batch": given.meta_batch, "seed": seed, "engine": engine}
@@ -276,33 +284,34 @@ def _unlabelled(trained: Trained, given: Given) -> Score | None:
     support examples or its inner steps alone use the support answers.
     """
     learner, tasks = _inductive(trained).learner, given.test
-    if getattr(tasks, "ways", None) and not isinstance(tasks, GroupTasks):
+    if source_of(tasks).ways and not isinstance(tasks, GroupTasks):
         return None  # only the support set defines the classes of such a task
     if learner.from_nothing:
         return evaluate(trained, ChangedSupport(tasks, without_support), episodes=given.episodes)
-    if hasattr(learner, "steps") and _ignores_answers(for_test(learner, tasks, steps=0), trained, tasks):
+    if takes(learner, "steps") and _ignores_answers(for_test(learner, tasks, steps=0), trained, tasks):
         return evaluate(_inductive(trained), tasks, episodes=given.episodes, steps=0)
     return None
 
 
 def _ignores_answers(learner: Learner, trained: Trained, tasks: Any) -> bool:
     """Whether predictions ignore the support answers. They do not where the start is made from them, as in LEO."""
-    one, (support, query) = fitted(learner, unstack(tasks.sample(1, generator(0, "answers")))[0])
+    drawn = source_of(tasks).draw(1, generator(0, "answers"), learner, trained.theta)
+    one, (support, query) = fitted(learner, unstack(moved(drawn, device_of(trained.theta)))[0])
     with torch.no_grad():
-        answers = [
+        outputs = [
             one.predict(trained.theta, one.adapt(trained.theta, support._replace(y=y)), query.x)
             for y in (support.y, support.y.flip(0))
         ]
-    return torch.equal(*answers)
+    return torch.equal(*outputs)
 
 
-def _dishonest(trained: Trained, given: Given) -> float | None:
+def _calibration_error(trained: Trained, given: Given) -> float | None:
     """Expected calibration error for classes; for values, how far the coverage of 90 % intervals is from 90 %.
 
     None for values without a predicted distribution.
     """
     few = min(given.episodes, CALIBRATED)
-    if getattr(given.test, "ways", None):
+    if source_of(given.test).ways:
         return classification_calibration(_inductive(trained), given.test, episodes=few).ece
     if not offers(trained.learner, "distribution"):
         return None

@@ -8,24 +8,24 @@ calibration.json (a distribution of values) and instances.json (streams). A repo
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quickstudy.base import files, seeds
 from quickstudy.base.machine import machine
 from quickstudy.base.progress import counting_bar
+from quickstudy.base.timing import timed
 from quickstudy.engine import ranks
-from quickstudy.engine.fitting import fitted, for_test, is_transductive, normalisation_of
-from quickstudy.episodes import unstack
+from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive, normalisation_of
+from quickstudy.episodes import moved, unstack
 from quickstudy.errors import DataError, RunError
 from quickstudy.evaluation import controls
-from quickstudy.evaluation.measures.confusion import told_of
 from quickstudy.evaluation.measures.embeddings import FEWEST, task_embeddings
 from quickstudy.evaluation.measures.instances import (
     INSTANCES,
@@ -36,14 +36,16 @@ from quickstudy.evaluation.measures.instances import (
 )
 from quickstudy.evaluation.measures.intervals import interval_coverage
 from quickstudy.evaluation.measures.movement import layer_movement, moves_layers
-from quickstudy.evaluation.measures.probabilities import classification_calibration
+from quickstudy.evaluation.measures.probabilities import calibration_of
+from quickstudy.evaluation.metric import Metric
+from quickstudy.evaluation.predictions import Predictions, Settings, predictions, score_of
 from quickstudy.evaluation.score import Score
-from quickstudy.evaluation.scoring import evaluate
-from quickstudy.learner import Episode, Learner, offers
-from quickstudy.tasks.tabular.columns import described
+from quickstudy.evaluation.scoring import control_predictions, scores_of
+from quickstudy.experiments.examples import keep_examples, with_own
+from quickstudy.learner import Learner, offers, setting
+from quickstudy.tasks.source import source_of
 from quickstudy.trained.load import load
 from quickstudy.trained.predictor import Predictor
-from quickstudy.trained.reading import in_units
 from quickstudy.trained.trained import Trained
 
 CURVE = (0, 1, 2, 3, 5, 10)  # inner steps of the curve in the report
@@ -51,7 +53,6 @@ CURVE_EPISODES = 200
 MOVEMENT_EPISODES = 100
 EMBEDDED = 300  # test tasks in the plot of embeddings
 CALIBRATED = 200
-PICTURED = 3  # test episodes kept for the report
 
 
 def load_run(path: str | os.PathLike) -> Trained:
@@ -87,6 +88,7 @@ def evaluate_run(
     steps: int | None = None,
     ensemble: int = 1,
     names: list[str] | None = None,
+    metric: str | Metric | None = None,
     engine: str = "auto",
     progress: bool = True,
 ) -> list[Score]:
@@ -94,52 +96,90 @@ def evaluate_run(
 
     `episodes` test episodes are drawn from `tasks` with `seed`; `steps` is the number of inner steps, None for that of
     training. The first score carries the controls `names`, by default all that make sense. A transductive learner gets
-    a second score, for which queries are normalised with the support set's statistics.
+    a second score, for which queries are normalised with the support set's statistics. `metric` is as in `evaluate`.
 
     Episodic learners with inner steps get a curve over steps, and movement.json where the steps move the layers of a
     model. Learners with an `embed` method get embeddings.json, those with a distribution of values calibration.json.
-    Calibration and confusion of answers to classes are in answers.json.
+    Calibration and confusion of answers to classes are in answers.json. The learner as declared, its inductive form
+    and each control answer the test episodes once; all that is measured of their answers follows from these.
 
     With `ensemble` above 1, that many thetas answer together for the scores and answers.json; everything else uses the
-    best theta alone. In a process group every rank calls this with the same arguments: the ranks share the work of the
-    scores, and the first rank does and writes the rest.
+    best theta alone. In a process group every rank calls this with the same arguments: the ranks share the work, and
+    the first rank writes.
     """
     learner = for_test(trained.learner, tasks, steps)
     names = controls.available(learner, tasks) if names is None else names
-    both = is_transductive(learner)
-    curve = _with_own(CURVE, learner) if learner.episodic else ()
-    few = min(episodes, CURVE_EPISODES)
-    moved = min(episodes, MOVEMENT_EPISODES) if moves_layers(trained, tasks, steps) else 0
-    classes = getattr(tasks, "ways", None) is not None
-    todo = episodes * (1 + len(names) + both + classes) + few * len(curve) + moved
+    moving = min(episodes, MOVEMENT_EPISODES) if moves_layers(trained, tasks, steps) else 0
+    todo = _episodes_to_do(learner, names, episodes, moving, ensemble)
     with counting_bar("evaluating", todo, progress and ranks.first()) as count:
-        common = {"seed": seed, "engine": engine, "progress": count}
-        full = {"episodes": episodes, "steps": steps, "ensemble": ensemble, **common}
-        scores = [evaluate(trained, tasks, controls=names, **full)]
-        if both:
-            scores.append(evaluate(trained, tasks, transductive=False, **full))
-        steps_curve = [(k, evaluate(trained, tasks, episodes=few, steps=k, **common)) for k in curve]
-        if not ranks.first():  # the shared work is done; the first rank does the rest
-            return scores
-        if classes:
-            answers = classification_calibration(trained, tasks, **full)
-            files.write_json(Path(folder) / "answers.json", answers.to_dict())
-        if moved:
-            movement = layer_movement(trained, tasks, episodes=moved, seed=seed, steps=steps, progress=count)
-            files.write_json(Path(folder) / "movement.json", movement.to_dict())
+        settings = Settings(episodes, seed, metric, engine, count)
+        own = predictions(trained, tasks, settings, steps=steps, ensemble=ensemble)
+        similar = dataclasses.replace(settings, metric=own.metric, tried=own.engine)
+        made = {name: control_predictions(name, own, trained.theta, tasks, settings) for name in names}
+        scores = [dataclasses.replace(score_of(own), controls=scores_of(made))]
+        if is_transductive(learner):
+            inductive = predictions(trained, tasks, similar, steps=steps, transductive=False, ensemble=ensemble)
+            scores.append(score_of(inductive))
+        known = [own, *(one for name, one in made.items() if name == "zero_steps")] if ensemble == 1 else []
+        curve = _over_steps(trained, tasks, learner, similar, known)
+        if source_of(tasks).ways is not None:
+            _write(folder, "answers.json", calibration_of(own, tasks).to_dict())
+        if moving:
+            common = {"seed": seed, "steps": steps, "engine": engine, "progress": count}
+            movement = layer_movement(trained, tasks, episodes=moving, **common)
+            _write(folder, "movement.json", movement.to_dict())
+    _look_at_tasks(folder, trained, tasks, settings)
+    if ranks.first():
+        _write_scores(Path(folder), trained, tasks, steps, scores, curve)
+        keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
+    return scores
+
+
+def _episodes_to_do(learner: Learner, names: Sequence[str], episodes: int, moving: int, ensemble: int) -> int:
+    """How many episodes are answered in all: the end of the progress bar."""
+    answered = episodes * (1 + is_transductive(learner)) + moving
+    answered += sum(controls.CONTROLS[name].episodes(episodes) for name in names if name in controls.CONTROLS)
+    known = {setting(learner, "steps"), *([0] if "zero_steps" in names else [])} if ensemble == 1 else set()
+    counts = with_own(CURVE, learner) if learner.episodic else []
+    return answered + min(episodes, CURVE_EPISODES) * len(set(counts) - known)
+
+
+def _over_steps(
+    trained: Trained, tasks: Any, learner: Learner, settings: Settings, known: Sequence[Predictions]
+) -> list[dict[str, Any]]:
+    """The score of a learner after each number of inner steps; what is `known` already is not computed again."""
+    if not learner.episodic:
+        return []
+    few = dataclasses.replace(settings, episodes=min(settings.episodes, CURVE_EPISODES))
+    answered = {setting(one.learner, "steps"): one for one in known}
+    curve = []
+    for k in with_own(CURVE, learner):
+        made = answered[k].first(few.episodes) if k in answered else predictions(trained, tasks, few, steps=k)
+        curve.append((k, score_of(made)))
+    return [{"steps": k, "mean": score.mean, "interval": score.interval} for k, score in curve]
+
+
+def _write(folder: str | os.PathLike, name: str, plain: Mapping[str, Any]) -> None:
+    """Write a file of the run, as the first rank only."""
+    if ranks.first():
+        files.write_json(Path(folder) / name, plain)
+
+
+def _write_scores(
+    folder: Path, trained: Trained, tasks: Any, steps: int | None, scores: list[Score], curve: list[dict[str, Any]]
+) -> None:
     plain = {
         "scores": [score.to_dict() for score in scores],
-        "steps": [{"steps": k, "mean": s.mean, "interval": s.interval} for k, s in steps_curve],
+        "steps": curve,
         "timing": adaptation_timing(trained, tasks, steps),
-        "normalisation": normalisation_of(learner),
+        "normalisation": normalisation_of(trained.learner),
         "theta": files.fingerprint(trained.theta),
         "machine": machine(),
     }
-    files.write_json(Path(folder) / "scores.json", plain)
-    _add_to_protocol(Path(folder) / "protocol.json", scores)
-    _keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
-    _look_at_tasks(Path(folder), trained, tasks, seed, episodes)
-    return scores
+    files.write_json(folder / "scores.json", plain)
+    path = folder / "protocol.json"
+    known = files.read_json(path) if path.exists() else {}
+    files.write_json(path, known | {"evaluation": [score.protocol.to_dict() for score in scores]})
 
 
 def evaluate_instances(
@@ -171,88 +211,31 @@ def evaluate_instances(
     return found
 
 
-def _look_at_tasks(folder: Path, trained: Trained, tasks: Any, seed: int, episodes: int) -> None:
+def _look_at_tasks(folder: str | os.PathLike, trained: Trained, tasks: Any, settings: Settings) -> None:
     """Write embeddings.json and calibration.json, each where the learner has the method for it."""
-    few = min(episodes, EMBEDDED)
+    source, few = source_of(tasks), min(settings.episodes, EMBEDDED)
+    common = {"seed": settings.seed, "engine": settings.engine}
     if offers(trained.learner, "embed") and few >= FEWEST:
         # A task within one group, such as an alphabet, has a known fact that its embedding can be compared with.
-        source = tasks.replace(grouped=True) if getattr(tasks, "groups", None) else tasks
-        found = task_embeddings(trained, source, episodes=few, seed=seed)
-        files.write_json(folder / "embeddings.json", found.to_dict())
-    if offers(trained.learner, "distribution") and getattr(tasks, "ways", None) is None and episodes > 1:
-        measured = interval_coverage(trained, tasks, episodes=min(episodes, CALIBRATED), seed=seed)
-        files.write_json(folder / "calibration.json", measured.to_dict())
-
-
-def _add_to_protocol(path: Path, scores: list[Score]) -> None:
-    known = files.read_json(path) if path.exists() else {}
-    files.write_json(path, known | {"evaluation": [score.protocol.to_dict() for score in scores]})
+        grouped = source.replace(grouped=True) if source.groups else source
+        _write(folder, "embeddings.json", task_embeddings(trained, grouped, episodes=few, **common).to_dict())
+    if offers(trained.learner, "distribution") and source.ways is None and settings.episodes > 1:
+        measured = interval_coverage(trained, source, episodes=min(settings.episodes, CALIBRATED), **common)
+        _write(folder, "calibration.json", measured.to_dict())
 
 
 def adaptation_timing(trained: Trained, tasks: Any, steps: int | None = None) -> dict[str, float]:
     """Median seconds to adapt to one task (`adapt_seconds`) and to answer its queries (`predict_seconds`), one task at
-    a time. The first two of 12 tasks are not counted.
+    a time. The first two of 12 tasks are not counted, and computation on an accelerator is waited for.
     """
     learner, theta = for_test(trained.learner, tasks, steps), trained.theta
+    device, source = device_of(theta), source_of(tasks)
     adapting, answering = [], []
     with torch.no_grad():
         for i in range(12):
-            one, (support, query) = fitted(learner, unstack(tasks.sample(1, seeds.generator(0, "timing", i)))[0])
-            began = time.perf_counter()
-            phi = one.adapt(theta, support)
-            adapted = time.perf_counter()
-            one.predict(theta, phi, query.x)
-            adapting.append(adapted - began)
-            answering.append(time.perf_counter() - adapted)
+            drawn = moved(source.draw(1, seeds.generator(0, "timing", i), learner, theta), device)
+            one, (support, query) = fitted(learner, unstack(drawn)[0])
+            phi, seconds = timed(functools.partial(one.adapt, theta, support), device)
+            adapting.append(seconds)
+            answering.append(timed(functools.partial(one.predict, theta, phi, query.x), device)[1])
     return {"adapt_seconds": sorted(adapting[2:])[5], "predict_seconds": sorted(answering[2:])[5]}
-
-
-def _with_own(counts: tuple[int, ...], learner: Learner) -> list[int]:
-    """The numbers of inner steps to show, including the learner's own; empty for learners without inner steps."""
-    own = getattr(learner, "steps", None)
-    return [] if own is None else sorted({*counts, own})
-
-
-def _keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: int | None, episodes: int) -> None:
-    """Write a few test episodes with the learner's answers, so that a report does not need the data set."""
-    whole = for_test(trained.learner, tasks, steps)
-    tensors: dict[str, Tensor] = {}
-    told: list[dict[str, Any]] = []
-    for i in range(min(episodes, PICTURED)):
-        drawn = unstack(tasks.sample(1, seeds.generator(seed, "test", i)))[0]
-        learner, episode = fitted(whole, drawn)
-        told.append(told_of(tasks, seeds.generator(seed, "test", i), whole, learner, drawn) | _rows(trained, drawn))
-        with torch.no_grad():
-            phi = learner.adapt(trained.theta, episode.support)
-            output = learner.predict(trained.theta, phi, episode.query.x)
-        parts = {"support.x": episode.support.x, "support.y": episode.support.y}
-        parts |= {"query.x": episode.query.x, "query.y": episode.query.y, "output": output}
-        if output.is_floating_point() and episode.query.y.is_floating_point() and episode.query.x.shape[1:] == (1,):
-            parts |= _curves(trained, tasks, episode, _with_own((0, 1, 10), learner))
-        if episode.query.y.is_floating_point():
-            answers = ("support.y", "query.y", "output", *(name for name in parts if name.startswith("curve.")))
-            parts |= {name: in_units(trained.preprocess, parts[name]) for name in answers}
-        tensors |= {f"{i}.{name}": value for name, value in parts.items()}
-    files.write_tensors(folder / "examples.safetensors", "examples", tensors, {"episodes": len(told), "told": told})
-
-
-def _rows(trained: Trained, episode: Episode) -> dict[str, Any]:
-    """The rows of an episode in words, where its examples are rows of a table."""
-    known, (support, query) = trained.preprocess.get("columns"), episode
-    if not known:
-        return {}
-    told = described(known, torch.cat([support.x, query.x]).cpu().numpy())
-    return {"support": told[: len(support.x)], "query": told[len(support.x) :]}
-
-
-def _curves(trained: Trained, tasks: Any, episode: Episode, counts: list[int]) -> dict[str, Tensor]:
-    """The adapted function of one number on a grid over its range, after each number of inner steps in `counts`."""
-    x = torch.cat([episode.support.x, episode.query.x])
-    grid = torch.linspace(float(x.min()), float(x.max()), 200)[:, None]
-    found = {"grid": grid}
-    for k in counts or [None]:
-        learner = for_test(trained.learner, tasks, k)
-        with torch.no_grad():
-            phi = learner.adapt(trained.theta, episode.support)
-            found[f"curve.{'adapted' if k is None else k}"] = learner.predict(trained.theta, phi, grid)
-    return found

@@ -14,11 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from quickstudy.evaluation.amount import aligned
-from quickstudy.learner import Episode, Learner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,20 +129,6 @@ def confusion_of(episodes: Iterable[tuple[Sequence[str], Tensor]]) -> Confusion:
     few = len({truth for truth, _ in totals}) <= READABLE
     kept = ((pair, total) for pair, total in sorted(totals.items()) if few or total[0] or pair[0] == pair[1])
     return Confusion(tuple(Pair(*pair, *total) for pair, total in kept))
-
-
-def told_of(
-    tasks: Any, generator: torch.Generator, learner: Learner, fitted: Learner, episode: Episode
-) -> dict[str, Any]:
-    """What the task source knows about the task that it draws from the generator, {} if nothing.
-
-    The entry "classes" lists class names in the order of the learner's outputs. `episode` is the task as it was drawn,
-    `fitted` the learner fitted to its number of ways. If `fitted` is not `learner`, the classes were renumbered.
-    """
-    known = tasks.told(generator) if hasattr(tasks, "told") else {}
-    if fitted is not learner and "classes" in known:
-        known["classes"] = [known["classes"][k] for k in episode.support.y.unique().tolist()]
-    return known
 
 
 def _figure(confusion: Confusion, colours: Mapping[str, str]) -> Figure:

@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.engine import mapping
-from quickstudy.engine.fitting import check_episodes, device_of, for_test
-from quickstudy.episodes import Episodes, count, is_classification
+from quickstudy.engine.fitting import for_test
+from quickstudy.episodes import whole
 from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation.ensemble import mean_answer
+from quickstudy.evaluation.metric import ACCURACY, metric_for
+from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
 from quickstudy.evaluation.protocol import Protocol
-from quickstudy.evaluation.scoring import episode_score, protocol_of, sample_blocks
-from quickstudy.learner import demand
+from quickstudy.learner import Episode, Learner, demand
+from quickstudy.tasks.source import Source, source_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,14 +118,15 @@ def task_embeddings(
     *,
     episodes: int = 300,
     seed: int = 1,
+    engine: str = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> TaskEmbeddings:
     """The embeddings of test tasks in a plane, and whether neighbours are alike.
 
     `trained` has `.learner` and `.theta`; the learner needs an `embed` (as cnaps, cnp, anp, cavia and leo have). The
     episodes are those of `evaluate` with the same seed. Facts come from `tasks.facts`; if the source has none, the fact
-    is the learner's own score on each task. `progress(n)` is called with the number of episodes done since the last
-    call.
+    is the learner's own score on each task. `engine` is as in `evaluate`. `progress(n)` is called with the number of
+    episodes done since the last call.
 
     >>> import torch, quickstudy as qs
     >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
@@ -139,37 +142,34 @@ def task_embeddings(
     demand(trained.learner, "embed")
     if episodes < FEWEST:
         raise ConfigError(f"neighbours need at least {FEWEST} episodes, got {episodes}.")
-    learner, theta, found, scores = for_test(trained.learner, tasks), trained.theta, [], []
-    first: Episodes | None = None
-    for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
-        if first is None:
-            first = block
-            check_episodes(learner, theta, block)
-        with seeds.seeded(seed, "evaluate", number):
-            found.append(mapping.map_learner(lambda one, e: one.embed(theta, e.support), learner, block).cpu().double())
-            scores.append(
-                mapping.map_learner(lambda one, e: episode_score(one, theta, e), learner, block).cpu().double()
-            )
-        if progress:
-            progress(count(block))
-    vectors = torch.cat(found)
+    learner, theta, source = for_test(trained.learner, tasks), trained.theta, source_of(tasks)
+    one, known = begin(learner, theta, source, episodes, seed), _facts(source, episodes, seed)
+    metric = None if known else metric_for(learner, source.ways, whole(one.first)[0])
+
+    def measure(learner: Learner, episode: Episode) -> tuple[Tensor, Any, Any]:
+        output = mean_answer(learner, (theta,), episode) if metric else ()
+        return learner.embed(theta, episode.support), output, episode.query.y if metric else ()
+
+    engine = chosen_engine(one, measure, engine)
+    embedding, outputs, truths = zip(*results(one, measure, engine, progress), strict=True)
+    vectors = torch.stack(embedding).double()
     if not torch.isfinite(vectors).all():
         raise NonFiniteError(f"{type(learner).__name__} gives embeddings that are not finite.")
-    known = _facts(tasks, episodes, seed)
-    metric = "accuracy" if first is None or is_classification(first) else "error"
-    protocol = protocol_of(learner, tasks, "embeddings of tasks", episodes, seed, seen=first)
-    return embedded(vectors, known or {metric: tuple(torch.cat(scores).tolist())}, protocol)
+    if metric:
+        scores = (float(metric.of(output, y)) for output, y in zip(outputs, truths, strict=True))
+        known = {"accuracy" if metric is ACCURACY else "error": tuple(scores)}
+    return embedded(vectors, known, protocol_of(learner, source, "embeddings of tasks", episodes, seed, seen=one.first))
 
 
-def _facts(tasks: Any, episodes: int, seed: int) -> dict[str, Fact]:
-    """The facts of the test episodes. They are drawn one by one, as in `sample_blocks`."""
-    if not hasattr(tasks, "facts"):
+def _facts(source: Source, episodes: int, seed: int) -> dict[str, Fact]:
+    """The facts of the test episodes, which are drawn one by one as the episodes are; {} where there are none."""
+    if not source.facts(1, seeds.generator(seed, "test", 0)):
         return {}
-    each = [tasks.facts(1, seeds.generator(seed, "test", i)) for i in range(episodes)]
-    return {name: _fact([_plain(one[name][0]) for one in each]) for name in each[0]}
+    each = [source.facts(1, seeds.generator(seed, "test", i)) for i in range(episodes)]
+    return {name: _fact([_number_or_word(one[name][0]) for one in each]) for name in each[0]}
 
 
-def _plain(value: Any) -> Any:
+def _number_or_word(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 

@@ -16,7 +16,7 @@ https://arxiv.org/abs/1605.06065
 
 from __future__ import annotations
 
-import itertools
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,17 +26,16 @@ import torch
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.engine import mapping
-from quickstudy.engine.choice import race
-from quickstudy.engine.fitting import check_episodes, check_values, device_of, for_test
-from quickstudy.episodes import Episodes, count, first_tasks, unstack
-from quickstudy.errors import ConfigError, DataError, NonFiniteError
+from quickstudy.engine.fitting import for_test
+from quickstudy.errors import ConfigError, DataError
 from quickstudy.evaluation.amount import Amount
+from quickstudy.evaluation.metric import PERCENT
+from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
-from quickstudy.evaluation.score import in_words as score_in_words
-from quickstudy.evaluation.scoring import TRIAL, protocol_of, sample_blocks
 from quickstudy.learner import Batch, Episode, Learner, Theta, offers
 from quickstudy.learners.parts.reading import joined
+from quickstudy.tasks.source import Source, source_of
 
 if TYPE_CHECKING:
     from quickstudy.base.figures import Bars
@@ -112,7 +111,7 @@ class InstanceAccuracy:
 
 def in_words(amount: Amount) -> str:
     """'36.4 % ± 0.5'."""
-    return score_in_words(*amount, "accuracy")
+    return PERCENT(*amount)
 
 
 def _share(plain: Mapping[str, Any]) -> Amount:
@@ -152,31 +151,18 @@ def instance_accuracy(
     Raises ConfigError for a learner without `stream`, for regression and for instances that are not different numbers
     from 1, DataError where there are too few examples, NonFiniteError where an output is not finite.
     """
-    _check(trained.learner, tasks, instances, episodes)
+    _check(trained.learner, tasks, instances)
     learner, theta = for_test(trained.learner, tasks), trained.theta
     source = with_instances(tasks, max(instances))
-    blocks = sample_blocks(source, episodes, seed, device_of(theta))
-    first = next(blocks)
-    outputs = check_episodes(learner, theta, first)
+    one = begin(learner, theta, source, episodes, seed, arrange=functools.partial(_as_stream, seed))
 
-    def measure(streams: Episode, name: str) -> Tensor:
-        return mapping.map_tasks(lambda s: stream_accuracy(learner, theta, s.support, instances), streams, name)
+    def measure(learner: Learner, stream: Episode) -> Tensor:
+        return stream_accuracy(learner, theta, stream.support, instances)
 
-    few = _in_order(first_tasks(first, TRIAL), seed, 0)
-    with seeds.seeded(seed, "choose"):
-        choice = race.choose(lambda name: measure(few, name), engine, len(few.query.y), device_of(theta))
-    values, done = [], 0
-    for number, block in enumerate(itertools.chain([first], blocks)):
-        check_values(block, outputs)
-        with seeds.seeded(seed, "instances", number):
-            values.append(measure(_in_order(block, seed, done), choice.engine))
-        done += count(block)
-        if progress:
-            progress(count(block))
-    table = _finite(torch.cat(values).double().cpu())
-    amounts = tuple(map(Amount.of, table.unbind(1)))
-    protocol = protocol_of(learner, source, "accuracy at an instance", episodes, seed, seen=first)
-    return InstanceAccuracy(tuple(instances), amounts[1:], amounts[0], protocol)
+    table = torch.stack(list(results(one, measure, chosen_engine(one, measure, engine), progress)))
+    first, *amounts = map(Amount.of, finite(table, "an output that is not finite.", "stream").unbind(1))
+    protocol = protocol_of(learner, source, "accuracy at an instance", episodes, seed, seen=one.first)
+    return InstanceAccuracy(tuple(instances), tuple(amounts), first, protocol)
 
 
 def stream_accuracy(learner: Any, theta: Theta, stream: Batch, instances: Sequence[int]) -> Tensor:
@@ -189,54 +175,46 @@ def stream_accuracy(learner: Any, theta: Theta, stream: Batch, instances: Sequen
     return torch.stack([right[0], *shares])
 
 
-def with_instances(tasks: Any, most: int) -> Any:
+def with_instances(tasks: Any, most: int) -> Source:
     """The task source with `most` examples of each class; unchanged if it has no `replace`.
 
     Raises DataError where a source without `replace` gives too few examples.
     """
-    if hasattr(tasks, "replace"):
-        return tasks.replace(shots=1, queries=max(most - 1, 1))
-    support, query = tasks.sample(1, seeds.generator(0, "probe"))
+    source = source_of(tasks)
+    if (changed := source.replace(shots=1, queries=max(most - 1, 1))) is not None:
+        return changed
+    support, query = source.sample(1, seeds.generator(0, "probe"))
     each = torch.bincount(torch.cat([support.y, query.y], 1)[0])
     if int(each.min()) < most:
         raise DataError(
             f"the tasks have {int(each.min())} examples of a class, but instance {most} was asked for. Give episodes "
             "with more (shots + queries), or ask for smaller instances."
         )
-    return tasks
+    return source
 
 
-def _in_order(episodes: Episodes, seed: int, start: int) -> Episode:
-    """Each episode as one stream in an order of its own, given twice: engines map a support and a query set."""
-    streams = []
-    for i, episode in enumerate(unstack(episodes), start):
-        whole = joined(episode)
-        order = torch.randperm(len(whole.y), generator=seeds.generator(seed, "order", i)).to(whole.y.device)
-        streams.append(Batch(whole.x[order], whole.y[order]))
-    together = Batch(*(torch.stack(parts) for parts in zip(*streams, strict=True)))
-    return Episode(together, together)
+def _as_stream(seed: int, number: int, episode: Episode) -> Episode:
+    """The episode's examples as one stream in an order of its own, given twice: engines map a support and a query set.
 
-
-def _finite(table: Tensor) -> Tensor:
-    if not torch.isfinite(table).all():
-        number = int((~torch.isfinite(table)).any(1).nonzero()[0])
-        raise NonFiniteError(f"test stream {number} gives an output that is not finite.")
-    return table
+    The order of stream `number` follows from (seed, number) alone.
+    """
+    x, y = joined(episode)
+    order = torch.randperm(len(y), generator=seeds.generator(seed, "order", number)).to(y.device)
+    stream = Batch(x[order], y[order])
+    return Episode(stream, stream)
 
 
 def has_instances(learner: Learner, tasks: Any) -> bool:
     """Whether `instance_accuracy` can be computed for this learner on these tasks."""
-    return offers(learner, "stream") and getattr(tasks, "ways", None) is not None
+    return offers(learner, "stream") and source_of(tasks).ways is not None
 
 
-def _check(learner: Learner, tasks: Any, instances: Sequence[int], episodes: int) -> None:
+def _check(learner: Learner, tasks: Any, instances: Sequence[int]) -> None:
     name = type(learner).__name__
     if not offers(learner, "stream"):
         raise ConfigError(f"{name} does not read streams: accuracy at an instance is for MetaRNN, SNAIL and MANN.")
-    if getattr(tasks, "ways", None) is None:
+    if source_of(tasks).ways is None:
         raise ConfigError("accuracy at an instance is for classification; these tasks have no `ways`.")
-    if episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {episodes}.")
     if not instances or min(instances) < 1 or len(set(instances)) < len(instances):
         raise ConfigError(f"instances are different numbers from 1, such as 1 2 5 10; got {tuple(instances)}.")
 

@@ -23,17 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from quickstudy.base import seeds
-from quickstudy.engine import mapping
-from quickstudy.engine.fitting import check_episodes, check_values, device_of, for_test
-from quickstudy.episodes import Episodes, count, unstack
-from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.engine.fitting import device_of, for_test
+from quickstudy.episodes import moved, unstack
+from quickstudy.errors import ConfigError
 from quickstudy.evaluation.amount import Amount, aligned
 from quickstudy.evaluation.measures.similarity import cka, relative_change
+from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
-from quickstudy.evaluation.scoring import protocol_of, sample_blocks
-from quickstudy.learner import Batch, Episode, Learner, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta, setting, takes
 from quickstudy.nn.hooks import outputs_of
 from quickstudy.nn.parameters import own, parameters
+from quickstudy.tasks.source import source_of
 
 if TYPE_CHECKING:
     from quickstudy.base.figures import Bars
@@ -128,13 +129,15 @@ def layer_movement(
     episodes: int = 100,
     seed: int = 1,
     steps: int | None = None,
+    engine: str = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> Movement:
     """How far adaptation moves each layer of a gradient learner's model, over test episodes.
 
     `trained` has `.learner` and `.theta`. The episodes are those of `evaluate` with the same seed. The parameters after
     the learner's inner steps are compared with those before the first one. `steps` is the number of inner steps, if it
-    differs from training. `progress(n)` is called with the number of episodes done since the last call.
+    differs from training. `engine` is as in `evaluate`. `progress(n)` is called with the number of episodes done since
+    the last call.
 
     >>> import quickstudy as qs
     >>> learner = qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01)
@@ -145,23 +148,17 @@ def layer_movement(
     Raises ConfigError for a learner that does not adapt the parameters of a model by inner steps and for fewer than 1
     episode, NonFiniteError where a layer's values are not finite.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {episodes}.")
     _check_model(trained.learner)
     learner, theta = for_test(trained.learner, tasks, steps), trained.theta
-    found: list[Moves] = []
-    first: Episodes | None = None
-    for number, block in enumerate(sample_blocks(tasks, episodes, seed, device_of(theta))):
-        if first is None:
-            first, outputs = block, check_episodes(learner, theta, block)
-            _check_phi(learner, theta, unstack(block)[0].support)
-        check_values(block, outputs)
-        with seeds.seeded(seed, "evaluate", number):
-            found.append(mapping.map_learner(lambda one, e: episode_movement(one, theta, e), learner, block))
-        if progress:
-            progress(count(block))
-    protocol = protocol_of(learner, tasks, "movement of layers", episodes, seed, seen=first)
-    return Movement(tuple(_layer(name, found) for name in layers_of(trained.learner.model)), protocol)
+    one = begin(learner, theta, tasks, episodes, seed)
+    _check_phi(learner, theta, unstack(one.first)[0].support)
+
+    def measure(learner: Learner, episode: Episode) -> Moves:
+        return episode_movement(learner, theta, episode)
+
+    moves = list(results(one, measure, chosen_engine(one, measure, engine), progress))
+    protocol = protocol_of(learner, tasks, "movement of layers", episodes, seed, seen=one.first)
+    return Movement(tuple(_layer(name, moves) for name in layers_of(trained.learner.model)), protocol)
 
 
 def episode_movement(learner: Learner, theta: Theta, episode: Episode) -> Moves:
@@ -171,14 +168,14 @@ def episode_movement(learner: Learner, theta: Theta, episode: Episode) -> Moves:
     after = own(model, theta) | learner.adapt(theta, episode.support)
     layers = layers_of(model)
     old, new = (outputs_of(list(layers), model, params, episode.query.x) for params in (before, after))
-    found: Moves = {
+    moves: Moves = {
         name: {"weights": relative_change(*(_flat([p[key] for key in keys]) for p in (before, after)))}
         for name, keys in layers.items()
     }
     for name in old:
-        h, moved = (torch.cat([t.flatten(1) for t in outputs[name]], 1) for outputs in (old, new))
-        found[name] |= {"output": relative_change(h, moved), "representation": 1 - cka(h, moved)}
-    return found
+        h, changed = (torch.cat([t.flatten(1) for t in outputs[name]], 1) for outputs in (old, new))
+        moves[name] |= {"output": relative_change(h, changed), "representation": 1 - cka(h, changed)}
+    return moves
 
 
 def _untouched(learner: Learner) -> Learner:
@@ -198,21 +195,19 @@ def _flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors])
 
 
-def _layer(name: str, found: list[Moves]) -> LayerMovement:
+def _layer(name: str, moves: list[Moves]) -> LayerMovement:
     amounts = {}
     for kind in KINDS:
-        values = [block[name][kind] for block in found if kind in block[name]]
-        amounts[kind] = _amount(torch.cat(values).cpu(), name) if values else None
+        values = [episode[name][kind] for episode in moves if kind in episode[name]]
+        amounts[kind] = _amount(torch.stack(values), name) if values else None
     return LayerMovement(name or "model", **amounts)
 
 
 def _amount(values: Tensor, name: str) -> Amount | None:
-    if values.isnan().any():
-        raise NonFiniteError(
-            f"test episode {int(values.isnan().nonzero()[0])} gives the layer {name!r} values that are not finite. "
-            "Lower the inner learning rate or the steps."
-        )
-    return None if values.isinf().any() else Amount.of(values)
+    says = f"the layer {name!r} values that are not finite. Lower the inner learning rate or the steps."
+    infinite = values.isinf()  # the layer starts at zero
+    finite(values.masked_fill(infinite, 0.0), says)
+    return None if infinite.any() else Amount.of(values)
 
 
 # --- which learners --------------------------------------------------------------------------------------------------
@@ -223,8 +218,8 @@ def moves_layers(trained: Any, tasks: Any, steps: int | None = None) -> bool:
     try:
         _check_model(trained.learner)
         learner = for_test(trained.learner, tasks, steps)
-        support = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
-        _check_phi(learner, trained.theta, Batch(*(t.to(device_of(trained.theta)) for t in support)))
+        drawn = source_of(tasks).sample(1, seeds.generator(0, "probe"))
+        _check_phi(learner, trained.theta, unstack(moved(drawn, device_of(trained.theta)))[0].support)
     except ConfigError:
         return False
     return True
@@ -232,9 +227,9 @@ def moves_layers(trained: Any, tasks: Any, steps: int | None = None) -> bool:
 
 def _check_model(learner: Learner) -> None:
     name = type(learner).__name__
-    if not isinstance(getattr(learner, "model", None), nn.Module):
+    if not isinstance(setting(learner, "model"), nn.Module):
         raise ConfigError(f"{name} has no field `model`: there are no layers that could move. {ASKED}")
-    if not hasattr(learner, "steps"):
+    if not takes(learner, "steps"):
         raise ConfigError(f"{name} takes no inner steps: its model does not move. {ASKED}")
 
 

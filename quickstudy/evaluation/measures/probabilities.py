@@ -14,35 +14,29 @@ Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 201
 
 from __future__ import annotations
 
-import itertools
-import math
+import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from quickstudy.base import seeds
-from quickstudy.engine import mapping
-from quickstudy.engine.choice import race
-from quickstudy.engine.fitting import check_episodes, check_values, device_of, fitted, for_test
-from quickstudy.episodes import Episodes, count, first_tasks, is_classification, unstack
-from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.episodes import Episodes, unstack
+from quickstudy.errors import ConfigError
 from quickstudy.evaluation.amount import Amount, aligned
-from quickstudy.evaluation.ensemble import best_thetas
-from quickstudy.evaluation.measures.confusion import Confusion, confusion_of, told_of
+from quickstudy.evaluation.measures.confusion import Confusion, confusion_of
+from quickstudy.evaluation.metric import ACCURACY
+from quickstudy.evaluation.predictions import Predictions, Settings, class_names, finite, predictions
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import by_task
-from quickstudy.evaluation.scoring import TRIAL, protocol_of, sample_blocks, tasks_of
-from quickstudy.learner import Episode, Learner, Theta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 15
-KINDS = ("surprise", "brier", "accuracy", "excess")
+KINDS = ("negative_log_likelihood", "brier", "accuracy", "excess")
 HEADINGS = ("-log p", "Brier score", "accuracy", "confidence - accuracy")
 
 
@@ -61,13 +55,18 @@ class Bin:
 class Answers:
     """Calibration of a classifier on test tasks, with its confusion matrix and the protocol."""
 
-    surprise: Amount  # negative log-likelihood of the true class, in nats
+    negative_log_likelihood: Amount  # of the true class, in nats
     brier: Amount
     accuracy: Amount
     excess: Amount  # confidence minus accuracy: above 0 the classifier is overconfident
     bins: tuple[Bin, ...]  # the bins that are not empty
     protocol: Protocol
     confusion: Confusion | None = None  # None if the classes have no names
+
+    @property
+    def surprise(self) -> Amount:
+        """Deprecated: `negative_log_likelihood`."""
+        return self.negative_log_likelihood
 
     @property
     def ece(self) -> float:
@@ -106,8 +105,10 @@ class Answers:
         if not bins or any(not (one.queries > 0 and 0 <= one.accuracy <= 1) for one in bins):
             raise ValueError("a bin holds no queries, or an accuracy that is none")
         confusion = None if plain["confusion"] is None else Confusion.from_dict(plain["confusion"])
-        surprise, brier, accuracy, excess = (Amount.from_dict(plain[kind]) for kind in KINDS)
-        return cls(surprise, brier, accuracy, excess, bins, Protocol(**plain["protocol"]), confusion)
+        likelihood = plain["surprise" if "surprise" in plain else KINDS[0]]  # files of earlier versions have the former
+        brier, accuracy, excess = (Amount.from_dict(plain[kind]) for kind in KINDS[1:])
+        protocol = Protocol(**plain["protocol"])
+        return cls(Amount.from_dict(likelihood), brier, accuracy, excess, bins, protocol, confusion)
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the reliability curve: accuracy against confidence. `path` ends with .png, .svg or .pdf."""
@@ -146,79 +147,56 @@ def classification_calibration(
     Raises ConfigError where the tasks ask for values, not classes, or a setting does not fit the learner, DataError
     where the learner cannot use the tasks, and NonFiniteError where an output is not finite.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {episodes}.")
-    thetas, learner = best_thetas(trained, ensemble), for_test(trained.learner, tasks, steps)
-    device = device_of(thetas[0])
-    blocks = sample_blocks(tasks, episodes, seed, device)
-    first = next(blocks)
-    if not is_classification(first):
-        raise ConfigError("these tasks ask for values, not for classes: for values use qs.interval_coverage.")
-    outputs = check_episodes(learner, thetas[0], first)
+    settings = Settings(episodes, seed, ACCURACY, engine, progress, check=_check)
+    return calibration_of(predictions(trained, tasks, settings, steps=steps, ensemble=ensemble), tasks)
 
-    def measure(block: Episodes, chosen: str) -> tuple[Tensor, ...]:
-        ways = outputs or max(len(one.support.y.unique()) for one in unstack(block))
-        return mapping.map_learner(lambda one, e: _measured(one, thetas, e, ways), learner, block, chosen)
 
-    few = first_tasks(first, TRIAL)
-    with seeds.seeded(seed, "choose"):
-        choice = race.choose(lambda name: measure(few, name), engine, count(few), device)
-    numbers, bins, named = [], [], []
-    for number, block in enumerate(itertools.chain([first], blocks)):
-        check_values(block, outputs)
-        with seeds.seeded(seed, "evaluate", number):
-            found = [part.cpu() for part in measure(block, choice.engine)]
-        names = _names(tasks, learner, block, seed, sum(map(len, numbers)))
-        named += list(zip(names, found[2], strict=True))
-        numbers.append(found[0])
-        bins.append(found[1].sum(0))
-        if progress:
-            progress(count(block))
-    protocol = protocol_of(
-        learner, tasks, "calibration of probabilities", episodes, seed, seen=first, ensemble=ensemble
-    )
-    surprise, brier, right, excess = _amounts(torch.cat(numbers), tasks_of(tasks, episodes, seed))
+def calibration_of(made: Predictions, tasks: Any) -> Answers:
+    """The calibration and the confusion of a classifier's predictions on these tasks, which name the classes.
+
+    Raises ConfigError where the answers are values, NonFiniteError where an output is not finite.
+    """
+    _check_classes(made.truths[0])
+    means, bins, tables = zip(*map(_measured, made.outputs, made.truths), strict=True)
+    values = finite(torch.stack(means), "probabilities that are not finite.")
+    likelihood, brier, accuracy, excess = (Amount.of(by_task(column, made.tasks)) for column in values.T)
+    protocol = dataclasses.replace(made.protocol, metric="calibration of probabilities")
+    names = class_names(tasks, made)
+    confusion = confusion_of(zip(names, tables, strict=True)) if all(names) else None
     filled = tuple(_bins(torch.stack(bins).sum(0)))
-    confusion = confusion_of(named) if all(names for names, _ in named) else None
-    return Answers(surprise, brier, right, excess, filled, protocol, confusion)
+    return Answers(likelihood, brier, accuracy, excess, filled, protocol, confusion)
 
 
-def _measured(learner: Learner, thetas: Sequence[Theta], episode: Episode, ways: int) -> tuple[Tensor, ...]:
-    """An episode's means [4] as in KINDS, sums over bins [3, BINS], and counts by truth and answer [ways, ways]."""
-    log_p, y = _log_probabilities(learner, thetas, episode), episode.query.y
+def _check(first: Episodes) -> None:
+    _check_classes(unstack(first)[0].query.y)
+
+
+def _check_classes(y: Any) -> None:
+    """Raise ConfigError where the answers y are not the class numbers of one target."""
+    if not isinstance(y, Tensor) or y.is_floating_point():
+        raise ConfigError("these tasks ask for values, not for classes: for values use qs.interval_coverage.")
+
+
+def _measured(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An episode's means [4] as in KINDS, sums over bins [3, BINS], and counts by truth and answer [ways, ways].
+
+    output [m, ways] holds logits, y [m] classes. All is in float64: in float32 a confident answer is exactly 1.
+    """
+    log_p = output.log_softmax(-1, dtype=torch.float64)
     answer, p = log_p.argmax(1), log_p.exp()
     sure = p.gather(1, answer[:, None])[:, 0]
     right = (answer == y).double()
-    surprise = -log_p.gather(1, y[:, None])[:, 0]
-    brier = ((p - _one_hot(y, p.shape[1])) ** 2).sum(1)
+    negative_log_likelihood = -log_p.gather(1, y[:, None])[:, 0]
+    truth = _one_hot(y, p.shape[1])
+    brier = ((p - truth) ** 2).sum(1)
     place = ((BINS * sure).ceil() - 1).clamp(0, BINS - 1)
     bins = torch.stack([torch.ones_like(sure), sure, right]) @ _one_hot(place, BINS)
-    means = torch.stack([part.mean() for part in (surprise, brier, right, sure - right)])
-    return means, bins, _one_hot(y, ways).T @ _one_hot(answer, ways)
-
-
-def _log_probabilities(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> Tensor:
-    """The log of the mean probabilities [m, classes], in float64: in float32 a confident answer is exactly 1."""
-    outputs = [learner.predict(t, learner.adapt(t, episode.support), episode.query.x) for t in thetas]
-    return torch.stack(outputs).log_softmax(-1, dtype=torch.float64).logsumexp(0) - math.log(len(outputs))
+    means = torch.stack([part.mean() for part in (negative_log_likelihood, brier, right, sure - right)])
+    return means, bins, truth.T @ _one_hot(answer, p.shape[1])
 
 
 def _one_hot(numbers: Tensor, most: int) -> Tensor:
-    return (numbers[:, None] == torch.arange(most, device=numbers.device)).double()
-
-
-def _names(tasks: Any, learner: Learner, block: Episodes, seed: int, start: int) -> Iterator[Sequence[str]]:
-    """The class names of each episode in a block that begins with episode `start`; () if the source has none."""
-    for i, episode in enumerate(unstack(block), start):
-        one = fitted(learner, episode)[0] if isinstance(block, list) else learner
-        yield told_of(tasks, seeds.generator(seed, "test", i), learner, one, episode).get("classes", ())
-
-
-def _amounts(numbers: Tensor, tasks: tuple[str, ...]) -> list[Amount]:
-    if not torch.isfinite(numbers).all():
-        episode = int((~torch.isfinite(numbers)).any(1).nonzero()[0])
-        raise NonFiniteError(f"test episode {episode} gives probabilities that are not finite.")
-    return [Amount.of(by_task(values, tasks)) for values in numbers.T]
+    return (numbers[:, None] == torch.arange(most)).double()
 
 
 def _bins(sums: Tensor) -> Iterator[Bin]:

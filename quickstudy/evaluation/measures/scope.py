@@ -20,21 +20,22 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.engine.fitting import check_episodes, check_values, device_of, fitted, for_test, is_transductive
-from quickstudy.episodes import is_classification, moved, unstack
+from quickstudy.engine.fitting import for_test, is_transductive
+from quickstudy.episodes import Episodes, is_classification
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation.amount import Amount, aligned
+from quickstudy.evaluation.metric import PERCENT
+from quickstudy.evaluation.passes import Arrange, Pass, begin, chosen_engine, protocol_of, results
 from quickstudy.evaluation.protocol import Protocol
-from quickstudy.evaluation.score import Difference, in_words
-from quickstudy.evaluation.scoring import protocol_of
-from quickstudy.learner import Learner, demand
+from quickstudy.evaluation.score import Difference
+from quickstudy.learner import Episode, Learner, Theta, demand
 from quickstudy.tasks.classes import ClassTasks, scaled
 from quickstudy.trained.adapting import SCOPE
 from quickstudy.trained.reading import as_features, as_inputs, encoded
@@ -80,7 +81,7 @@ class OutOfScope:
 
 
 def _percent(amount: Amount) -> str:
-    return in_words(*amount, "accuracy")
+    return PERCENT(*amount)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -113,18 +114,12 @@ def out_of_scope(
     Raises ConfigError for a learner without `distance`, for regression and for fewer than 2 episodes, DataError for too
     few foreign inputs, NonFiniteError where a distance or an output is not finite.
     """
-    given = None if foreign is None else _read(trained, foreign)
-    found = []
-    for i, task in enumerate(_adapted(trained, tasks, episodes, seed)):
-        others = _foreign(tasks, given, len(task.queries), seed, i).to(task.queries.device)
-        own, rest = (_measured(task, trained, x, i) for x in (task.queries, others))
-        found.append(_separated(own, rest, trained.scope))
-        if progress:
-            progress(1)
-    of_distance, of_softmax, (gain,), kept = map(_amounts, zip(*found, strict=True))
+    inputs = None if foreign is None else _read(trained, foreign)
+    one = _begin(trained, tasks, episodes, seed, lambda i, e: _with_foreign(tasks, inputs, seed, i, e))
+    halves = (measured.chunk(2, 1) for measured in _of_queries(trained.theta, one, progress))  # own and foreign inputs
+    each = [_separated(own.numpy(), rest.numpy(), trained.scope) for own, rest in halves]
+    of_distance, of_softmax, (gain,), kept = map(_amounts, zip(*each, strict=True))
     answered, passed = kept or (None, None)
-    learner = _as_predictor(trained.learner, tasks)
-    metric, first = "out of scope", tasks.sample(1, seeds.generator(seed, "test", 0))
     return OutOfScope(
         Separation(*of_distance),
         Separation(*of_softmax),
@@ -132,7 +127,7 @@ def out_of_scope(
         answered,
         passed,
         foreign="the pool's other classes" if foreign is None else f"{len(foreign)} given inputs",
-        protocol=protocol_of(learner, tasks, metric, episodes, seed, seen=first),
+        protocol=protocol_of(one.learner, tasks, "out of scope", episodes, seed, seen=one.first),
     )
 
 
@@ -154,8 +149,8 @@ def scoped(trained: Trained, tasks: Any, *, recall: float = RECALL, episodes: in
     """
     if not 0 < recall < 1:
         raise ConfigError(f"recall is the share of own queries to answer, between 0 and 1; got {recall}.")
-    tasks_done = enumerate(_adapted(trained, tasks, episodes, seed))
-    own = np.concatenate([_measured(task, trained, task.queries, i)[0] for i, task in tasks_done])
+    measured = _of_queries(trained.theta, _begin(trained, tasks, episodes, seed))
+    own = np.concatenate([distance.numpy() for distance, _ in measured])
     return dataclasses.replace(trained, preprocess={**trained.preprocess, SCOPE: float(np.quantile(own, recall))})
 
 
@@ -165,28 +160,40 @@ def sized(tasks: ClassTasks, ways: int, shots: int) -> ClassTasks:
     return tasks.replace(ways=min(ways, len(tasks.classes)), shots=min(shots, most))
 
 
-class Adapted(NamedTuple):
-    """A test task that the learner has adapted to."""
-
-    learner: Learner
-    phi: Any
-    queries: Tensor  # [n, ...]
-
-
-def _adapted(trained: Trained, tasks: Any, episodes: int, seed: int) -> Iterator[Adapted]:
+def _begin(trained: Trained, tasks: Any, episodes: int, seed: int, arrange: Arrange | None = None) -> Pass:
     demand(trained.learner, "distance")
     if episodes < 2:
         raise ConfigError(f"intervals over episodes need at least 2 of them, got {episodes}.")
-    learner, outputs = _as_predictor(trained.learner, tasks), None
-    for i in range(episodes):
-        batch = moved(tasks.sample(1, seeds.generator(seed, "test", i)), device_of(trained.theta))
-        if not is_classification(batch):
-            raise ConfigError("out of scope means of no class; these tasks ask for values, which have none.")
-        outputs = check_episodes(learner, trained.theta, batch) if i == 0 else outputs
-        check_values(batch, outputs)
-        fits, (support, query) = fitted(learner, unstack(batch)[0])
-        with torch.no_grad():
-            yield Adapted(fits, fits.adapt(trained.theta, support), query.x)
+    learner = _as_predictor(trained.learner, tasks)
+    return begin(learner, trained.theta, tasks, episodes, seed, arrange, _check_classes)
+
+
+def _check_classes(first: Episodes) -> None:
+    if not is_classification(first):
+        raise ConfigError("out of scope means of no class; these tasks ask for values, which have none.")
+
+
+def _of_queries(theta: Theta, one: Pass, progress: Callable[[int], None] | None = None) -> Iterator[Tensor]:
+    """For each episode [2, m]: the distance of each query to the nearest class, and its `doubt`."""
+
+    def measure(learner: Learner, episode: Episode) -> Tensor:
+        phi = learner.adapt(theta, episode.support)
+        distance = learner.distance(theta, phi, episode.query.x)
+        logits = learner.predict(theta, phi, episode.query.x)
+        return torch.stack([distance.double(), doubt(logits.double())])
+
+    engine = chosen_engine(one, measure)
+    for i, measured in enumerate(results(one, measure, engine, progress)):
+        if not torch.isfinite(measured).all():
+            raise NonFiniteError(f"test episode {i} gives a distance or an output that is not finite.")
+        yield measured
+
+
+def _with_foreign(tasks: Any, inputs: Tensor | None, seed: int, number: int, episode: Episode) -> Episode:
+    """The episode with as many foreign inputs behind its queries."""
+    own = episode.query.x
+    foreign = _foreign(tasks, inputs, len(own), seed, number).to(own.device)
+    return episode._replace(query=episode.query._replace(x=torch.cat([own, foreign])))
 
 
 def _as_predictor(learner: Learner, tasks: Any) -> Learner:
@@ -198,14 +205,14 @@ def _read(trained: Trained, foreign: Any) -> Tensor:
     return as_features(x, trained.extractor)
 
 
-def _foreign(tasks: Any, given: Tensor | None, n: int, seed: int, episode: int) -> Tensor:
+def _foreign(tasks: Any, inputs: Tensor | None, n: int, seed: int, episode: int) -> Tensor:
     """n foreign inputs for a test episode, determined by (seed, episode) alone."""
-    rows = _other_rows(tasks, seeds.generator(seed, "test", episode)) if given is None else torch.arange(len(given))
+    rows = _other_rows(tasks, seeds.generator(seed, "test", episode)) if inputs is None else torch.arange(len(inputs))
     if len(rows) < n:
-        what = "examples of classes that are not in the task" if given is None else "foreign inputs"
+        what = "examples of classes that are not in the task" if inputs is None else "foreign inputs"
         raise DataError(f"there are {len(rows)} {what}, but {n} queries. Give more, or lower queries or ways.")
     drawn = rows[torch.randperm(len(rows), generator=seeds.generator(seed, "foreign", episode))[:n]]
-    return scaled(tasks.examples[drawn]) if given is None else given[drawn]
+    return scaled(tasks.examples[drawn]) if inputs is None else inputs[drawn]
 
 
 def _other_rows(tasks: Any, generator: torch.Generator) -> Tensor:
@@ -215,17 +222,6 @@ def _other_rows(tasks: Any, generator: torch.Generator) -> Tensor:
     support, _ = tasks.rows(1, generator)
     of_class = torch.searchsorted(tasks.starts, torch.arange(len(tasks.examples)), right=True)
     return (~torch.isin(of_class, of_class[support.flatten()])).nonzero().flatten()
-
-
-def _measured(task: Adapted, trained: Trained, x: Tensor, episode: int) -> np.ndarray:
-    """[2, m]: the distance of each input x [m, ...] to the nearest class, and its `doubt`."""
-    with torch.no_grad():
-        distance = task.learner.distance(trained.theta, task.phi, x)
-        logits = task.learner.predict(trained.theta, task.phi, x)
-    found = torch.stack([distance.double(), doubt(logits.double())]).cpu()
-    if not torch.isfinite(found).all():
-        raise NonFiniteError(f"test episode {episode} gives a distance or an output that is not finite.")
-    return found.numpy()
 
 
 def doubt(logits: Tensor) -> Tensor:

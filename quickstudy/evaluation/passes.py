@@ -1,0 +1,276 @@
+"""A pass over the test episodes: the one loop behind the score and every other measurement.
+
+    episode i = draw(seed, i)            the same for every learner, so that comparisons are paired
+    result i  = measure(learner, i)      a function of one task, which gives a tensor or nested tensors
+
+Episodes come in blocks. Each is moved to theta's device, checked, and mapped by one engine, which is chosen once. The
+ranks of a process group take turns with the blocks, and all of them get all results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from quickstudy.base import seeds
+from quickstudy.base.timing import timed
+from quickstudy.engine import mapping, ranks
+from quickstudy.engine.agreement import relative_difference
+from quickstudy.engine.choice import race
+from quickstudy.engine.fitting import check_episodes, check_values, device_of, is_transductive, normalisation_of
+from quickstudy.episodes import Episodes, concat, count, first_tasks, moved, stacked, unstack
+from quickstudy.errors import ConfigError
+from quickstudy.evaluation.gathering import gathered
+from quickstudy.evaluation.protocol import Protocol
+from quickstudy.learner import Episode, Learner, Theta, setting
+from quickstudy.tasks.source import Source, source_of
+
+BLOCK = 25  # episodes evaluated at once: enough to keep the engine busy, few enough for memory
+TRIAL = (2, 8)  # fewest and most episodes on which the engines are timed
+SHARE = 0.02  # of all episodes that one round of the race takes, where they are costly
+FREE = 0.05  # seconds that a round may take in any case
+COSTLY = 0.5  # seconds that one task takes from which on no race is run: it would take longer than it could save
+
+Measure = Callable[[Learner, Episode], Any]  # one task, its learner fitted to its ways -> nested tensors
+Arrange = Callable[[int, Episode], Episode]  # number and episode -> the episode as it is measured
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """The test episodes of one learner, and what is known of them before the first is answered."""
+
+    learner: Learner
+    theta: Theta
+    source: Source
+    episodes: int  # how many
+    seed: int
+    first: Episodes  # the first block, checked
+    outputs: int | None  # of the learner; None where that depends on the task
+    arrange: Arrange | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.theta)
+
+    def places(self, number: int) -> range:
+        """The numbers of the episodes in the block with this number, from 0."""
+        return range(number * BLOCK, min((number + 1) * BLOCK, self.episodes))
+
+    def block(self, number: int) -> Episodes:
+        """The block with this number, checked. Raises DataError where the learner cannot use it."""
+        if number == 0:
+            return self.first
+        drawn = _drawn(self.source, self.places(number), self.seed, self.device, self.learner, self.theta)
+        check_values(drawn, self.outputs)
+        return drawn
+
+    def arranged(self, block: Episodes, start: int) -> Episodes:
+        """The episodes from number `start` on, as they are measured."""
+        if self.arrange is None:
+            return block
+        ones = [self.arrange(number, one) for number, one in enumerate(unstack(block), start)]
+        return ones if isinstance(block, list) else stacked(ones)
+
+
+def begin(
+    learner: Learner,
+    theta: Theta,
+    tasks: Any,
+    episodes: int,
+    seed: int,
+    arrange: Arrange | None = None,
+    check: Callable[[Episodes], None] = lambda first: None,
+) -> Pass:
+    """A pass over `episodes` test episodes of a seed, of which the first block is drawn and checked.
+
+    arrange   changes each episode after it is checked, given its number
+    check     refuses the first block before the learner sees it
+
+    Raises ConfigError for fewer than one episode, DataError where the learner cannot use the tasks.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}.")
+    source = source_of(tasks)
+    first = _drawn(source, range(min(BLOCK, episodes)), seed, device_of(theta), learner, theta)
+    check(first)
+    return Pass(learner, theta, source, episodes, seed, first, check_episodes(learner, theta, first), arrange)
+
+
+def results(
+    one: Pass,
+    measure: Measure,
+    engine: str,
+    progress: Callable[[int], None] | None = None,
+    beside: Callable[[Episodes], Sequence[Any]] | None = None,
+) -> Iterator[Any]:
+    """measure(learner, episode) of every episode, in order and on the CPU, on every rank.
+
+    engine     as `chosen_engine` gives it
+    progress   is called with the number of episodes done since the last call
+    beside     what else to note of each episode of a block as it was drawn; the results are then pairs
+
+    Raises DataError where the learner cannot use a task, RankError where other ranks cannot be reached.
+    """
+    for turn in range(0, math.ceil(one.episodes / BLOCK), ranks.size()):  # each rank takes one block of a turn
+        own = one.places(turn + ranks.rank())
+        done = _measured(one, measure, turn + ranks.rank(), engine, beside) if own else []
+        together = range(turn * BLOCK, one.places(turn + ranks.size() - 1).stop)
+        yield from gathered(done, own, together, lambda: _measured(one, measure, 0, "loop", beside, few=1)[0])
+        if progress:
+            progress(len(together))
+
+
+def _measured(
+    one: Pass,
+    measure: Measure,
+    number: int,
+    engine: str,
+    beside: Callable[[Episodes], Sequence[Any]] | None,
+    few: int = BLOCK,
+) -> list[Any]:
+    """The results of a block, or of its first few episodes."""
+    drawn = first_tasks(one.block(number), few)
+    with seeds.seeded(one.seed, "evaluate", number):
+        found = mapped(measure, one.learner, one.arranged(drawn, one.places(number).start), engine)
+    return found if beside is None else list(zip(found, beside(drawn), strict=True))
+
+
+def mapped(measure: Measure, learner: Learner, episodes: Episodes, engine: str) -> list[Any]:
+    """measure(learner, episode) of each episode, on the CPU; results of tasks of unequal sizes may differ in shape."""
+    if isinstance(episodes, list):
+        each = mapping.map_each(measure, learner, episodes, engine)
+        return pytree.tree_map(lambda t: t.cpu(), each)
+    leaves, structure = pytree.tree_flatten(mapping.map_learner(measure, learner, episodes, engine))
+    columns = (leaf.cpu().unbind(0) for leaf in leaves)
+    return [pytree.tree_unflatten(row, structure) for row in zip(*columns, strict=True)]
+
+
+# --- the engine ------------------------------------------------------------------------------------------------------
+
+
+def chosen_engine(one: Pass, measure: Measure, engine: str = "auto", tried: str | None = None) -> str:
+    """The engine for a pass, the same on all ranks. "auto" times the engines on a few of its episodes.
+
+    `tried`: an engine that was chosen for a similar learner. "auto" takes it where it gives the loop's results.
+
+    A round of the race takes a small share of all episodes. Where one task takes so long that even this would cost
+    more than it saves, each task gets a thread of its own: this suits every costly task on a CPU, and gives the loop's
+    results. Raises ConfigError where the engine is unknown.
+    """
+    with seeds.seeded(one.seed, "choose"):
+        again = engine == "auto" and tried is not None and _is_right(one, measure, tried)
+        choice = race.Choice(str(tried), "as before") if again else _raced(one, measure, engine)
+        return ranks.same_engine(choice).engine
+
+
+def _raced(one: Pass, measure: Measure, engine: str) -> race.Choice:
+    tasks, costly = min(TRIAL[1], count(one.first)), False
+    if engine == "auto" and tasks > 1:
+        single = one.arranged(first_tasks(one.first, 1), 0)
+        (_, drew), seconds = timed(
+            lambda: seeds.watching_generator(lambda: mapped(measure, one.learner, single, "loop")), one.device
+        )
+        costly = seconds > COSTLY and not drew and one.device.type == "cpu" and torch.get_num_threads() > 1
+        tasks = min(tasks, max(TRIAL[0], int(FREE / max(seconds, 1e-6)), int(SHARE * one.episodes)))
+    if costly:
+        return race.Choice("threads", "one costly task per thread")
+    few = one.arranged(first_tasks(one.first, tasks), 0)
+    return race.choose(lambda name: mapped(measure, one.learner, few, name), engine, count(few), one.device)
+
+
+def _is_right(one: Pass, measure: Measure, engine: str) -> bool:
+    """Whether an engine gives the loop's results on two episodes."""
+    if engine in ("loop", "threads"):  # both run the same operations
+        return True
+    few = one.arranged(first_tasks(one.first, TRIAL[0]), 0)
+    try:
+        apart = relative_difference(*(mapped(measure, one.learner, few, name) for name in (engine, "loop")))
+    except race.CANNOT:
+        return False
+    return apart <= race.ROUNDING
+
+
+# --- the protocol ----------------------------------------------------------------------------------------------------
+
+
+def protocol_of(
+    learner: Learner,
+    tasks: Any,
+    metric: str,
+    episodes: int,
+    seed: int,
+    control: str | None = None,
+    seen: Episodes | None = None,
+    ensemble: int = 1,
+) -> Protocol:
+    """The protocol under which `learner` is tested on `tasks`.
+
+    Sizes that the task source does not report are taken from `seen`, a batch of its episodes.
+    """
+    about = (_sizes(seen) if seen else {}) | source_of(tasks).describe()
+    return Protocol(
+        learner=type(learner).__name__,
+        tasks=about["name"],
+        split=about.get("split", "unknown"),
+        ways=about.get("ways"),
+        shots=about.get("shots", 0),
+        queries=about.get("queries", 0),
+        metric=metric,
+        episodes=episodes,
+        seed=seed,
+        transductive=is_transductive(learner),
+        normalisation=normalisation_of(learner),
+        steps=setting(learner, "steps"),
+        ensemble=ensemble,
+        control=control,
+    )
+
+
+def _sizes(episodes: Episodes) -> dict[str, Any]:
+    """Ways, shots and queries: the largest of any task."""
+    found = [_sizes_of(support.y, query.y) for support, query in unstack(episodes)]
+    ways = [one["ways"] for one in found if one["ways"]]
+    return {name: max(one[name] for one in found) for name in ("shots", "queries")} | {"ways": max(ways, default=None)}
+
+
+def _sizes_of(support: Any, query: Any) -> dict[str, Any]:
+    ways = len(support.unique()) if isinstance(support, Tensor) and not support.is_floating_point() else None
+    shown, asked = (len(pytree.tree_leaves(y)[0]) for y in (support, query))
+    return {"ways": ways, "shots": shown // (ways or 1), "queries": asked // (ways or 1)}
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def sample_blocks(tasks: Any, episodes: int, seed: int, device: torch.device) -> Iterator[Episodes]:
+    """Episodes 0..episodes-1 of the test seed, in blocks; each episode is drawn with its own generator."""
+    for number in range(math.ceil(episodes / BLOCK)):
+        yield sample_block(tasks, episodes, seed, device, number)
+
+
+def sample_block(tasks: Any, episodes: int, seed: int, device: torch.device, number: int) -> Episodes:
+    """The block with this number, from 0, of the episodes of `sample_blocks`."""
+    places = range(number * BLOCK, min((number + 1) * BLOCK, episodes))
+    return moved(concat([source_of(tasks).sample(1, seeds.generator(seed, "test", i)) for i in places]), device)
+
+
+def _drawn(
+    source: Source, places: Sequence[int], seed: int, device: torch.device, learner: Learner, theta: Theta
+) -> Episodes:
+    """The test episodes at these places; where the source is on-policy, as this learner meets them."""
+    generators = (seeds.generator(seed, "test", i) for i in places)
+    return moved(concat([source.draw(1, generator, learner, theta) for generator in generators]), device)
+
+
+def tasks_of(tasks: Any, episodes: int, seed: int) -> tuple[str, ...]:
+    """The name of each test episode's task; empty if the source draws new tasks each time."""
+    source = source_of(tasks)
+    if "task" not in source.facts(1, seeds.generator(seed, "test", 0)):
+        return ()
+    return tuple(source.facts(1, seeds.generator(seed, "test", i))["task"][0] for i in range(episodes))
