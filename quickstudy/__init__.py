@@ -24,6 +24,7 @@ from quickstudy.evaluation.measures.movement import Movement, layer_movement
 from quickstudy.evaluation.measures.probabilities import Answers, classification_calibration
 from quickstudy.evaluation.measures.recalibration import recalibrated
 from quickstudy.evaluation.measures.scope import OutOfScope, out_of_scope, scoped
+from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import Difference, Score, compare
 from quickstudy.evaluation.scoring import evaluate
@@ -103,6 +104,7 @@ __all__ = [
     "MetaOptNet",
     "MetaRNN",
     "MetaSGD",
+    "Metric",
     "Movement",
     "NearestCentroid",
     "OutOfScope",

@@ -129,7 +129,7 @@ def train_curves(
             progress=False,
         )
         measured = qs.interval_coverage(trained, sources["val"], episodes=200, points=points, levels=[0.9])
-        validated = sum(one.surprise.mean for one in measured.sizes)
+        validated = sum(one.negative_log_likelihood.mean for one in measured.sizes)
         if validated > best[0]:
             break
         best, found = (validated, iterations), trained
@@ -150,7 +150,12 @@ def on_subjects(trained: qs.Trained, source: Subjects, points: Sequence[int], un
         other = interpolation(one, points)
         rows.append(
             [
-                [*(a.mean for a in s.coverage), s.surprise.mean + math.log(unit), s.error.mean * unit**2, o * unit**2]
+                [
+                    *(a.mean for a in s.coverage),
+                    s.negative_log_likelihood.mean + math.log(unit),
+                    s.error.mean * unit**2,
+                    o * unit**2,
+                ]
                 for s, o in zip(found.sizes, other, strict=True)
             ]
         )

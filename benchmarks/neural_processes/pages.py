@@ -63,7 +63,7 @@ def _likelihood(row: dict[str, Any]) -> Any:
 
 def _of_tasks(one: AtSize, found: Calibration) -> tuple[int, str, str, str, str]:
     at90, at50 = (one.coverage[found.levels.index(level)] for level in (0.9, 0.5))
-    return one.points, share(at90), share(at50), amount(one.surprise), amount(one.error)
+    return one.points, share(at90), share(at50), amount(one.negative_log_likelihood), amount(one.error)
 
 
 def share(value: Any) -> str:

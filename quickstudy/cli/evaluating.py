@@ -36,8 +36,8 @@ def _evaluate(options: EvaluateOptions) -> None:
         steps=options.steps,
         ensemble=options.ensemble,
         names=None if options.controls is None else list(options.controls),
+        metric=options.metric,
         engine=options.engine,
-        **({} if options.metric is None else {"metric": options.metric}),
     )
     if not ranks.first():
         return

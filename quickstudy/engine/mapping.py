@@ -130,17 +130,16 @@ def map_learner(
 
 
 def map_each(
-    function: Callable[[Learner, Episode], T], learner: Learner, episodes: list[Episode], engine: str = "loop"
+    function: Callable[[Learner, Episode], T], learner: Learner, episodes: list[Episode], engine: str | Engine = "loop"
 ) -> list[T]:
     """Apply function(learner, episode) to each episode of a list, like `map_learner`; results may differ in shape."""
-    if engine != "vmap":
+    how = find_engine(engine, PLAIN)
+    if not how.together:
         with torch.no_grad():
-            return list(_map(lambda task: function(*task), _fitted(learner, episodes), engine))
+            return list(_map(lambda task: function(*task), _fitted(learner, episodes), how))
     found: dict[int, T] = {}
     for group in alike(learner, episodes):
-        leaves, spec = pytree.tree_flatten(
-            map_tasks(functools.partial(function, group.learner), group.episodes, engine)
-        )
+        leaves, spec = pytree.tree_flatten(map_tasks(functools.partial(function, group.learner), group.episodes, how))
         rows = zip(*(leaf.unbind(0) for leaf in leaves), strict=True)
         found |= {place: pytree.tree_unflatten(row, spec) for place, row in zip(group.places, rows, strict=True)}
     return [found[place] for place in range(len(episodes))]

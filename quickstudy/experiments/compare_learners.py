@@ -129,15 +129,10 @@ def compare_learners(
             failed[name] = str(error)
     if not entries:
         raise NonFiniteError(f"there is nothing to compare: {'; '.join(f'{n}: {why}' for n, why in failed.items())}")
-    best_first = sorted(entries, key=lambda entry: entry.score.mean, reverse=_rewards(entries[0].score))
+    best_first = sorted(entries, key=lambda entry: entry.score.mean, reverse=entries[0].score.metric.higher_is_better)
     found = LearnerComparison(tuple(best_first), given.settings() | {"machine": machine()}, failed)
     files.write_json(given.out / FOUND, found.to_dict())
     return found
-
-
-def _rewards(score: Score) -> bool:
-    """Whether a higher score is better."""
-    return score.protocol.metric == "accuracy"
 
 
 def _check(given: Given, learners: Mapping[str, Any]) -> None:

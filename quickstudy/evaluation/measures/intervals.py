@@ -27,7 +27,6 @@ from quickstudy.evaluation.amount import Amount, aligned
 from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
 from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
-from quickstudy.evaluation.scoring import protocol_of
 from quickstudy.learner import Batch, Episode, Learner, Theta, demand, setting
 from quickstudy.learners.parts.gaussian import Gaussian, negative_log_likelihood
 
@@ -225,9 +224,8 @@ def _measured(learner: Learner, theta: Theta, episode: Episode, points: int, rea
     away = (yq - p.mean).abs()
     # NaN counts as outside here, but it also makes the likelihood NaN, which is refused.
     inside = [(away <= z * p.std).double().mean() for z in reach]
-    return torch.stack(
-        [*inside, negative_log_likelihood(p, yq).double().mean(), p.std.double().mean(), (away**2).double().mean()]
-    )
+    parts = negative_log_likelihood(p, yq), p.std, away**2
+    return torch.stack([*inside, *(part.double().mean() for part in parts)])
 
 
 def _at_size(points: int, values: Tensor) -> AtSize:

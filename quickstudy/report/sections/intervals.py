@@ -30,7 +30,7 @@ def section(calibration: Calibration) -> Section:
 def _row(one: AtSize, calibration: Calibration, levels: list[float]) -> tuple[str, ...]:
     inside = [one.coverage[calibration.levels.index(level)] for level in levels]
     shares = [PERCENT(*share).replace(" %", "", 1) for share in inside]
-    return (str(one.points), *shares, *(PLAIN(*amount) for amount in (one.surprise, one.std)))
+    return (str(one.points), *shares, *(PLAIN(*amount) for amount in (one.negative_log_likelihood, one.std)))
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

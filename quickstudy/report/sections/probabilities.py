@@ -34,7 +34,7 @@ def _rows(answers: Answers) -> list[tuple[str, str]]:
     return [
         ("expected calibration error (ECE)", percentage_points(answers.ece)),
         ("confidence − accuracy", f"{percentage_points(answers.excess.mean)} {PERCENT.half(answers.excess.interval)}"),
-        ("−log p of the true class", f"{THREE_DIGITS(*answers.surprise)} nats{guess}"),
+        ("−log p of the true class", f"{THREE_DIGITS(*answers.negative_log_likelihood)} nats{guess}"),
         ("Brier score", THREE_DIGITS(*answers.brier)),
     ]
 
