@@ -300,6 +300,19 @@ def test_a_growing_predictor_goes_on_after_a_file(tmp_path):
     assert_close(loaded.predict_proba(x), trained.adapt(x, y).predict_proba(x), 1e-6)
 
 
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_a_transductive_predictor_grows_as_one(support, x, through_a_file, tmp_path):
+    """What it learns again normalises its queries together, as what it was made with did."""
+    (inputs, names), one = support, trained(LEARNERS["maml"]())
+    predictor = one.adapt(inputs[:8], names[:8], transductive=True)
+    if through_a_file:
+        predictor.save(tmp_path / "p.qs")
+        predictor = qs.load(tmp_path / "p.qs")
+    predictor.update(inputs[8:], names[8:])
+    assert_close(predictor(x), one.adapt(inputs, names, transductive=True)(x), 1e-6)
+    assert not torch.allclose(predictor(x), one.adapt(inputs, names)(x), atol=1e-3)
+
+
 def test_a_predictor_saved_without_its_support_set_only_answers(tmp_path):
     trained, x, y = grown()
     predictor = trained.adapt(x, y)
