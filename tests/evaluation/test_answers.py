@@ -15,7 +15,7 @@ import pandas
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy.base import seeds
@@ -142,6 +142,17 @@ def test_the_numbers_are_those_of_numpy(engine):
     assert found.brier.mean == pytest.approx(((p - np.eye(3)[y]) ** 2).sum(1).mean())
     score = qs.evaluate(NEAREST, tasks, episodes=30, seed=4)
     assert (found.accuracy.mean, found.accuracy.interval) == (pytest.approx(score.mean), pytest.approx(score.interval))
+
+
+def test_steps_at_test_are_those_asked_for():
+    torch.manual_seed(0)
+    learner = qs.MAML(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), lr=0.5, steps=1)
+    tasks = qs.tasks.glyphs("test", ways=3, queries=5)
+    asked, plain, built = (
+        qs.classification_calibration(qs.Trained(one, learner.init()), tasks, episodes=10, **steps).surprise.mean
+        for one, steps in ((learner, {"steps": 4}), (learner, {}), (dataclasses.replace(learner, steps=4), {}))
+    )
+    assert asked == pytest.approx(built, rel=1e-6) and asked != pytest.approx(plain, rel=1e-2)
 
 
 def test_checkpoints_that_answer_together_are_scored_together():

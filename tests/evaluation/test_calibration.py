@@ -120,6 +120,35 @@ def test_recalibration_finds_the_factor_that_is_missing(times):
     assert again.learner.std_factors == trained.learner.std_factors  # from the plain deviations, not on top
 
 
+@dataclass(frozen=True, eq=False)
+class Heavy(Noise):
+    """Laplace noise, whose quantiles have other ratios than a Gaussian's: each level has a factor of its own."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
+        u = torch.rand(n, self.shots + self.queries, 1, generator=generator) - 0.5
+        y = -u.sign() * (1 - 2 * u.abs()).log()
+        support, query = y.split([self.shots, self.queries], 1)
+        return Episode(Batch(0 * support, support), Batch(0 * query, query))
+
+
+@dataclass(frozen=True, eq=False)
+class Standard(Bayes):
+    """N(0, times^2), whatever it was shown."""
+
+    def adapt(self, theta: Theta, support: Batch) -> Tensor:
+        return torch.tensor([0.0, self.std_factors[len(support.y)] if self.std_factors else 1.0])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_recalibration_is_for_the_level_that_is_asked(level):
+    """|y| <= q with probability 1 - exp(-q), so factor = -log(1 - level) / z."""
+    trained = qs.recalibrated(qs.Trained(Standard(), {}), Heavy(), episodes=2000, seed=2, level=level, points=(4,))
+    wanted = -math.log(1 - level) / float(ndtri(0.5 + level / 2))
+    assert trained.learner.std_factors[4] == pytest.approx(wanted, rel=0.03)
+    share = qs.interval_coverage(trained, Heavy(), episodes=400, points=(4,), levels=(level,)).coverage(level)[4]
+    assert abs(share.mean - level) < 2 * share.interval
+
+
 @pytest.mark.parametrize("learner", [qs.CNP(nn.Flatten(), 1), qs.ANP(nn.Flatten(), 1, latent=2, samples=4)])
 def test_factors_stretch_the_deviations_and_nothing_else(learner, tmp_path):
     theta, tasks = learner.init(), qs.tasks.sinusoid("val", shots=3)

@@ -157,3 +157,32 @@ def test_what_cannot_be_asked_is_refused():
     source = dataclasses.make_dataclass("Source", ["ways", "sample"])(WAYS, clusters().sample)
     with pytest.raises(DataError, match="instance 5 was asked for"):
         qs.instance_accuracy(qs.Trained(Excluding(), Excluding().init()), source, instances=(5,))
+
+
+class Listening(Stub):
+    """Keeps the labels of the streams that it is given, in their order."""
+
+    def answer(self, x, y):
+        HEARD.append(tuple(y.tolist()))
+        return torch.zeros(len(y), self.ways)
+
+
+HEARD: list[tuple[int, ...]] = []
+
+
+def test_each_stream_has_an_order_of_its_own_that_follows_from_the_seed():
+    """In the order of the episodes, class by class, the first of a class would always come after all of another."""
+
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        HEARD.clear()
+        tasks = clusters(classes=12, each=10, ways=WAYS)
+        learner = Listening()
+        qs.instance_accuracy(
+            qs.Trained(learner, learner.init()), tasks, instances=(1, 2, 4), episodes=20, seed=seed, engine="loop"
+        )
+        return list(dict.fromkeys(HEARD))
+
+    first = orders(1)
+    assert len(first) > 15 and all(sorted(order) == [0] * 4 + [1] * 4 + [2] * 4 for order in first)
+    assert len({order[0] for order in first}) == WAYS
+    assert orders(1) == first != orders(2)

@@ -164,6 +164,14 @@ def test_mlp_layers():
     assert qs.nn.mlp(6, hidden=(5, 4))(torch.zeros(3, 6)).shape == (3, 4)
 
 
+@pytest.mark.parametrize(("name", "function"), [("relu", torch.relu), ("tanh", torch.tanh), ("gelu", F.gelu)])
+def test_mlp_has_the_activation_that_is_named_between_its_layers(name, function):
+    net, x = qs.nn.mlp(6, 2, hidden=(5, 4), activation=name), torch.randn(3, 6)
+    h = function(x @ net.layer1.weight.T + net.layer1.bias)
+    h = function(h @ net.layer2.weight.T + net.layer2.bias)
+    assert torch.allclose(net(x), h @ net.head.weight.T + net.head.bias, atol=1e-6)
+
+
 # --- maps, residual networks, dropped blocks, relations --------------------------------------------------------------
 
 

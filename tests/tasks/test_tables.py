@@ -209,6 +209,16 @@ def test_what_was_left_out_is_told():
     assert any("left out, with a single row: 'alone'" in note for note in notes)
 
 
+def test_a_copied_row_is_no_second_example():
+    """Otherwise one of the pair is asked for while the other, with its answer, is shown."""
+    frame = table()
+    twice = pandas.concat([frame, frame.iloc[::3]], ignore_index=True)
+    for split in ("train", "val", "test"):
+        once, again = opened(frame, split), opened(twice, split)
+        assert once.names == again.names
+        assert torch.equal(once.starts, again.starts) and sorted(once.y.tolist()) == sorted(again.y.tolist())
+
+
 def test_a_column_that_numbers_the_rows_is_left_out():
     tasks = opened(table().assign(id=lambda f: range(len(f)), name=lambda f: [f"pupil {i}" for i in range(len(f))]))
     assert [c["name"] for c in tasks.preprocess["columns"]] == ["hours", "subject"]

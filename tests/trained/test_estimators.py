@@ -56,6 +56,20 @@ def test_a_trained_learner_answers_as_its_predictor_does():
     assert fitted.score(x, y) > 0.9
 
 
+def test_transductive_answers_are_those_of_a_transductive_predictor():
+    (x, y), batch = task(), slice(0, 7)
+    torch.manual_seed(0)
+    learner = qs.ProtoNet(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8)), ways=3)
+    trained = qs.Trained(learner, learner.init())
+    answers = []
+    for transductive in (False, True):
+        fitted = qs.FewShotClassifier(trained, transductive=transductive).fit(x, y)
+        answers.append(fitted.predict_proba(x[batch]))
+        wanted = trained.adapt(x, y, transductive=transductive).predict_proba(x[batch])
+        assert np.allclose(answers[-1], wanted.numpy(), atol=1e-6)
+    assert not np.allclose(*answers, atol=1e-2)
+
+
 def test_they_work_in_pipelines_validation_and_search():
     x, y = task()
     pipeline = make_pipeline(StandardScaler(), qs.FewShotClassifier(trained()))

@@ -247,6 +247,38 @@ def test_foreign_and_missing_files(tmp_path):
         qs.load(tmp_path / "text.qs")
 
 
+def test_a_checkpoint_is_no_learner(tmp_path):
+    qs.train(qs.MAML(qs.nn.mlp(1, 1), loss=F.mse_loss), qs.tasks.sinusoid("train"), iterations=1, out=tmp_path / "run")
+    with pytest.raises(FileFormatError, match="holds a checkpoint, but a trained was expected"):
+        qs.load(tmp_path / "run" / "checkpoint.safetensors")
+
+
+def test_a_network_of_another_width_does_not_fit_its_file(tmp_path):
+    """All of it is in theta: nothing but the shapes tells that it is another network."""
+
+    def own(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
+
+    learner = qs.MAML(own(3), lr=0.1)
+    qs.Trained(learner, learner.init()).save(tmp_path / "own.qs")
+    with pytest.raises(FileFormatError, match=r"'0\.weight' has shape \(5, 4\) in the network"):
+        qs.load(tmp_path / "own.qs", model=own(5))
+    assert qs.load(tmp_path / "own.qs", model=own(3)).learner.lr == 0.1
+
+
+def test_a_file_is_replaced_and_never_written_into(tmp_path):
+    """Whoever has the old file open, or a second name for it, goes on reading the old one whole."""
+    path, second = tmp_path / "a.qs", tmp_path / "b.qs"
+    files.write_tensors(path, "trained", {"a": torch.ones(3)}, {})
+    second.hardlink_to(path)
+    with path.open("rb") as opened:
+        before = second.read_bytes()
+        files.write_tensors(path, "trained", {"a": torch.zeros(3)}, {})
+        assert opened.read() == second.read_bytes() == before
+    assert torch.equal(files.read_tensors(path, "trained")[0]["a"], torch.zeros(3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.qs", "b.qs"]
+
+
 def test_pack_and_unpack_nested_values():
     tensors: dict[str, torch.Tensor] = {}
     tree = {"state": {0: {"step": torch.tensor(3.0), "on": True}}, "groups": [{"betas": (0.9, 0.999), "none": None}]}
@@ -298,6 +330,19 @@ def test_a_growing_predictor_goes_on_after_a_file(tmp_path):
     trained.adapt(x[:5], y[:5]).save(tmp_path / "p.qs")
     loaded = qs.load(tmp_path / "p.qs").update(x[5:], y[5:])
     assert_close(loaded.predict_proba(x), trained.adapt(x, y).predict_proba(x), 1e-6)
+
+
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_a_transductive_predictor_grows_as_one(support, x, through_a_file, tmp_path):
+    """What it learns again normalises its queries together, as what it was made with did."""
+    (inputs, names), one = support, trained(LEARNERS["maml"]())
+    predictor = one.adapt(inputs[:8], names[:8], transductive=True)
+    if through_a_file:
+        predictor.save(tmp_path / "p.qs")
+        predictor = qs.load(tmp_path / "p.qs")
+    predictor.update(inputs[8:], names[8:])
+    assert_close(predictor(x), one.adapt(inputs, names, transductive=True)(x), 1e-6)
+    assert not torch.allclose(predictor(x), one.adapt(inputs, names)(x), atol=1e-3)
 
 
 def test_a_predictor_saved_without_its_support_set_only_answers(tmp_path):

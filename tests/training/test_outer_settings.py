@@ -87,12 +87,20 @@ def test_reptiles_own_outer_loop_is_descent_at_a_rate_that_falls_linearly_to_zer
     torch.testing.assert_close(trained.theta, {n: v.detach() for n, v in theta.items()}, rtol=1e-5, atol=1e-7)
 
 
-def test_a_cut_run_goes_on_with_the_rate_and_the_moments_that_it_had(tmp_path):
+SCHEDULES = {
+    "of the iteration": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 / (1 + k)),
+    "of the last rate": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7),
+    "cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_cut_run_goes_on_with_the_rate_and_the_moments_that_it_had(tmp_path, schedule):
     """An optimizer with momentum under a schedule: what is not restored shows in theta."""
     common = {
         "meta_batch": 4,
         "optimizer": lambda values: torch.optim.SGD(values, lr=0.02, momentum=0.9),
-        "scheduler": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7),
+        "scheduler": schedule,
         **QUIET,
     }
     whole = qs.train(maml(), sines(), iterations=6, **common)
