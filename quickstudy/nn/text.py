@@ -103,20 +103,20 @@ class TextEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         known = (x > 0).to(self.subwords.weight.dtype)  # [n, words, subwords]
         known = known * self.dropout(torch.ones_like(known[..., :1]))  # its factor 1 / (1 - p) cancels in |t|, |h'|
-        told = self.weights(x)[..., 0].exp() * known
-        h = (told[..., None, :] @ self.subwords(x))[..., 0, :]  # [n, words, width]
+        weights = self.weights(x)[..., 0].exp() * known
+        h = (weights[..., None, :] @ self.subwords(x))[..., 0, :]  # [n, words, width]
         there = (known.amax(2) > 0).to(known.dtype)
         for block in self.blocks:
             h = block(h, self.places[: h.shape[1]], there)
         learned = F.normalize((h * there[..., None]).sum(1), dim=1)
-        same = F.normalize(self._sketched(x, told), dim=1)
+        same = F.normalize(self._sketched(x, weights), dim=1)
         return self.scale * torch.cat([self.angle.cos() * same, self.angle.sin() * learned], 1)
 
-    def _sketched(self, x: Tensor, told: Tensor) -> Tensor:
+    def _sketched(self, x: Tensor, weights: Tensor) -> Tensor:
         """[n, sketch]: each subword adds its weight, with its own sign, at its hashed position."""
         subword = x.flatten(1).long()
-        signed = told.flatten(1) * (1 - 2 * (subword // self.sketch % 2))
-        return torch.zeros_like(told[:, 0, :1]).expand(-1, self.sketch).scatter_add(1, subword % self.sketch, signed)
+        signed = weights.flatten(1) * (1 - 2 * (subword // self.sketch % 2))
+        return torch.zeros_like(weights[:, 0, :1]).expand(-1, self.sketch).scatter_add(1, subword % self.sketch, signed)
 
 
 class Block(nn.Module):

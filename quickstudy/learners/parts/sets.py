@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Theta
-from quickstudy.nn.model import call
+from quickstudy.nn.model import Inputs, call
 from quickstudy.nn.parameters import own
 
 # --- networks in theta -----------------------------------------------------------------------------------------------
@@ -46,8 +46,8 @@ def applied(parts: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     return x
 
 
-def features(encoder: nn.Module, width: int, theta: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
-    """The encoder's features [n, width] of x [n, ...]. `known` are the support set's statistics.
+def features(encoder: nn.Module, width: int, theta: Theta, x: Inputs, known: Theta | None = None) -> Tensor:
+    """The encoder's features [n, width] of n inputs. `known` are the support set's statistics.
 
     Raises ConfigError where the encoder's output has another shape.
     """

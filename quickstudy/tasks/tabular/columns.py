@@ -92,7 +92,7 @@ def described(columns: Sequence[Column], x: np.ndarray, most: int = 4) -> list[s
     ends = np.cumsum([_width(column) for column in columns])
     cells = np.split(x[:, x.shape[1] - ends[-1] :], ends[:-1], axis=1)
     differing = [(c, cell) for c, cell in zip(columns, cells, strict=True) if (cell != cell[0]).any()]
-    parts = [[_told(column, row) for row in cell] for column, cell in differing]
+    parts = [[_in_words(column, row) for row in cell] for column, cell in differing]
     return [", ".join([one for one in row if one][:most]) for row in zip(*parts, strict=True)] or [""] * len(x)
 
 
@@ -101,7 +101,7 @@ def _width(column: Column) -> int:
     return (1 if column["kind"] == "number" else len(column["levels"])) + column["missing"]
 
 
-def _told(column: Column, cell: np.ndarray) -> str:
+def _in_words(column: Column, cell: np.ndarray) -> str:
     """'age 63', 'sex female'; empty where the value is missing or a level that training did not see."""
     if column["missing"] and cell[-1]:
         return ""

@@ -149,8 +149,8 @@ def encode(learned: Mapping[str, Any], rows: Any, statistics: Any = None) -> np.
 
 def check_known(learned: Mapping[str, Any], rows: Any) -> None:
     """Raise DataError where nothing is known about any row's item. Usually the items then have other kinds of names."""
-    told = any(column["name"] in rows.columns for column in learned["columns"])
-    if not told and (_places(learned, rows) < 0).all():
+    described = any(column["name"] in rows.columns for column in learned["columns"])
+    if not described and (_places(learned, rows) < 0).all():
         raise DataError(
             f"training knew none of these items, such as {as_words(rows[learned['item']]).iloc[0]!r}, but others, such "
             f"as {learned['items'][0]!r}. Name them as the training ratings did."
@@ -219,11 +219,11 @@ def _catalogue(
     names = as_words(frame[item_id])
     if (twice := names.duplicated()).any():
         raise DataError(f"item {names[twice].iloc[0]!r} is twice in the table of items. Give each item one row.")
-    told = [str(c) for c in frame.columns if c not in (item_id, *ignore)]
-    idle = [c for c in told if c not in categories and columns.counts_rows(frame[c], c)]
+    columns_of_items = [str(c) for c in frame.columns if c not in (item_id, *ignore)]
+    idle = [c for c in columns_of_items if c not in categories and columns.counts_rows(frame[c], c)]
     if idle:
         notes.append(f"of items, {listed(idle)} left out: a number or name for each")
-    useful = [c for c in told if c not in idle]
+    useful = [c for c in columns_of_items if c not in idle]
     lists = [
         c
         for c in useful
