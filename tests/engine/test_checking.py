@@ -359,7 +359,7 @@ def test_few_directions_measure_the_whole_difference():
     point = finite_differences.Point({"w": torch.zeros_like(f)}, 0.0, {"w": g})
     found = finite_differences._compare(problem, point, "w")
     assert found.difference == pytest.approx(float((f - g).norm() / g.norm()), rel=0.1)
-    assert finite_differences.length(found.wanted) == pytest.approx(float(g.norm()))
+    assert finite_differences.length(found.gradient) == pytest.approx(float(g.norm()))
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

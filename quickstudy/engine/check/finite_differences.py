@@ -51,8 +51,8 @@ class Point(NamedTuple):
 class Comparison(NamedTuple):
     """g and f in one entry of theta, in coordinates along and across g, which give |f|, |g| and |f - g| as lengths."""
 
-    wanted: Tensor  # g: (|g|, 0, ...)
-    found: Tensor  # f
+    gradient: Tensor  # g: (|g|, 0, ...)
+    quotients: Tensor  # f
     difference: float  # |f - g| relative to the larger of |f| and |g|
     settled: bool = True  # whether the differences converge as h shrinks; they do not at a jump or a kink
 
@@ -92,17 +92,17 @@ def judge(problem: Problem, here: Point, approximate: bool) -> dict[str, Judgeme
     exact, drawn = problem._replace(learner=reference), seeds.generator(problem.seed, "nearby")
     there = differentiate(exact, here.theta) if approximate else here
     near = [differentiate(exact, _nearby(here.theta, drawn)) for _ in range(TRIES)]
-    found = {name: _judge(exact, there, near, name) for name in here.theta}
-    return {name: _held_against(there, here, name, found[name]) for name in found} if approximate else found
+    judged = {name: _judge(exact, there, near, name) for name in here.theta}
+    return {name: _held_against(there, here, name, judged[name]) for name in judged} if approximate else judged
 
 
 def together(comparisons: list[Comparison]) -> tuple[float, float]:
     """|f - g| / |f| and the cosine between f and g, over all these comparisons together."""
     if not comparisons:
         return 0.0, 1.0
-    wanted, found = torch.cat([c.wanted for c in comparisons]), torch.cat([c.found for c in comparisons])
-    f, g = length(found), length(wanted)
-    return length(found - wanted) / f if f else 0.0, float(found @ wanted) / (f * g) if f * g else 1.0
+    g, f = torch.cat([c.gradient for c in comparisons]), torch.cat([c.quotients for c in comparisons])
+    sizes = length(f) * length(g)
+    return length(f - g) / length(f) if length(f) else 0.0, float(f @ g) / sizes if sizes else 1.0
 
 
 def length(x: Tensor) -> float:
@@ -148,12 +148,12 @@ def _estimated(problem: Problem, here: Point, name: str) -> Judgement:
         return "not finite", None
     along, weights, wanted = _directions(problem, here, name)
     rows = [weights * _quotients(problem, here.theta, name, along, h) for h in STEPS[:3]]
-    found = _compared(wanted, torch.stack(rows).median(0).values)
-    return "unused" if here.gradient[name] is None and not found.found.any() else "approximate", found
+    compared = _compared(wanted, torch.stack(rows).median(0).values)
+    return "unused" if here.gradient[name] is None and not compared.quotients.any() else "approximate", compared
 
 
 def _held_against(exact: Point, here: Point, name: str, judgement: Judgement) -> Judgement:
-    """Compare an approximate g with the exact gradient f, unless f itself was found wrong."""
+    """Compare an approximate g with the exact gradient f, unless f itself is wrong."""
     gradient, reference = here.gradient[name], exact.gradient[name]
     if not is_finite(gradient):
         return "not finite", None
@@ -183,15 +183,14 @@ def _compare(problem: Problem, point: Point, name: str) -> Comparison:
     rows: list[Tensor] = []
     for h in STEPS:
         rows.append(weights * _quotients(problem, point.theta, name, along, h))
-        found = _closest(torch.stack(rows), wanted)
-        compared = _compared(wanted, found, floor)
+        compared = _compared(wanted, _closest(torch.stack(rows), wanted), floor)
         if compared.difference <= problem.tolerance:
             return compared
     return compared._replace(settled=_settled(rows, wanted))
 
 
-def _compared(wanted: Tensor, found: Tensor, floor: float = 1e-300) -> Comparison:
-    return Comparison(wanted, found, length(found - wanted) / max(length(found), length(wanted), floor))
+def _compared(g: Tensor, f: Tensor, floor: float = 1e-300) -> Comparison:
+    return Comparison(g, f, length(f - g) / max(length(f), length(g), floor))
 
 
 def _directions(problem: Problem, point: Point, name: str) -> tuple[list[Tensor], Tensor, Tensor]:

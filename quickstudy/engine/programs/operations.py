@@ -41,13 +41,13 @@ class Operation:
 
 def inside(values: Iterable[Any], kind: type[T]) -> list[T]:
     """The values of type `kind`, including those in nested lists and tuples."""
-    found: list[T] = []
+    collected: list[T] = []
     for each in values:
         if isinstance(each, kind):
-            found.append(each)
+            collected.append(each)
         elif isinstance(each, (list, tuple)):
-            found += inside(each, kind)
-    return found
+            collected += inside(each, kind)
+    return collected
 
 
 def needed(operations: Sequence[Operation], outputs: Sequence[Operation], always: Sequence[Any]) -> list[Operation]:
@@ -92,13 +92,13 @@ def as_function(
         lines.append(f" {places[one]} = {_named(one.target, 'f', scope)}({', '.join(given)})")
         lines[-1] += f"; {' = '.join(gone)} = None" if gone else ""
     parts = [_compiled(lines[start : start + PART], scope) for start in range(0, len(lines), PART)]
-    room, found = [None] * (len(places) - len(inputs)), [int(places[one][2:-1]) for one in outputs]
+    room, results = [None] * (len(places) - len(inputs)), [int(places[one][2:-1]) for one in outputs]
 
     def program(*given: Tensor) -> list[Tensor]:
         values = [*given, *room]
         for part in parts:
             part(values)
-        return [values[place] for place in found]  # type: ignore[misc]
+        return [values[place] for place in results]  # type: ignore[misc]
 
     return program
 

@@ -14,27 +14,36 @@ from __future__ import annotations
 import gc
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
-from quickstudy.engine.programs.operations import CONSTANT, INPUT, Like, Operation, as_function, inside
+from quickstudy.engine.programs.facts import (
+    changed,
+    frozen,
+    is_view,
+    like,
+    memory_of,
+    overlap,
+    plain_value,
+    reads_values,
+    tells_shapes,
+    tensors_of,
+    without_writing,
+)
+from quickstudy.engine.programs.operations import CONSTANT, INPUT, Operation, as_function, inside
 from quickstudy.engine.programs.rewriting import CHECK, VIEWS, finished, rewritten
 
 Program = Callable[..., list[Tensor]]
 
 aten = torch.ops.aten
-# The results depend only on an input's shape; small ones become constants.
-FILLED = {aten.ones_like, aten.zeros_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full}
-SMALL = 2**16  # bytes
 STRIDED = {aten.as_strided, aten.as_strided_copy, aten.as_strided_scatter}
 # Calls that read values without an operation that torch sees: those of the tensor itself (READS), and those of tensors
 # among the other arguments (BESIDE).
@@ -69,8 +78,8 @@ def _recorded(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor
     given = [recorder.input(tensor.detach()) for tensor in inputs]
     with _without_collector():
         with _Unread(recorder), recorder:
-            found = list(function(*given))
-        return recorder.program(len(given), found)
+            outputs = list(function(*given))
+        return recorder.program(len(given), outputs)
 
 
 @contextmanager
@@ -145,20 +154,20 @@ class _Recorder(TorchDispatchMode):
         return False
 
     def input(self, tensor: Tensor) -> Tensor:
-        self.operations.append(Operation(INPUT, like=_like(tensor)))
+        self.operations.append(Operation(INPUT, like=like(tensor)))
         self._is(tensor, self.operations[-1])
         return tensor
 
     def program(self, inputs: int, outputs: list[Tensor]) -> Program:
         self._depend(outputs)
-        found: list[Operation] = []
+        results: list[Operation] = []
         for tensor in outputs:
-            found.append(self._own(self._operand(tensor), found))
-        return as_function(self.operations[:inputs], finished(self.operations, found), found)
+            results.append(self._own(self._operand(tensor), results))
+        return as_function(self.operations[:inputs], finished(self.operations, results), results)
 
     def _own(self, one: Operation, others: Sequence[Operation]) -> Operation:
         """The result in its own memory, so that the caller may write to it."""
-        if not (one in others or one.target in (INPUT, CONSTANT) or _is_view(one)):
+        if not (one in others or one.target in (INPUT, CONSTANT) or is_view(one)):
             return one
         self.operations.append(Operation(aten.clone.default, (one,), like=one.like))
         return self.operations[-1]
@@ -173,7 +182,7 @@ class _Recorder(TorchDispatchMode):
         if self.stale and any(id(t) in self.stale and self.stale[id(t)]() is t for t in tensors):
             raise RuntimeError("it writes into a part of a tensor that it reads again")
         others = [tensor for tensor in tensors if self.source(tensor) is None]
-        if any(_memory(tensor) in self.depending for tensor in others):
+        if any(memory_of(tensor) in self.depending for tensor in others):
             raise RuntimeError("it gives a tensor another's memory behind torch's back, as nn.Parameter(tensor) does")
         return len(others) < len(tensors)
 
@@ -187,24 +196,24 @@ class _Recorder(TorchDispatchMode):
         depends = self._depend(tensors)
         if func._schema.is_mutable:
             return self._written(func, args, kwargs, depends)
-        if depends and _reads_values(func, tensors[1:]):
+        if depends and reads_values(func, tensors[1:]):
             raise RuntimeError(f"it decides on a tensor's values ({func})")
         if depends and func.overloadpacket in STRIDED:
             raise RuntimeError(f"it counts on a layout in memory that may be another one next time ({func})")
-        found = func(*args, **kwargs)
-        if depends and not _tells_shapes(func, found):
-            self._keep(found, self._emit(func, args, kwargs, found))
-        self._see(found, tensors)
-        return found
+        result = func(*args, **kwargs)
+        if depends and not tells_shapes(func, result):
+            self._keep(result, self._emit(func, args, kwargs, result))
+        self._see(result, tensors)
+        return result
 
     # --- operations ---
 
-    def _emit(self, func: Any, args: Any, kwargs: Any, found: Any) -> Operation:
-        return self._once(Operation(func, *self._operands(args, kwargs), like=_like(found)))
+    def _emit(self, func: Any, args: Any, kwargs: Any, result: Any) -> Operation:
+        return self._once(Operation(func, *self._operands(args, kwargs), like=like(result)))
 
     def _operands(self, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        named = dict(zip(kwargs, _changed(kwargs.values(), self._operand), strict=True)) if kwargs else {}
-        return _changed(args, self._operand), named
+        named = dict(zip(kwargs, changed(kwargs.values(), self._operand), strict=True)) if kwargs else {}
+        return changed(args, self._operand), named
 
     def _once(self, one: Operation) -> Operation:
         """The simplified operation, or the equal one recorded before while a result of it is still in memory.
@@ -214,7 +223,7 @@ class _Recorder(TorchDispatchMode):
         one = rewritten(one)
         if one in self.results or one.target in (INPUT, CONSTANT):
             return one
-        key = (one.target, _frozen(one.args), *(_frozen(one.kwargs.items()) if one.kwargs else ()))
+        key = (one.target, frozen(one.args), *(frozen(one.kwargs.items()) if one.kwargs else ()))
         before = self.known.get(key)
         if before is not None and (one.target in VIEWS or any(ref() is not None for ref in self.results[before])):
             return before
@@ -235,15 +244,15 @@ class _Recorder(TorchDispatchMode):
                 self.room = 2 * len(self.depending) + 64
             self.depending[storage._cdata] = StorageWeakRef(storage)
 
-    def _keep(self, found: Any, one: Operation) -> None:
-        if isinstance(found, Tensor):
-            self._is(found, one)
+    def _keep(self, result: Any, one: Operation) -> None:
+        if isinstance(result, Tensor):
+            self._is(result, one)
             return
-        if found is None and one.target is not CHECK:
+        if result is None and one.target is not CHECK:
             raise RuntimeError(f"it does something that has no result ({one.target})")
-        for i, tensor in enumerate(found or ()):
+        for i, tensor in enumerate(result or ()):
             if isinstance(tensor, Tensor):
-                self._is(tensor, self._once(Operation(operator.getitem, (one, i), like=_like(tensor))), one)
+                self._is(tensor, self._once(Operation(operator.getitem, (one, i), like=like(tensor))), one)
 
     def _operand(self, tensor: Tensor) -> Operation:
         return self.source(tensor) or self._constant(tensor)
@@ -256,13 +265,13 @@ class _Recorder(TorchDispatchMode):
         ref, version, one = self.kept.get(id(tensor), (None, None, None))
         if one is not None and ref is not None and ref() is tensor and version == tensor._version:
             return one
-        made = _memory(tensor) in self.made
+        made = memory_of(tensor) in self.made
         value = tensor.detach().clone() if made else tensor.detach()
-        plain = _plain(value) if made else None
+        plain = plain_value(value) if made else None
         key = (CONSTANT, str(plain), value.shape, value.dtype, value.device)
         one = self.known.get(key) if plain is not None else None
         if one is None:
-            one = Operation(CONSTANT, (value,), like=_like(value))
+            one = Operation(CONSTANT, (value,), like=like(value))
             one.plain = plain
             self.operations.append(one)
             self.known[key if plain is not None else one] = one
@@ -276,7 +285,7 @@ class _Recorder(TorchDispatchMode):
 
         In the program, other tensors in the same memory do not see the write, so they must not be read again.
         """
-        target, twin = args[0] if args else None, _without_writing(func)
+        target, twin = args[0] if args else None, without_writing(func)
         if twin is None or not isinstance(target, Tensor) or not (sharing := self._sharing(target)):
             raise RuntimeError(f"it writes to a tensor ({func})")
         if not (depends or any(self.source(one) is not None for one in sharing)):
@@ -287,115 +296,22 @@ class _Recorder(TorchDispatchMode):
             raise RuntimeError(f"it writes numbers of another type into a tensor ({func})")
         given = self._operands(args, kwargs)
         if torch.Tag.inplace_view not in func.tags:
-            others = [one for one in sharing if one is not target and _overlap(one, target)]
+            others = [one for one in sharing if one is not target and overlap(one, target)]
             self.stale |= {id(one): TensorWeakRef(one) for one in others}
-        found = func(*args, **kwargs)
-        self._is(target, self._once(Operation(twin, *given, like=_like(target))))
-        return found
+        result = func(*args, **kwargs)
+        self._is(target, self._once(Operation(twin, *given, like=like(target))))
+        return result
 
-    def _see(self, found: Any, inputs: list[Tensor]) -> None:
-        outside = {place for place in map(_memory, inputs) if place not in self.made}
-        for tensor in _tensors(found):
-            if (place := _memory(tensor)) not in outside:
+    def _see(self, result: Any, inputs: list[Tensor]) -> None:
+        outside = {place for place in map(memory_of, inputs) if place not in self.made}
+        for tensor in tensors_of(result):
+            if (place := memory_of(tensor)) not in outside:
                 self.made.setdefault(place, []).append(TensorWeakRef(tensor))
 
     def _sharing(self, tensor: Tensor) -> list[Tensor]:
         """The tensors made while recording in this one's memory, including itself; none if it comes from outside."""
-        place = _memory(tensor)
+        place = memory_of(tensor)
         self.made[place] = refs = [ref for ref in self.made.get(place, ()) if ref() is not None]
         if not refs:
             del self.made[place]
         return [one for ref in refs if (one := ref()) is not None]
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _is_view(one: Operation) -> bool:
-    """Whether the result may share memory with the operands."""
-    if one.target is operator.getitem:
-        return _is_view(one.args[0])
-    return isinstance(one.target, OpOverload) and any(given.alias_info for given in one.target._schema.returns)
-
-
-def _tells_shapes(func: Any, found: Any) -> bool:
-    """Whether the result depends only on the shapes of inputs and is small enough to be a constant."""
-    if isinstance(found, Tensor):
-        return found.is_meta or (func.overloadpacket in FILLED and found.nbytes <= SMALL)
-    return isinstance(found, (bool, int))
-
-
-def _reads_values(func: Any, indices: Sequence[Tensor]) -> bool:
-    """Whether the shape of the result, or what happens next, depends on values. Masks do; integer indices do not."""
-    if func is aten.index.Tensor and all(t.dtype not in (torch.bool, torch.uint8) for t in indices):
-        return False
-    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
-
-
-def _without_writing(func: Any) -> Any:
-    """The operation that returns as a new tensor what `func` writes to its first argument; None if there is none."""
-    if func is aten.transpose_.default:
-        return aten.transpose.int
-    name = func._schema.name.removeprefix("aten::")
-    writes = [given.alias_info is not None and given.alias_info.is_write for given in func._schema.arguments]
-    if not name.endswith("_") or not writes[0] or any(writes[1:]):
-        return None
-    return getattr(getattr(aten, name.removesuffix("_"), None), func._overloadname, None)
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors in the same memory may share an element. Chunks of a third tensor do not, for example."""
-    if one.shape != other.shape or one.stride() != other.stride():
-        return True
-    steps = sorted(zip(one.stride(), one.shape, strict=True), reverse=True)
-    return _reached(int(one.storage_offset()) - int(other.storage_offset()), steps)
-
-
-def _reached(distance: int, steps: list[tuple[int, int]]) -> bool:
-    """Whether sum_i k_i * stride_i = distance for some |k_i| < size_i; `steps`: (stride, size) in descending order."""
-    if not steps or not steps[0][0]:
-        return distance == 0
-    (stride, size), *rest = steps
-    nearest = distance // stride
-    return any(-size < k < size and _reached(distance - k * stride, rest) for k in (nearest, nearest + 1))
-
-
-def _tensors(found: Any) -> list[Tensor]:
-    return [found] if isinstance(found, Tensor) else inside(found, Tensor) if isinstance(found, (list, tuple)) else []
-
-
-def _changed(values: Iterable[Any], change: Callable[[Tensor], Operation]) -> tuple[Any, ...]:
-    """The values with each tensor replaced by the operation that produces it."""
-    return tuple(
-        change(each)
-        if isinstance(each, Tensor)
-        else _changed(each, change)
-        if isinstance(each, (list, tuple))
-        else each
-        for each in values
-    )
-
-
-def _frozen(values: Iterable[Any]) -> tuple[Any, ...]:
-    """The values as a dictionary key that distinguishes 1, 1.0 and True, and 0.0 from -0.0."""
-    return tuple(
-        each
-        if isinstance(each, Operation)
-        else _frozen(each)
-        if isinstance(each, (list, tuple))
-        else (type(each), str(each) if isinstance(each, float) else each)
-        for each in values
-    )
-
-
-def _like(found: Any) -> Like | None:
-    return Like(tuple(found.shape), found.dtype, found.is_contiguous()) if isinstance(found, Tensor) else None
-
-
-def _plain(value: Tensor) -> float | None:
-    """The common value of all entries of a small floating-point tensor; None if they differ."""
-    if not value.is_floating_point() or value.nbytes > SMALL or not value.numel():
-        return None
-    first = value.reshape(-1)[0]
-    return float(first) if bool((value == first).all()) else None
