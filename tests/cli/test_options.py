@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from quickstudy.base import files
 from quickstudy.cli import main
+from quickstudy.tasks.images.glyphs import draw_glyphs
 from quickstudy.trained.load import load
 from quickstudy.training.checkpoint import read_metrics
 
@@ -112,6 +116,65 @@ def test_sizes_of_tasks_are_those_asked_for(tmp_path):
     }
     assert config["meta_batch"] == 5 and config["learner"]["fields"]["ways"] == 4
     assert config["request"]["shots"] == 2
+
+
+def test_hidden_widths_are_those_asked_for(tmp_path):
+    config = read(trained(tmp_path / "run", "sinusoid", "maml", *SINES, "--hidden", "7", "3") / "config.json")
+    assert config["learner"]["fields"]["model"]["network"]["hidden"] == [7, 3]
+
+
+def schools(path: Path) -> Path:
+    """A table of ten schools: a number, a code that is only a name, a day, noise, and marks of four values."""
+    rng = np.random.default_rng(0)
+    n = 120
+    frame = pandas.DataFrame(
+        {
+            "school": np.repeat([f"school {i}" for i in range(10)], n // 10),
+            "hours": rng.normal(50, 10, n),
+            "code": rng.integers(3, 7, n),
+            "day": rng.permutation(n),
+            "weather": rng.normal(size=n),
+            "mark": rng.integers(0, 4, n),
+        }
+    )
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_columns_of_a_table_are_read_as_asked(tmp_path):
+    table = [str(schools(tmp_path / "schools.csv")), "maml", *SINES, "--task", "school", "--target", "mark"]
+    table += ["--shots", "2", "--queries", "2"]
+    plain = load(trained(tmp_path / "plain", *table) / "learner.qs").preprocess
+    asked = ["--ignore", "weather", "day", "--categories", "code", "--kind", "class"]
+    given = load(trained(tmp_path / "given", *table, *asked) / "learner.qs").preprocess
+    timed = load(trained(tmp_path / "timed", *table, "--time", "day") / "learner.qs").preprocess
+    kinds = [{column["name"]: column["kind"] for column in p["columns"]} for p in (plain, given)]
+    assert kinds[0] == dict.fromkeys(("hours", "code", "day", "weather"), "number")
+    assert kinds[1] == {"hours": "number", "code": "category"}
+    assert "classes" not in plain and given["classes"] == ["0", "1", "2", "3"]
+    assert plain["time"] is None and timed["time"] == "day"
+
+
+def test_texts_are_read_up_to_the_number_of_words(tmp_path):
+    words = [f"{a} {b}" for a in ("refund", "hours", "order", "login", "address") for b in "abcdefgh"]
+    frame = pandas.DataFrame({"text": words * 2, "label": [f"class {i % 10}" for i in range(80)]}).drop_duplicates()
+    frame["text"] = [f"{text} number {i}" for i, text in enumerate(frame["text"])]
+    frame.to_csv(tmp_path / "texts.csv", index=False)
+    argv = [str(tmp_path / "texts.csv"), "nearestcentroid", "--text", "text", "--label", "label", "--words", "3"]
+    run = trained(tmp_path / "run", *argv, "--ways", "2", "--queries", "1", "--iterations", "1", "--meta-batch", "1")
+    assert load(run / "learner.qs").preprocess["words"] == 3
+
+
+def test_images_of_a_folder_get_the_size_that_is_asked(tmp_path):
+    for c, drawings in enumerate(draw_glyphs(10, 3, seed=5)):
+        for i, drawing in enumerate(drawings):
+            path = tmp_path / "images" / f"class{c:02d}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(255 - drawing.numpy()).save(path)
+    argv = [str(tmp_path / "images"), "protonet", *GLYPHS, "--ways", "2", "--size", "20"]
+    run = trained(tmp_path / "run", *argv)
+    assert load(run / "learner.qs").preprocess["size"] == 20
+    assert read(run / "config.json")["learner"]["fields"]["encoder"]["network"]["size"] == 20
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

@@ -281,17 +281,33 @@ def test_settings_that_make_no_comparison(tmp_path: Path, changes: dict[str, obj
 
 def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "glyphs", "protonet", "--ways", "3", "--queries", "2", "--filters", "4"]
-    sizes = ["--minutes", "0.001", "--episodes", "4", "--meta-batch", "2", "--out", str(tmp_path / "which")]
-    assert main.run([*words, *sizes, "--csv", "--png"]) == 0
+    sizes = ["--minutes", "0.001", "--episodes", "4", "--meta-batch", "2", "--seeds", "3", "5"]
+    assert main.run([*words, *sizes, "--out", str(tmp_path / "which"), "--csv", "--png"]) == 0
     told = capsys.readouterr().out
     assert all(name in told for name in ("protonet", "finetune", "linear-probe", "Does meta-learning pay?"))
     page = (tmp_path / "which" / "comparison.html").read_text()
     assert "Which learner for glyphs, 3-way 1-shot?" in page
     assert "quickstudy compare glyphs protonet --ways" in page
     beside = tmp_path / "which" / "comparison-files"
-    rows = (beside / "learners.csv").read_text().splitlines()
-    assert len(rows) == 5 and sum(row.startswith(("protonet,True", "finetune,False")) for row in rows) == 2
+    rows = pandas.read_csv(beside / "learners.csv")
+    assert len(rows) == 6  # two trainings of two learners, and two baselines
+    plain = json.loads((tmp_path / "which" / "comparison.json").read_text())
+    for entry in plain["entries"]:
+        if (name := entry["name"]) in ("protonet", "finetune"):
+            assert [trial["seed"] for trial in entry["trials"]] == [3, 5] and entry["meta"] == (name == "protonet")
+            assert list(rows[rows["name"] == name].meta) == 2 * [entry["meta"]]
+            assert (tmp_path / "which" / f"{name}-seed5" / "learner.qs").exists()
+    assert set(rows.episodes) == {4}
+    assert [plain["settings"][word] for word in ("minutes", "meta_batch", "seeds")] == [0.001, 2, [3, 5]]
     assert {path.suffix for path in beside.iterdir()} == {".csv", ".png"}
+
+
+@pytest.mark.xfail(strict=True, reason="the seed of the test episodes, in the score's protocol, overwrites it")
+def test_the_table_of_learners_tells_the_seed_of_each_training(tmp_path: Path) -> None:
+    found = comparison(entry("a", 0.9, 0.8), entry("b", 0.7, 0.6))
+    write_comparison(found, tmp_path, csv=True)
+    rows = pandas.read_csv(tmp_path / "comparison-files" / "learners.csv")
+    assert list(rows.seed) == [0, 1, 0, 1]
 
 
 def test_compare_refuses_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
