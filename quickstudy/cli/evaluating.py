@@ -39,19 +39,22 @@ def _evaluate(options: EvaluateOptions) -> None:
         names=None if options.controls is None else list(options.controls),
         engine=options.engine,
     )
-    if not ranks.first():
+    common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
+    instances = evaluate_run.evaluate_instances(options.run, trained, tasks, options.instances, **common)
+    if not ranks.first():  # the ranks share the work; the first one prints
         return
     for score in scores:
         print(score)
     for name, score in scores[0].controls.items():
-        print(f"  control {name}: {in_words(score.mean, score.interval, score.protocol.metric)}")
+        n = len(score.values)
+        part = f" (first {n} episodes)" if n < options.episodes else ""
+        print(f"  control {name}: {in_words(score.mean, score.interval, score.protocol.metric)}{part}")
     if scores[0].controls:
         from quickstudy.report.one_run import verdict  # imported late: matplotlib takes a second
 
         print(verdict(scores[0]))
-    common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
-    if found := evaluate_run.evaluate_instances(options.run, trained, tasks, options.instances, **common):
-        print(found)
+    if instances:
+        print(instances)
     print(f"next: quickstudy report {options.run}")
 
 

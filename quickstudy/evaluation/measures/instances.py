@@ -27,6 +27,7 @@ from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.engine.fitting import for_test
+from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.metric import PERCENT
@@ -183,8 +184,8 @@ def with_instances(tasks: Any, most: int) -> Source:
     source = source_of(tasks)
     if (changed := source.replace(shots=1, queries=max(most - 1, 1))) is not None:
         return changed
-    support, query = source.sample(1, seeds.generator(0, "probe"))
-    each = torch.bincount(torch.cat([support.y, query.y], 1)[0])
+    support, query = unstack(source.sample(1, seeds.generator(0, "probe")))[0]
+    each = torch.bincount(torch.cat([support.y, query.y]))
     if int(each.min()) < most:
         raise DataError(
             f"the tasks have {int(each.min())} examples of a class, but instance {most} was asked for. Give episodes "
