@@ -377,3 +377,11 @@ def test_files_with_the_old_name_of_the_likelihood_are_read():
     plain = measured.to_dict()
     plain["sizes"][0]["surprise"] = plain["sizes"][0].pop("negative_log_likelihood")
     assert qs.Calibration.from_dict(plain) == measured and measured[5].surprise == measured[5].negative_log_likelihood
+
+
+def test_embeddings_with_the_old_name_of_their_fits_are_read():
+    learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
+    found = qs.task_embeddings(qs.Trained(learner, learner.init()), qs.tasks.sinusoid("test"), episodes=12)
+    plain = found.to_dict()
+    plain["told"] = plain.pop("from_neighbours")
+    assert qs.TaskEmbeddings.from_dict(plain).told == found.told == found.from_neighbours
