@@ -39,18 +39,21 @@ def _evaluate(options: EvaluateOptions) -> None:
         metric=options.metric,
         engine=options.engine,
     )
-    if not ranks.first():
+    common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
+    instances = evaluate_run.evaluate_instances(options.run, trained, tasks, options.instances, **common)
+    if not ranks.first():  # the ranks share the work; the first one prints
         return
     for score in scores:
         print(score)
     for name, score in scores[0].controls.items():
-        print(f"  control {name}: {score.in_words()}")
+        n = len(score.values)
+        part = f" (first {n} episodes)" if n < options.episodes else ""
+        print(f"  control {name}: {score.in_words()}{part}")
     if scores[0].controls:
         from quickstudy.report.one_run import verdict  # imported late: matplotlib takes a second
 
         print(verdict(scores[0]))
-    common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
-    if instances := evaluate_run.evaluate_instances(options.run, trained, tasks, options.instances, **common):
+    if instances:
         print(instances)
     print(f"next: quickstudy report {options.run}")
 

@@ -137,8 +137,8 @@ def _measured(
     """The results of a block, or of its first few episodes."""
     drawn = first_tasks(one.block(number), few)
     with seeds.seeded(one.seed, "evaluate", number):
-        found = mapped(measure, one.learner, one.arranged(drawn, one.places(number).start), engine)
-    return found if beside is None else list(zip(found, beside(drawn), strict=True))
+        measured = mapped(measure, one.learner, one.arranged(drawn, one.places(number).start), engine)
+    return measured if beside is None else list(zip(measured, beside(drawn), strict=True))
 
 
 def mapped(measure: Measure, learner: Learner, episodes: Episodes, engine: str) -> list[Any]:
@@ -234,9 +234,9 @@ def protocol_of(
 
 def _sizes(episodes: Episodes) -> dict[str, Any]:
     """Ways, shots and queries: the largest of any task."""
-    found = [_sizes_of(support.y, query.y) for support, query in unstack(episodes)]
-    ways = [one["ways"] for one in found if one["ways"]]
-    return {name: max(one[name] for one in found) for name in ("shots", "queries")} | {"ways": max(ways, default=None)}
+    sizes = [_sizes_of(support.y, query.y) for support, query in unstack(episodes)]
+    ways = [one["ways"] for one in sizes if one["ways"]]
+    return {name: max(one[name] for one in sizes) for name in ("shots", "queries")} | {"ways": max(ways, default=None)}
 
 
 def _sizes_of(support: Any, query: Any) -> dict[str, Any]:

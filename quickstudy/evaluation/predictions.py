@@ -107,8 +107,8 @@ def predicted(learner: Learner, thetas: Sequence[Theta], tasks: Any, settings: S
     )
 
 
-def _metric(learner: Learner, ways: int | None, first: Episodes, given: str | Metric | None) -> Metric:
-    return find_metric(given) if given is not None else metric_for(learner, ways, whole(first)[0])
+def _metric(learner: Learner, ways: int | None, first: Episodes, asked: str | Metric | None) -> Metric:
+    return find_metric(asked) if asked is not None else metric_for(learner, ways, whole(first)[0])
 
 
 def _class_numbers(block: Episodes) -> list[Tensor]:

@@ -53,9 +53,16 @@ class Score:
         return self.metric.in_words(self.mean, self.interval)
 
     def first(self, n: int) -> Score:
-        """The score on the first n episodes, without controls: for a comparison with what answered only those."""
+        """The score on the first n episodes, without controls."""
         protocol = dataclasses.replace(self.protocol, episodes=min(n, len(self.values)))
         return dataclasses.replace(self, values=self.values[:n], protocol=protocol, controls={}, tasks=self.tasks[:n])
+
+    def against(self, control: Score) -> Difference:
+        """The paired difference from one of its controls, over the episodes that the control answered.
+
+        Raises ProtocolError where the two were not measured under the same protocol otherwise.
+        """
+        return compare(self.first(len(control.values)), control, allow=("transductive",))
 
     def __str__(self) -> str:
         over = f"{'95 % CI ' * math.isfinite(self.interval)}over {over_what(len(self.values), self.tasks)}"

@@ -90,13 +90,13 @@ def control_predictions(name: str, own: Predictions, theta: Theta, tasks: Any, s
 
 def scores_of(made: dict[str, Predictions]) -> dict[str, Score]:
     """The scores of controls, by name; one that diverged is left out, with a warning."""
-    found = {}
+    scores = {}
     for name, one in made.items():
         try:
-            found[name] = score_of(one)
+            scores[name] = score_of(one)
         except NonFiniteError:
             warnings.warn(f"the control {name!r} diverged on these tasks and is left out", stacklevel=3)
-    return found
+    return scores
 
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:

@@ -109,14 +109,16 @@ def evaluate_run(
     """
     learner = for_test(trained.learner, tasks, steps)
     names = controls.available(learner, tasks) if names is None else names
+    for name in names:
+        controls.check_control(name)
     moving = min(episodes, MOVEMENT_EPISODES) if moves_layers(trained, tasks, steps) else 0
     todo = _episodes_to_do(learner, names, episodes, moving, ensemble)
     with counting_bar("evaluating", todo, progress and ranks.first()) as count:
         settings = Settings(episodes, seed, metric, engine, count)
         own = predictions(trained, tasks, settings, steps=steps, ensemble=ensemble)
-        similar = dataclasses.replace(settings, metric=own.metric, tried=own.engine)
+        score, similar = score_of(own), dataclasses.replace(settings, metric=own.metric, tried=own.engine)
         made = {name: control_predictions(name, own, trained.theta, tasks, settings) for name in names}
-        scores = [dataclasses.replace(score_of(own), controls=scores_of(made))]
+        scores = [dataclasses.replace(score, controls=scores_of(made))]
         if is_transductive(learner):
             inductive = predictions(trained, tasks, similar, steps=steps, transductive=False, ensemble=ensemble)
             scores.append(score_of(inductive))
@@ -138,7 +140,7 @@ def evaluate_run(
 def _episodes_to_do(learner: Learner, names: Sequence[str], episodes: int, moving: int, ensemble: int) -> int:
     """How many episodes are answered in all: the end of the progress bar."""
     answered = episodes * (1 + is_transductive(learner)) + moving
-    answered += sum(controls.CONTROLS[name].episodes(episodes) for name in names if name in controls.CONTROLS)
+    answered += sum(controls.CONTROLS[name].episodes(episodes) for name in names)
     known = {setting(learner, "steps"), *([0] if "zero_steps" in names else [])} if ensemble == 1 else set()
     counts = with_own(CURVE, learner) if learner.episodic else []
     return answered + min(episodes, CURVE_EPISODES) * len(set(counts) - known)
@@ -195,7 +197,9 @@ def evaluate_instances(
 
     Without `instances` it uses the default ones, and returns None and writes nothing where they cannot be measured:
     where the learner reads no streams, or where classes have too few examples. `settings` are those of
-    `instance_accuracy`. Raises ConfigError or DataError where given `instances` cannot be measured.
+    `instance_accuracy`. In a process group every rank calls this, and the first one writes.
+
+    Raises ConfigError or DataError where given `instances` cannot be measured.
     """
     if instances is None:
         if not has_instances(trained.learner, tasks):
@@ -205,10 +209,10 @@ def evaluate_instances(
             with_instances(tasks, max(instances))
         except DataError:
             return None
-    with counting_bar("streams", settings["episodes"], progress) as count:
-        found = instance_accuracy(trained, tasks, instances=instances, progress=count, **settings)
-    files.write_json(Path(folder) / "instances.json", found.to_dict())
-    return found
+    with counting_bar("streams", settings["episodes"], progress and ranks.first()) as count:
+        accuracies = instance_accuracy(trained, tasks, instances=instances, progress=count, **settings)
+    _write(folder, "instances.json", accuracies.to_dict())
+    return accuracies
 
 
 def _look_at_tasks(folder: str | os.PathLike, trained: Trained, tasks: Any, settings: Settings) -> None:

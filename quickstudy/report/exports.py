@@ -121,7 +121,7 @@ def _measured(score: Score) -> dict[str, Any]:
 def _difference(score: Score, other: Score) -> dict[str, Any]:
     """The paired difference between two scores; empty where their protocols cannot be compared."""
     try:
-        away = compare(score, other, allow=("transductive",))
+        away = score.against(other)
     except ProtocolError:
         return {}
     return {"score_minus_control": away.mean, "difference_interval": away.interval, "decided": away.decided}

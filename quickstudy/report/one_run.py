@@ -6,7 +6,7 @@ from typing import Any
 
 from quickstudy.base.words import duration, plural, short
 from quickstudy.errors import ProtocolError
-from quickstudy.evaluation.score import Score, compare
+from quickstudy.evaluation.score import Score
 from quickstudy.experiments.run import Run
 from quickstudy.report import words
 from quickstudy.report.scale import Scale
@@ -79,6 +79,7 @@ def controls(score: Score) -> list[dict[str, Any]]:
     rows = []
     for name, control in score.controls.items():
         label, what, _ = words.CONTROLS.get(name, (name, "", ""))
+        what += words.on_the_first(score, control)
         row = {"name": name, "label": label, "what": what, "score": control, "bar": scale.bar(control)}
         rows.append(row | _against(name, score, control) | {"own": scale.bar(score)})
     return rows
@@ -86,7 +87,7 @@ def controls(score: Score) -> list[dict[str, Any]]:
 
 def _against(name: str, score: Score, control: Score) -> dict[str, Any]:
     try:
-        difference = compare(score, control, allow=("transductive",))
+        difference = score.against(control)
     except ProtocolError:
         why = words.differing(score.protocol, control.protocol)
         return {"beaten": False, "reading": f"Not comparable: another protocol, {why}.", "difference": ""}

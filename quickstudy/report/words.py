@@ -169,6 +169,12 @@ def shown(value: Any) -> str:
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
+def on_the_first(score: Score, control: Score) -> str:
+    """What a control that answered only some of the score's test tasks has to say of it; '' for all others."""
+    n = len(control.values)
+    return f"; on the first {n} test tasks, and compared on these" if n < len(score.values) else ""
+
+
 def reading(name: str, score: Score, control: Score, difference: Difference) -> tuple[bool, str]:
     """Whether the score beats the control `name`, and the conclusion in words."""
     label, _, claim = CONTROLS.get(name, (name, "", "Beaten"))

@@ -92,7 +92,9 @@ def test_one_confidence_has_a_closed_form(confidence, right):
     found = qs.classification_calibration(qs.Trained(Told(), {}), fixed(confidence, right), episodes=30)
     share, p = right / 10, confidence
     assert found.ece == pytest.approx(abs(p - share)) and found.excess.mean == pytest.approx(p - share)
-    assert found.surprise.mean == pytest.approx(-share * math.log(p) - (1 - share) * math.log(1 - p), rel=1e-6)
+    assert found.negative_log_likelihood.mean == pytest.approx(
+        -share * math.log(p) - (1 - share) * math.log(1 - p), rel=1e-6
+    )
     assert found.brier.mean == pytest.approx(2 * (share * (1 - p) ** 2 + (1 - share) * p**2))
     (one,) = found.bins
     assert (one.queries, one.accuracy) == (300, share) and one.confidence == pytest.approx(p)
@@ -106,14 +108,16 @@ def test_one_who_knows_the_probabilities_is_calibrated():
     assert abs(found.excess.mean) < 2 * found.excess.interval and found.excess.interval < 0.02
     x = 2 * torch.randn(100_000, 4, dtype=torch.float64)
     entropy, error = -(x.softmax(1) * x.log_softmax(1)).sum(1).mean(), (1 - (x.softmax(1) ** 2).sum(1)).mean()
-    assert found.surprise.mean == pytest.approx(float(entropy), abs=2 * found.surprise.interval)
+    assert found.negative_log_likelihood.mean == pytest.approx(
+        float(entropy), abs=2 * found.negative_log_likelihood.interval
+    )
     assert found.brier.mean == pytest.approx(float(error), abs=2 * found.brier.interval)
     # In each bin accuracy is a share of n draws: the mean distance of 15 such is below this.
     assert found.ece < sum(math.sqrt(one.queries) for one in found.bins) / (300 * 30)
     bold, shy = (qs.classification_calibration(qs.Trained(Told(t), {}), tasks, episodes=300) for t in (3.0, 0.3))
     assert bold.excess.mean > 5 * bold.excess.interval and shy.excess.mean < -5 * shy.excess.interval
     assert bold.accuracy == shy.accuracy == found.accuracy
-    assert found.surprise.mean < min(bold.surprise.mean, shy.surprise.mean)
+    assert found.negative_log_likelihood.mean < min(bold.negative_log_likelihood.mean, shy.negative_log_likelihood.mean)
 
 
 def by_hand(trained: Any, tasks: Any, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +142,7 @@ def test_the_numbers_are_those_of_numpy(engine):
     assert found.ece == pytest.approx(ece) and [one.queries for one in found.bins] == [
         n for i in inside if (n := i.sum())
     ]
-    assert found.surprise.mean == pytest.approx(-np.log(p[np.arange(len(y)), y]).mean())
+    assert found.negative_log_likelihood.mean == pytest.approx(-np.log(p[np.arange(len(y)), y]).mean())
     assert found.brier.mean == pytest.approx(((p - np.eye(3)[y]) ** 2).sum(1).mean())
     score = qs.evaluate(NEAREST, tasks, episodes=30, seed=4)
     assert (found.accuracy.mean, found.accuracy.interval) == (pytest.approx(score.mean), pytest.approx(score.interval))
@@ -164,7 +168,7 @@ def test_checkpoints_that_answer_together_are_scored_together():
     episodes = [Logits().sample(1, seeds.generator(1, "test", i)) for i in range(20)]
     x, y = (torch.cat([getattr(e.query, name)[0] for e in episodes]) for name in ("x", "y"))
     p = sum((x + theta["shift"]).double().softmax(1) for theta in thetas) / 2
-    assert both.surprise.mean == pytest.approx(float(-p[range(len(y)), y].log().mean()))
+    assert both.negative_log_likelihood.mean == pytest.approx(float(-p[range(len(y)), y].log().mean()))
 
 
 def test_progress_and_wrong_settings():

@@ -79,7 +79,7 @@ def test_the_coverage_of_a_known_gaussian_is_exact_to_sampling_error(times):
     for one in found.sizes:
         variance = 1 + 1 / one.points
         expected = 0.5 * math.log(2 * math.pi * variance * times**2) + 0.5 / times**2
-        assert one.surprise.mean == pytest.approx(expected, abs=4 * one.surprise.interval)
+        assert one.negative_log_likelihood.mean == pytest.approx(expected, abs=4 * one.negative_log_likelihood.interval)
         assert one.std.mean == pytest.approx(times * math.sqrt(variance), rel=1e-5)
         assert one.error.mean == pytest.approx(variance, abs=4 * one.error.interval)
 

@@ -16,7 +16,7 @@ from torch import nn
 import quickstudy as qs
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError, DataError
-from quickstudy.evaluation.measures.embeddings import Told, embedded
+from quickstudy.evaluation.measures.embeddings import FromNeighbours, embedded
 from quickstudy.learner import Batch
 from quickstudy.report.sections.embeddings import conclusion
 from quickstudy.tasks.classes import ClassTasks, stack_classes
@@ -62,21 +62,21 @@ def test_neighbours_on_a_line_by_hand():
     found = embedded(
         place[:, None], {"place": tuple(place.tolist()), "noise": tuple(torch.randn(100).tolist())}, PROTOCOL
     )
-    assert 0.999 < found.told["place"].value < 1
-    assert found.told["noise"].value < 0.3
+    assert 0.999 < found.from_neighbours["place"].value < 1
+    assert found.from_neighbours["noise"].value < 0.3
     blocks = tuple(f"block {i // 10}" for i in range(100))
-    told = embedded(place[:, None], {"block": blocks}, PROTOCOL).told["block"]
-    assert told.chance == pytest.approx(9 / 99) and 0.75 < told.value < 0.95
+    fit = embedded(place[:, None], {"block": blocks}, PROTOCOL).from_neighbours["block"]
+    assert fit.chance == pytest.approx(9 / 99) and 0.75 < fit.value < 0.95
 
 
 def test_no_task_is_a_neighbour_of_itself():
     names = tuple(f"task {i}" for i in range(12))
-    assert embedded(torch.randn(12, 3), {"name": names}, PROTOCOL).told["name"] == (0, 0)
+    assert embedded(torch.randn(12, 3), {"name": names}, PROTOCOL).from_neighbours["name"] == (0, 0)
 
 
 def test_a_fact_that_is_the_same_everywhere_tells_nothing():
     found = embedded(torch.randn(12, 3), {"accuracy": (1.0,) * 12, "other": tuple(range(12))}, PROTOCOL)
-    assert set(found.facts) == set(found.told) == {"other"}
+    assert set(found.facts) == set(found.from_neighbours) == {"other"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")
@@ -158,7 +158,7 @@ def test_classes_within_groups_are_told_apart():
     tasks = lettered({"Greek": 4, "Latin": 3, "Kanji": 9}).replace(grouped=True)
     learner = qs.CNAPs(qs.nn.mlp(4, None, hidden=(5,), activation="tanh"), 5, ways=2, embedding=4)
     found = qs.task_embeddings(qs.Trained(learner, learner.init()), tasks, episodes=40)
-    assert found.told["group"].value > 0.95 and found.told["group"].chance < 0.5
+    assert found.from_neighbours["group"].value > 0.95 and found.from_neighbours["group"].chance < 0.5
     assert "Tasks of one group lie together" in conclusion(found)
 
 
@@ -222,18 +222,18 @@ def test_embeddings_survive_json_print_and_are_drawn(groups, tmp_path):
     one.plot(tmp_path / "figure.svg")
     assert np.asarray(Image.open(tmp_path / "figure.png").convert("L")).std() > 5
     assert ("a$x^2$" in (tmp_path / "figure.svg").read_text()) == groups
-    for broken in ({"facts": {"kind": [1]}}, {"planes": {"PCA": [[1, 2, 3]]}}, {"told": {}}):
+    for broken in ({"facts": {"kind": [1]}}, {"planes": {"PCA": [[1, 2, 3]]}}, {"from_neighbours": {}}):
         with pytest.raises(ValueError):
             qs.TaskEmbeddings.from_dict(plain | broken)
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("fit", "said"),
     [
-        (Told(0.95, 0.0), "can be read off its 5 neighbours: R² 0.95"),
-        (Told(0.5, 0.0), "tells the kind in part"),
-        (Told(-0.1, 0.0), "hardly tells the kind"),
+        (FromNeighbours(0.95, 0.0), "can be read off its 5 neighbours: R² 0.95"),
+        (FromNeighbours(0.5, 0.0), "tells the kind in part"),
+        (FromNeighbours(-0.1, 0.0), "hardly tells the kind"),
     ],
 )
-def test_the_conclusion_follows_the_numbers(told, said):
-    assert said in conclusion(dataclasses.replace(some(False), told={"kind": told}))
+def test_the_conclusion_follows_the_numbers(fit, said):
+    assert said in conclusion(dataclasses.replace(some(False), from_neighbours={"kind": fit}))

@@ -39,11 +39,14 @@ FEWEST = 10  # with fewer tasks, neighbours mean nothing
 Fact = tuple[float, ...] | tuple[str, ...]
 
 
-class Told(NamedTuple):
+class FromNeighbours(NamedTuple):
     """How well a task's neighbours predict a fact (R^2 for numbers, share of the same word), and that by chance."""
 
     value: float
     chance: float
+
+
+Told = FromNeighbours  # its name in earlier versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +55,14 @@ class TaskEmbeddings:
 
     planes: Mapping[str, Tensor]  # "PCA", "t-SNE" -> places [n, 2]
     facts: Mapping[str, Fact]  # name of a fact -> a number or word for each task
-    told: Mapping[str, Told]  # how well the nearest other tasks predict each fact
+    from_neighbours: Mapping[str, FromNeighbours]  # how well the nearest other tasks predict each fact
     share: float  # of the vectors' variance that lies in the plane of PCA
     length: int  # d
     protocol: Protocol
     vectors: Tensor | None = None
 
     def __str__(self) -> str:
-        said = [f"{name}: {in_words(self.facts[name], told)}" for name, told in self.told.items()]
+        said = [f"{name}: {in_words(self.facts[name], one)}" for name, one in self.from_neighbours.items()]
         plane = f"two directions of {self.length} hold {100 * self.share:.0f} % of the variance"
         under = f"{self.protocol.episodes} tasks; {self.protocol.describe()}"
         return "\n".join([*said, f"{plane} ({under})"])
@@ -70,8 +73,8 @@ class TaskEmbeddings:
         """Plain values, for embeddings.json."""
         places = {name: [[float(f"{v:.5g}") for v in row] for row in at.tolist()] for name, at in self.planes.items()}
         facts = {name: list(values) for name, values in self.facts.items()}
-        told = {name: list(one) for name, one in self.told.items()}
-        plain = {"planes": places, "facts": facts, "told": told, "share": self.share, "length": self.length}
+        plain = {"planes": places, "facts": facts, "share": self.share, "length": self.length}
+        plain["from_neighbours"] = {name: list(one) for name, one in self.from_neighbours.items()}
         return plain | {"protocol": self.protocol.to_dict()}
 
     @classmethod
@@ -79,13 +82,18 @@ class TaskEmbeddings:
         """The embeddings that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         planes = {str(name): torch.tensor(at, dtype=torch.float64) for name, at in plain["planes"].items()}
         facts = {str(name): _fact(values) for name, values in plain["facts"].items()}
-        n = len(planes["PCA"])
+        n, known = len(planes["PCA"]), plain["told" if "told" in plain else "from_neighbours"]  # earlier versions: told
         if any(at.shape != (n, 2) or not torch.isfinite(at).all() for at in planes.values()):
             raise ValueError("the planes do not hold as many places")
-        if any(len(values) != n for values in facts.values()) or plain["told"].keys() != facts.keys():
+        if any(len(values) != n for values in facts.values()) or known.keys() != facts.keys():
             raise ValueError("the facts are not of as many tasks")
-        told = {name: Told(*map(float, one)) for name, one in plain["told"].items()}
-        return cls(planes, facts, told, float(plain["share"]), int(plain["length"]), Protocol(**plain["protocol"]))
+        fits = {name: FromNeighbours(*map(float, one)) for name, one in known.items()}
+        return cls(planes, facts, fits, float(plain["share"]), int(plain["length"]), Protocol(**plain["protocol"]))
+
+    @property
+    def told(self) -> Mapping[str, FromNeighbours]:
+        """Deprecated: `from_neighbours`."""
+        return self.from_neighbours
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the figure, a panel for each plane and fact. The suffix of `path` is .png, .svg or .pdf."""
@@ -94,12 +102,12 @@ class TaskEmbeddings:
         save(path, lambda colours: figure(self, colours))
 
 
-def in_words(values: Fact, told: Told) -> str:
+def in_words(values: Fact, fit: FromNeighbours) -> str:
     """How well the neighbours predict a fact, as a phrase."""
     if isinstance(values[0], str):
-        chance = f"{100 * told.chance:.0f} % by chance"
-        return f"{100 * told.value:.0f} % of the {NEIGHBOURS} nearest tasks have the same ({chance})"
-    return f"R² {told.value:.2f} from the {NEIGHBOURS} nearest tasks"
+        chance = f"{100 * fit.chance:.0f} % by chance"
+        return f"{100 * fit.value:.0f} % of the {NEIGHBOURS} nearest tasks have the same ({chance})"
+    return f"R² {fit.value:.2f} from the {NEIGHBOURS} nearest tasks"
 
 
 def _fact(values: Sequence[Any]) -> Fact:
@@ -183,9 +191,9 @@ def embedded(vectors: Tensor, facts: Mapping[str, Fact], protocol: Protocol) -> 
     planes = {"PCA": torch.from_numpy(pca)} | _tsne(centred, pca)
     nearest = _nearest(vectors)
     facts = {name: values for name, values in facts.items() if len(set(values)) > 1}  # drop constant facts
-    told = {name: _told(values, nearest) for name, values in facts.items()}
+    fits = {name: _from_neighbours(values, nearest) for name, values in facts.items()}
     share = float((sizes[:2] ** 2).sum() / max((sizes**2).sum(), 1e-300))
-    return TaskEmbeddings(planes, dict(facts), told, share, vectors.shape[1], protocol, vectors)
+    return TaskEmbeddings(planes, dict(facts), fits, share, vectors.shape[1], protocol, vectors)
 
 
 def _tsne(centred: np.ndarray, start: np.ndarray) -> dict[str, Tensor]:
@@ -207,17 +215,17 @@ def _nearest(vectors: Tensor) -> Tensor:
     return away.fill_diagonal_(torch.inf).argsort(1)[:, :NEIGHBOURS]
 
 
-def _told(values: Fact, nearest: Tensor) -> Told:
+def _from_neighbours(values: Fact, nearest: Tensor) -> FromNeighbours:
     if isinstance(values[0], str):
         numbers = {name: i for i, name in enumerate(dict.fromkeys(values))}
         own = torch.tensor([numbers[value] for value in values])
         n, counts = len(values), Counter(values).values()
-        return Told(
+        return FromNeighbours(
             float((own[nearest] == own[:, None]).double().mean()), sum(c * (c - 1) for c in counts) / n / (n - 1)
         )
     own = torch.tensor(values, dtype=torch.float64)
     left = ((own[nearest].mean(1) - own) ** 2).mean() / own.var(correction=0)
-    return Told(1 - float(left), 0.0)
+    return FromNeighbours(1 - float(left), 0.0)
 
 
 STEPS = 8  # colours of a colour scale: enough to show a trend, and few enough for its key

@@ -220,9 +220,9 @@ def _check(learner: Learner, tasks: Any, instances: Sequence[int]) -> None:
         raise ConfigError(f"instances are different numbers from 1, such as 1 2 5 10; got {tuple(instances)}.")
 
 
-def figure(found: InstanceAccuracy) -> tuple[list[str], list[Bars]]:
+def figure(accuracy: InstanceAccuracy) -> tuple[list[str], list[Bars]]:
     from quickstudy.base.figures import Bars
 
-    names = [f"instance {n}" for n in found.instances]
-    means, half = [a.mean for a in found.amounts], [a.interval for a in found.amounts]
+    names = [f"instance {n}" for n in accuracy.instances]
+    means, half = [a.mean for a in accuracy.amounts], [a.interval for a in accuracy.amounts]
     return names, [Bars("share of right answers", "accuracy", means, half, whole=1.0)]

@@ -191,21 +191,21 @@ def fewest_shown(block: Episodes) -> int:
     return min(len(one.support.y) for one in unstack(block))
 
 
-def points_of(given: Sequence[int] | None, learner: Learner, shots: int) -> list[int]:
+def points_of(asked: Sequence[int] | None, learner: Learner, shots: int) -> list[int]:
     """The numbers of support points to measure at, of tasks with `shots` of them; see `interval_coverage`.
 
-    Raises ConfigError where the learner cannot have one of those given, or the tasks cannot.
+    Raises ConfigError where the learner cannot have one of those asked for, or the tasks cannot.
     """
     least = 0 if learner.from_nothing else 1
-    if given is None:
+    if asked is None:
         fewest = max(least, min(setting(learner, "fewest", least), shots))
         return sorted({k for k in (*POINTS, shots) if fewest <= k <= shots})
-    if not given or not all(least <= k <= shots for k in given):
+    if not asked or not all(least <= k <= shots for k in asked):
         raise ConfigError(
             f"points are numbers of support points from {least} to the {shots} that the tasks have, got "
-            f"{', '.join(map(str, given)) or 'none'}."
+            f"{', '.join(map(str, asked)) or 'none'}."
         )
-    return list(given)
+    return list(asked)
 
 
 def distribution_after(learner: Learner, theta: Theta, episode: Episode, points: int) -> Gaussian:
@@ -236,7 +236,7 @@ def _at_size(points: int, values: Tensor) -> AtSize:
 SHOWN = (0.5, 0.8, 0.9, 0.95)  # levels in the table, as far as they were measured
 
 
-def figure(found: Calibration, colours: Mapping[str, str]) -> Figure:
+def figure(calibration: Calibration, colours: Mapping[str, str]) -> Figure:
     from matplotlib.figure import Figure
 
     from quickstudy.base.figures import DASHES, SERIES
@@ -244,13 +244,13 @@ def figure(found: Calibration, colours: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(4.6, 4.1), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color=colours["muted"], linestyle=":", linewidth=1.2)
-    promised = [100 * level for level in found.levels]
-    for i, one in enumerate(found.sizes):
+    promised = [100 * level for level in calibration.levels]
+    for i, one in enumerate(calibration.sizes):
         colour, dash = colours[SERIES[i % len(SERIES)]], DASHES[i // len(SERIES) % len(DASHES)]
         inside, half = ([100 * a[k] for a in one.coverage] for k in (0, 1))
         label = plural(one.points, "point")
         axes.plot(promised, inside, color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=3, label=label)
-        if one is found.sizes[-1]:  # the bands of all lines would overlap
+        if one is calibration.sizes[-1]:  # the bands of all lines would overlap
             low, high = ([y + sign * h for y, h in zip(inside, half, strict=True)] for sign in (-1, 1))
             axes.fill_between(promised, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="level of the interval (%)", ylabel="values inside (%)")

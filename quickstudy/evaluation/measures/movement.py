@@ -185,10 +185,10 @@ def _untouched(learner: Learner) -> Learner:
 
 def layers_of(model: nn.Module) -> dict[str, list[str]]:
     """The layers with trainable parameters of their own, in the model's order: layer -> names of its parameters."""
-    found: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
     for name in parameters(model):
-        found.setdefault(name.rpartition(".")[0], []).append(name)
-    return found
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return layers
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

@@ -205,18 +205,18 @@ def _bins(sums: Tensor) -> Iterator[Bin]:
             yield Bin(i / BINS, (i + 1) / BINS, round(queries), sure / queries, right / queries)
 
 
-def figure(found: Answers, colours: Mapping[str, str]) -> Figure:
+def figure(answers: Answers, colours: Mapping[str, str]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 4.8), layout="constrained")
     curve, held = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
     curve.plot([0, 100], [0, 100], color=colours["muted"], linestyle=":", linewidth=1.2)
-    shares = [one.queries / sum(b.queries for b in found.bins) for one in found.bins]
-    sure, right = ([100 * getattr(one, name) for one in found.bins] for name in ("confidence", "accuracy"))
+    shares = [one.queries / sum(b.queries for b in answers.bins) for one in answers.bins]
+    sure, right = ([100 * getattr(one, name) for one in answers.bins] for name in ("confidence", "accuracy"))
     curve.plot(sure, right, color=colours["s1"], linewidth=1.6)
     curve.scatter(sure, right, s=[12 + 120 * share for share in shares], color=colours["s1"], zorder=3)
     held.bar(
-        [100 * one.low for one in found.bins],
+        [100 * one.low for one in answers.bins],
         [100 * share for share in shares],
         width=0.88 * 100 / BINS,
         align="edge",

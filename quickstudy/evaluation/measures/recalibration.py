@@ -41,8 +41,8 @@ def recalibrated(
     >>> import torch, quickstudy as qs
     >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
     >>> trained = qs.train(learner, qs.tasks.sinusoid("train"), iterations=2, meta_batch=2, progress=False)
-    >>> honest = qs.recalibrated(trained, qs.tasks.sinusoid("val"), episodes=20)
-    >>> len(honest.learner.std_factors)  # after 0, 1, ..., 10 support points
+    >>> calibrated = qs.recalibrated(trained, qs.tasks.sinusoid("val"), episodes=20)
+    >>> len(calibrated.learner.std_factors)  # after 0, 1, ..., 10 support points
     11
 
     Raises ConfigError where the learner has no distribution or no `std_factors`, or `points` are more than the tasks

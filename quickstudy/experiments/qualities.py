@@ -1,0 +1,73 @@
+"""What a comparison tells of a learner besides its score: answers before any label, and whether it is calibrated."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from quickstudy.base.seeds import generator
+from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive
+from quickstudy.episodes import moved, unstack
+from quickstudy.evaluation.measures.intervals import interval_coverage
+from quickstudy.evaluation.measures.probabilities import classification_calibration
+from quickstudy.evaluation.score import Score
+from quickstudy.evaluation.scoring import evaluate
+from quickstudy.learner import Learner, offers, takes
+from quickstudy.tasks.changed import ChangedSupport, without_support
+from quickstudy.tasks.source import source_of
+from quickstudy.tasks.tabular.groups import GroupTasks
+from quickstudy.trained.trained import Trained
+
+CALIBRATED = 100  # test episodes for the calibration of probabilities and intervals
+
+
+def inductive(trained: Trained) -> Trained:
+    """The same learner, which answers each query by itself: it normalises queries with the support set's statistics."""
+    learner = trained.learner
+    if not is_transductive(learner):
+        return trained
+    return dataclasses.replace(trained, learner=for_test(learner, None, transductive=False))
+
+
+def unlabelled(trained: Trained, tasks: Any, episodes: int) -> Score | None:
+    """The score of answers without a support set; None where it does not exist.
+
+    It exists for regression and for classes that are the same in all tasks, where the learner can answer without
+    support examples or its inner steps alone use the support answers.
+    """
+    learner = inductive(trained).learner
+    if source_of(tasks).ways and not isinstance(tasks, GroupTasks):
+        return None  # only the support set defines the classes of such a task
+    if learner.from_nothing:
+        return evaluate(trained, ChangedSupport(tasks, without_support), episodes=episodes)
+    if takes(learner, "steps") and _ignores_answers(for_test(learner, tasks, steps=0), trained, tasks):
+        return evaluate(inductive(trained), tasks, episodes=episodes, steps=0)
+    return None
+
+
+def _ignores_answers(learner: Learner, trained: Trained, tasks: Any) -> bool:
+    """Whether predictions ignore the support answers. They do not where the start is made from them, as in LEO."""
+    drawn = source_of(tasks).draw(1, generator(0, "answers"), learner, trained.theta)
+    one, (support, query) = fitted(learner, unstack(moved(drawn, device_of(trained.theta)))[0])
+    with torch.no_grad():
+        outputs = [
+            one.predict(trained.theta, one.adapt(trained.theta, support._replace(y=y)), query.x)
+            for y in (support.y, support.y.flip(0))
+        ]
+    return torch.equal(*outputs)
+
+
+def calibration_error(trained: Trained, tasks: Any, episodes: int) -> float | None:
+    """Expected calibration error for classes; for values, how far the coverage of 90 % intervals is from 90 %.
+
+    None for values without a predicted distribution.
+    """
+    few = min(episodes, CALIBRATED)
+    if source_of(tasks).ways:
+        return classification_calibration(inductive(trained), tasks, episodes=few).ece
+    if not offers(trained.learner, "distribution"):
+        return None
+    measured = interval_coverage(trained, tasks, episodes=few, levels=(0.9,)).sizes[-1]
+    return abs(measured.coverage[0].mean - 0.9)
