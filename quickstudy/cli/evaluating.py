@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from quickstudy.base import files
 from quickstudy.cli.options import EvaluateOptions, ReportOptions, parse
@@ -28,6 +29,7 @@ def _evaluate(options: EvaluateOptions) -> None:
     changes = {name: value for name, value in sizes.items() if value is not None}
     request = dataclasses.replace(request_of_run(options.run), **changes)
     tasks = open_tasks(request, options.split, trained.preprocess)
+    named: dict[str, Any] = {} if options.metric is None else {"metric": options.metric}
     scores = evaluate_run.evaluate_run(
         options.run,
         trained,
@@ -38,7 +40,7 @@ def _evaluate(options: EvaluateOptions) -> None:
         ensemble=options.ensemble,
         names=None if options.controls is None else list(options.controls),
         engine=options.engine,
-        **({} if options.metric is None else {"metric": options.metric}),
+        **named,
     )
     if not ranks.first():
         return

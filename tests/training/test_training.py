@@ -24,8 +24,8 @@ from quickstudy.training.checkpoint import read_metrics
 
 SCRIPT = """
 import sys, torch, quickstudy as qs
-from quickstudy.training import session
-session.CHECKPOINT_SECONDS = float(sys.argv[3])
+from quickstudy import training
+training.CHECKPOINT_SECONDS = float(sys.argv[3])
 torch.manual_seed(7)
 learner = qs.MAML(qs.nn.mlp(1, 1, hidden=(8,)), loss=qs.mse_loss, lr=0.01, steps=2)
 scheduler = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 300)
@@ -58,9 +58,9 @@ def test_one_step_is_the_optimizers_step_on_the_meta_gradient():
     theta = {name: value.clone() for name, value in learner.init().items()}
     optimizer = torch.optim.SGD(theta.values(), lr=0.1)
     step = next(loop.meta_steps(learner, theta, tasks, optimizer, iterations=1, meta_batch=3, seed=5))
-    loss, gradient = qs.meta_gradient(learner, learner.init(), step.episodes)
+    loss, slope = qs.meta_gradient(learner, learner.init(), step.episodes)
     assert step.loss == float(loss)
-    assert all(torch.allclose(theta[n], v - 0.1 * gradient[n]) for n, v in learner.init().items())
+    assert all(torch.allclose(theta[n], v - 0.1 * slope[n]) for n, v in learner.init().items())
 
 
 def test_the_learner_is_left_as_it_was():
