@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.nn.functional import cross_entropy, mse_loss
 
-from quickstudy import errors, nn, tasks
+from quickstudy import errors, inner, nn, tasks
 from quickstudy.base.version import __version__
 from quickstudy.engine import ranks
 from quickstudy.engine.check.meta_gradient import check_meta_gradient

@@ -30,7 +30,6 @@ from quickstudy.engine import ranks
 from quickstudy.engine.choice.choose import choose_engine
 from quickstudy.episodes import moved
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
-from quickstudy.evaluation.metric import find_metric
 from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
 from quickstudy.experiments.comparison import Entry, LearnerComparison, Trial

@@ -75,14 +75,13 @@ def train(
     learner, tasks   the learner, and any object with `sample(n, generator) -> Episode`, see `quickstudy.tasks.source`
     out              run folder: config, protocol, metrics, checkpoint, learner.qs; None keeps everything in memory
     val              validation tasks; after `patience` validations without a better score training stops
-    compile          the same as engine="compile": the meta-gradient as one compiled program
-    optimizer        maps parameters to a torch optimizer; `scheduler` maps that to its schedule, stepped once per
-                     iteration. None: as the learner's `outer()` says, for most Adam with learning rate 1e-3
+    optimizer        maps parameters to a torch optimizer, and `scheduler` that to its schedule, stepped once per
+                     iteration; None: what the learner's `outer()` says, for most Adam with learning rate 1e-3
     resume           continue from the run folder's checkpoint; the result is bit-identical to an uninterrupted run
     device           where theta and the episodes are, such as "cpu" or "cuda"
     progress, about  show a progress bar; plain values to keep in config.json
-    all others       the settings that the command line shares, explained in `quickstudy.training.TrainSettings`
 
+    The rest are settings that the command line shares: `quickstudy.training.TrainSettings` (compile=True is an engine).
     In a process group every rank makes the same call; the first writes the folder, which all must see: docs/scaling.md.
 
     Raises ConfigError where a setting is wrong, DataError where the learner cannot use the tasks, RunError where the

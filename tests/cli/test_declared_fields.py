@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from quickstudy.learners import LEARNERS
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import parameters
 
-PLAIN = {"int", "float", "bool", "str", "float | None", "int | None", "tuple[int, ...]", "tuple[float, ...]"}
+PLAIN = (int, float, bool, str, type(None), tuple)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +92,18 @@ def test_only_a_loss_or_outputs_make_a_learner_one_for_values():
 def test_every_field_is_an_option_or_declared(name):
     """A network, a loss or a function that is not declared would become an option that nobody can give."""
     cls = LEARNERS[name]
+    hints = get_type_hints(cls)
     for field in recipes.plain_fields(cls):
-        assert field.type in PLAIN, f"{cls.__name__}.{field.name} is {field.type}: declare what it is, see learner.py"
+        assert typed(hints[field.name]), f"{cls.__name__}.{field.name}: declare what it is, see learner.py"
         assert field.default is not MISSING, f"{cls.__name__}.{field.name} is an option and needs a default"
     unknown = set(structural_fields(cls).values()) - {*recipes.ROLES, "not an option"}
     assert not unknown, f"recipes cannot make {unknown}"
+
+
+def typed(kind: Any) -> bool:
+    """Whether a command line can give it: plain values, or what has a name."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return str in parts or all((get_origin(part) or part) in PLAIN for part in parts)
 
 
 def test_each_learner_has_its_network():
