@@ -8,10 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quickstudy.base import trees
 from quickstudy.episodes import Episodes, class_numbers, count, is_classification, stacked, tensor_sizes, unstack, whole
-from quickstudy.errors import ConfigError, DataError
-from quickstudy.learner import Episode, Learner, Theta, networks
+from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
+from quickstudy.learner import Episode, Learner, Theta, networks, setting, takes
 from quickstudy.nn.statistics import normalisation, with_normalisation
+from quickstudy.tasks.source import source_of
+
+# What networks raise for inputs that they cannot read: torch for wrong shapes, Python for wrong arguments.
+UNREADABLE = (RuntimeError, IndexError, TypeError, AttributeError, ValueError)
 
 
 class Alike(NamedTuple):
@@ -25,10 +30,10 @@ class Alike(NamedTuple):
 def fitted(learner: Learner, episode: Episode) -> tuple[Learner, Episode]:
     """The learner with the `ways` of one task, and the task with its classes renumbered 0..ways-1.
 
-    If the learner has entries for each class (`fixed_ways`) or no ways, both stay as they are. Raises DataError for a
-    query of a class that has no support example.
+    Both stay as they are if the learner has entries for each class (`fixed_ways`) or no ways, and where the answers are
+    values or several targets. Raises DataError for a query of a class that has no support example.
     """
-    ways = getattr(learner, "ways", None)
+    ways = setting(learner, "ways")
     classes = class_numbers(episode)
     if ways is None or learner.fixed_ways or not classes or classes == tuple(range(ways)):
         return learner, episode
@@ -58,13 +63,12 @@ def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductiv
 
     Raises ConfigError where the learner does not have such a setting, or has outputs for fewer ways.
     """
-    names = {f.name for f in dataclasses.fields(learner)}  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
-    ways = getattr(tasks, "ways", None)
-    if "ways" in names and ways and learner.ways is not None:  # type: ignore[attr-defined]
+    ways = None if tasks is None else source_of(tasks).ways
+    if ways and setting(learner, "ways") is not None:
         changes |= with_ways(learner, ways)
     if steps is not None:
-        if "steps" not in names:
+        if not takes(learner, "steps"):
             raise ConfigError(f"{type(learner).__name__} takes no inner steps, but steps={steps} was asked for.")
         changes["steps"] = steps
     if transductive is not None and transductive != is_transductive(learner):
@@ -79,7 +83,7 @@ def with_ways(learner: Learner, ways: int) -> dict[str, Any]:
     """
     if not learner.fixed_ways:
         return {"ways": ways}
-    most = learner.ways  # type: ignore[attr-defined]
+    most = setting(learner, "ways")
     if ways > most:
         raise ConfigError(
             f"this {type(learner).__name__} was trained on {most} ways and has outputs for no more, but the task has "
@@ -98,28 +102,37 @@ def _normalised(learner: Learner, policy: str) -> dict[str, Any]:
 
 
 def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | None:
-    """Refuse episodes that the learner cannot use; returns its number of outputs, None if that depends on the task.
+    """Refuse episodes that the learner cannot use.
 
+    Returns its number of outputs for classes; None if that depends on the task, and where answers are not classes.
     Raises DataError where there are NaNs, wrong shapes, or labels for which the model has no output.
     """
     _check_finite(episodes)
     fits, one = fitted(learner, unstack(episodes)[0]) if isinstance(episodes, list) else (learner, unstack(episodes)[0])
-    untouched = dataclasses.replace(fits, steps=0) if hasattr(fits, "steps") else fits  # type: ignore[type-var]
+    untouched = dataclasses.replace(fits, steps=0) if takes(fits, "steps") else fits  # type: ignore[type-var]
     try:
         with torch.no_grad():
             # Check labels first, with the unadapted model, because torch's own error does not name the label.
             output = untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x)
-            outputs = None if isinstance(episodes, list) and not learner.fixed_ways else output.shape[1]
+            outputs = None if isinstance(episodes, list) and not learner.fixed_ways else _outputs(output, episodes)
             _check_answers(output, one.query.y, episodes, outputs)
             fits.predict(theta, fits.adapt(theta, one.support), one.query.x)
-    except (RuntimeError, IndexError) as error:
+    except QuickstudyError:
+        raise
+    except UNREADABLE as error:
+        support, query = one
         raise DataError(
-            f"{type(learner).__name__} cannot read this task: support x {tuple(one.support.x.shape)}, y "
-            f"{tuple(one.support.y.shape)} with values {_span(one.support.y)}, query x {tuple(one.query.x.shape)}. "
-            f"torch says: {str(error).splitlines()[0]}. Check channels, image size and ways against what the model was "
+            f"{type(learner).__name__} cannot read this task: support x {trees.shapes(support.x)}, y "
+            f"{trees.shapes(support.y)} with values {_span(support.y)}, query x {trees.shapes(query.x)}. "
+            f"torch says: {first_line(error)}. Check channels, image size and ways against what the model was "
             "built for."
         ) from error
     return outputs
+
+
+def _outputs(output: Any, episodes: Episodes) -> int | None:
+    """The number of classes that an output [n, classes] can name."""
+    return output.shape[1] if isinstance(output, Tensor) and is_classification(episodes) else None
 
 
 def check_values(episodes: Episodes, outputs: int | None) -> None:
@@ -140,14 +153,27 @@ def check_values(episodes: Episodes, outputs: int | None) -> None:
 def _check_finite(episodes: Episodes) -> None:
     for one in whole(episodes):
         for name, batch in zip(("support", "query"), one, strict=True):
-            if batch.x.is_floating_point() and not torch.isfinite(batch.x).all():
-                raise DataError(f"the {name} inputs hold NaN or infinity. Remove or fill the missing values first.")
-            if batch.y.is_floating_point() and not torch.isfinite(batch.y).all():
-                raise DataError(f"the {name} answers hold NaN or infinity. Remove those examples first.")
+            if (where := not_finite(batch.x)) is not None:
+                raise DataError(
+                    f"the {name} inputs{where} hold NaN or infinity. Remove or fill the missing values first."
+                )
+            if (where := not_finite(batch.y)) is not None:
+                raise DataError(f"the {name} answers{where} hold NaN or infinity. Remove those examples first.")
 
 
-def _check_answers(output: Tensor, y: Tensor, episodes: Episodes, outputs: int | None) -> None:
-    if y.is_floating_point() and output.shape != y.shape:
+def not_finite(tree: Any) -> str | None:
+    """Where the first tensor with NaN or infinity is: '' for a single one, " ['mask']" in a dict; None: all finite."""
+    wrong = (f" {name}".rstrip() for name, t in trees.named(tree) if t.is_floating_point() and not _finite(t))
+    return next(wrong, None)
+
+
+def _finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
+
+
+def _check_answers(output: Any, y: Any, episodes: Episodes, outputs: int | None) -> None:
+    single = isinstance(output, Tensor) and isinstance(y, Tensor)  # a loss for several targets decides what fits
+    if single and y.is_floating_point() and output.shape != y.shape:
         raise DataError(
             f"the model answers with shape {tuple(output.shape)}, but the tasks' y has shape {tuple(y.shape)}. "
             "For regression give y as [n, d] and a model with d outputs."
@@ -155,8 +181,9 @@ def _check_answers(output: Tensor, y: Tensor, episodes: Episodes, outputs: int |
     check_values(episodes, outputs)
 
 
-def _span(y: Tensor) -> str:
-    return f"{y.min().item():g}..{y.max().item():g}"
+def _span(y: Any) -> str:
+    spans = (f"{t.min().item():g}..{t.max().item():g}" if t.numel() else "none" for t in trees.tensors(y))
+    return ", ".join(spans)
 
 
 def device_of(theta: Theta) -> torch.device:

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from quickstudy.nn.model import call, own_copy
+from quickstudy.base import trees
+from quickstudy.nn.model import Inputs, call, own_copy
 
 
-def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, head: str) -> Tensor | None:
+def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Inputs, head: str) -> Tensor | None:
     """The features that the linear layer `head` (a prefix, see `last_linear`) turns into the model's output.
 
     None where the output is not just that layer on those features: something follows it, or it is called repeatedly.
@@ -30,7 +31,7 @@ def below_head(model: nn.Module, params: Mapping[str, Tensor], x: Tensor, head: 
     return seen[0][0] if len(seen) == 1 and seen[0][1] is output else None
 
 
-def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Inputs) -> Tensor:
     """The input of the named layer when the model is called on x: the features below it."""
     seen: list[Tensor] = []
     head = own_copy(model).now.get_submodule(layer)
@@ -43,7 +44,7 @@ def input_of(layer: str, model: nn.Module, params: Mapping[str, Tensor], x: Tens
 
 
 def outputs_of(
-    layers: Sequence[str], model: nn.Module, params: Mapping[str, Tensor], x: Tensor
+    layers: Sequence[str], model: nn.Module, params: Mapping[str, Tensor], x: Inputs
 ) -> dict[str, list[Tensor]]:
     """The outputs of the named layers when the model is called on x [n, ...]: one tensor for each call of a layer.
 
@@ -57,7 +58,7 @@ def outputs_of(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found for name in layers if (found := seen.get(name)) and all(len(h) == len(x) for h in found)}
+    return {name: found for name in layers if (found := seen.get(name)) and all(len(h) == trees.size(x) for h in found)}
 
 
 def _keep(name: str, seen: dict[str, list[Tensor]]):

@@ -21,12 +21,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from quickstudy.base import trees
 from quickstudy.learner import Theta, training
 from quickstudy.nn.conv import Conv2d
 from quickstudy.nn.norm import BatchNorm, GroupNorm, LayerNorm
 
 Change = Callable[[Tensor], Tensor]
-Inputs = Tensor | tuple[Tensor, ...]
+Inputs = Any  # a tensor; a tuple of tensors, the positional arguments; or a dict of tensors, the arguments by name
 _copies = threading.local()
 
 
@@ -50,24 +51,38 @@ def prepare(model: nn.Module) -> None:
     own_copy(model)
 
 
-def call(
-    model: nn.Module, params: Mapping[str, Tensor], x: Inputs, after: Mapping[str, Change] | None = None
-) -> Tensor:
+def call(model: nn.Module, params: Mapping[str, Tensor], x: Inputs, after: Mapping[str, Change] | None = None) -> Any:
     """model(x) with `params` in place of its own; names that are not given keep the model's present values.
 
-    x is a tensor, or a tuple of tensors for a model that takes several. `after` maps names of layers to functions that
-    change the layer's output. Layers that draw at random do so only inside a meta-loss, see `without_chance`.
+    A dict x gives the arguments of `forward` by name, as language models want them, and a tuple gives them in order;
+    anything else is its one argument. An output with a class of its own that has `logits`, as models of the
+    transformers library give, stands for these logits. `after` maps names of layers to functions that change the
+    layer's output. Layers that draw at random do so only inside a meta-loss, see `without_chance`.
     """
     own = own_copy(model)
     handles = [own.now.get_submodule(name).register_forward_hook(_changed(f)) for name, f in (after or {}).items()]
+    args, named = arguments(x)
     try:
         # Use the mathematical attention kernel, because the fused ones have no second derivative.
-        inputs = x if isinstance(x, tuple) else (x,)
-        with _mathematical_attention, _without_cudnn(own, inputs[0]):
-            return functional_call(own.now, {**_left_out(own, params), **params}, inputs)
+        with _mathematical_attention, _without_cudnn(own, x):
+            return _logits(functional_call(own.now, {**_left_out(own, params), **params}, args, named))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def arguments(x: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `forward` that the inputs x are: in order, and by name."""
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (x, {}) if isinstance(x, tuple) else ((x,), {})
+
+
+def _logits(output: Any) -> Any:
+    """The logits of an output that names them. A plain dict is what the model means to give, and stays whole."""
+    if isinstance(output, Mapping) and type(output) is not dict and "logits" in output:
+        return output["logits"]
+    return output
 
 
 def _changed(change: Change) -> Callable[[nn.Module, Any, Tensor], Tensor]:
@@ -84,9 +99,9 @@ def _left_out(own: _Copy, params: Mapping[str, Tensor]) -> Theta:
     return found
 
 
-def _without_cudnn(own: _Copy, x: Tensor) -> AbstractContextManager:
+def _without_cudnn(own: _Copy, x: Inputs) -> AbstractContextManager:
     """Switch cuDNN off for models with recurrent layers: cuDNN's have no second derivative, torch's own do."""
-    return torch.backends.cudnn.flags(enabled=False) if own.recurrent and x.is_cuda else nullcontext()
+    return torch.backends.cudnn.flags(enabled=False) if own.recurrent and trees.first(x).is_cuda else nullcontext()
 
 
 class _MathematicalAttention:
@@ -120,10 +135,13 @@ def without_chance(model: nn.Module) -> nn.Module:
     eval() would change how they normalise.
     """
     for layer in model.modules():
-        if isinstance(layer, (_DropoutNd, nn.RReLU)) or getattr(layer, "draws", False):
+        if isinstance(layer, _DropoutNd):
+            layer.training, layer.p = False, 0.0  # attention of transformers reads p and draws by itself
+        elif isinstance(layer, nn.RReLU) or getattr(layer, "draws", False):
             layer.training = False
-        elif isinstance(getattr(layer, "dropout", None), float):  # attention and recurrent layers
-            layer.dropout = 0.0  # type: ignore[assignment]
+        for name, rate in vars(layer).items():  # attention and recurrent layers keep a number, under various names
+            if "dropout" in name and isinstance(rate, float):
+                setattr(layer, name, 0.0)
     return model
 
 
