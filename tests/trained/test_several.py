@@ -250,3 +250,17 @@ def test_a_file_without_the_users_network_asks_for_it(tmp_path):
     trained.adapt(x, y).save(tmp_path / "p.qs")
     with pytest.raises(FileFormatError, match="encoder of your own"):
         qs.load(tmp_path / "p.qs")
+
+
+def test_two_targets_are_scored_by_a_metric_of_the_users_own():
+    """Nothing says which of the targets counts, so a score has to be told."""
+    share = qs.Metric(
+        "accuracy of the class",
+        True,
+        lambda m, w: f"{m} ± {w}",
+        lambda out, y: (out["class"].argmax(1) == y["class"]).double().mean(),
+    )
+    learner = maml()
+    trained = qs.Trained(learner, learner.init())
+    score = qs.evaluate(trained, source(), episodes=3, seed=0, engine="loop", metric=share)
+    assert score.protocol.metric == "accuracy of the class" and len(score.values) == 3
