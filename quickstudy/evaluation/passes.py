@@ -9,6 +9,7 @@ ranks of a process group take turns with the blocks, and all of them get all res
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ BLOCK = 25  # episodes evaluated at once: enough to keep the engine busy, few en
 TRIAL = (2, 8)  # fewest and most episodes on which the engines are timed
 SHARE = 0.02  # of all episodes that one round of the race takes, where they are costly
 FREE = 0.05  # seconds that a round may take in any case
-COSTLY = 0.5  # seconds that one task takes from which on no race is run: it would take longer than it could save
+COSTLY = 0.5  # seconds of one task from which on there is no race, which would take longer than it could save
 
 Measure = Callable[[Learner, Episode], Any]  # one task, its learner fitted to its ways -> nested tensors
 Arrange = Callable[[int, Episode], Episode]  # number and episode -> the episode as it is measured
@@ -52,6 +53,8 @@ class Pass:
     seed: int
     first: Episodes  # the first block, checked
     outputs: int | None  # of the learner; None where that depends on the task
+    seconds: float  # that checking the first block took, which is about what one task takes
+    drew: bool  # whether the learner drew from torch's generator there
     arrange: Arrange | None = None
 
     @property
@@ -99,7 +102,9 @@ def begin(
     source = source_of(tasks)
     first = _drawn(source, range(min(BLOCK, episodes)), seed, device_of(theta), learner, theta)
     check(first)
-    return Pass(learner, theta, source, episodes, seed, first, check_episodes(learner, theta, first), arrange)
+    checked = functools.partial(seeds.watching_generator, lambda: check_episodes(learner, theta, first))
+    (outputs, drew), seconds = timed(checked, device_of(theta))
+    return Pass(learner, theta, source, episodes, seed, first, outputs, seconds, drew, arrange)
 
 
 def results(
@@ -170,18 +175,18 @@ def chosen_engine(one: Pass, measure: Measure, engine: str = "auto", tried: str 
 
 
 def _raced(one: Pass, measure: Measure, engine: str) -> race.Choice:
-    tasks, costly = min(TRIAL[1], count(one.first)), False
-    if engine == "auto" and tasks > 1:
-        single = one.arranged(first_tasks(one.first, 1), 0)
-        (_, drew), seconds = timed(
-            lambda: seeds.watching_generator(lambda: mapped(measure, one.learner, single, "loop")), one.device
-        )
-        costly = seconds > COSTLY and not drew and one.device.type == "cpu" and torch.get_num_threads() > 1
-        tasks = min(tasks, max(TRIAL[0], int(FREE / max(seconds, 1e-6)), int(SHARE * one.episodes)))
-    if costly:
+    threads = one.device.type == "cpu" and torch.get_num_threads() > 1
+    if engine == "auto" and threads and one.seconds > COSTLY and not one.drew and count(one.first) > 1:
         return race.Choice("threads", "one costly task per thread")
-    few = one.arranged(first_tasks(one.first, tasks), 0)
+    few = one.arranged(first_tasks(one.first, _trial(one, measure) if engine == "auto" else TRIAL[1]), 0)
     return race.choose(lambda name: mapped(measure, one.learner, few, name), engine, count(few), one.device)
+
+
+def _trial(one: Pass, measure: Measure) -> int:
+    """On how many episodes to time the engines."""
+    single = one.arranged(first_tasks(one.first, 1), 0)
+    seconds = timed(lambda: mapped(measure, one.learner, single, "loop"), one.device)[1]
+    return min(TRIAL[1], max(TRIAL[0], int(FREE / max(seconds, 1e-6)), int(SHARE * one.episodes)))
 
 
 def _is_right(one: Pass, measure: Measure, engine: str) -> bool:

@@ -130,7 +130,7 @@ def evaluate_run(
             common = {"seed": seed, "steps": steps, "engine": engine, "progress": count}
             movement = layer_movement(trained, tasks, episodes=moving, **common)
             _write(folder, "movement.json", movement.to_dict())
-    _look_at_tasks(folder, trained, tasks, settings)
+    _look_at_tasks(folder, trained, tasks, settings, own if steps is None and ensemble == 1 else None)
     if ranks.first():
         _write_scores(Path(folder), trained, tasks, steps, scores, curve)
         keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
@@ -215,14 +215,21 @@ def evaluate_instances(
     return accuracies
 
 
-def _look_at_tasks(folder: str | os.PathLike, trained: Trained, tasks: Any, settings: Settings) -> None:
-    """Write embeddings.json and calibration.json, each where the learner has the method for it."""
+def _look_at_tasks(
+    folder: str | os.PathLike, trained: Trained, tasks: Any, settings: Settings, made: Predictions | None
+) -> None:
+    """Write embeddings.json and calibration.json, each where the learner has the method for it.
+
+    `made`: what the learner predicted for the test episodes, if with the settings of training.
+    """
     source, few = source_of(tasks), min(settings.episodes, EMBEDDED)
     common = {"seed": settings.seed, "engine": settings.engine}
     if offers(trained.learner, "embed") and few >= FEWEST:
         # A task within one group, such as an alphabet, has a known fact that its embedding can be compared with.
-        grouped = source.replace(grouped=True) if source.groups else source
-        _write(folder, "embeddings.json", task_embeddings(trained, grouped, episodes=few, **common).to_dict())
+        grouped = source.replace(grouped=True) if source.groups else None
+        made = made.first(few) if made and grouped is None else None
+        embeddings = task_embeddings(trained, grouped or source, episodes=few, made=made, **common)
+        _write(folder, "embeddings.json", embeddings.to_dict())
     if offers(trained.learner, "distribution") and source.ways is None and settings.episodes > 1:
         measured = interval_coverage(trained, source, episodes=min(settings.episodes, CALIBRATED), **common)
         _write(folder, "calibration.json", measured.to_dict())

@@ -193,7 +193,7 @@ def test_progress_is_told_and_tasks_of_any_source_do():
     keys = ("support", "support_labels", "query", "query_labels")
     source = qs.tasks.from_arrays([dict(zip(keys, [*e.support, *e.query], strict=True)) for e in episodes])
     qs.out_of_scope(untrained(qs.NearestCentroid(WAYS)), source, pool.examples, episodes=3, progress=done.append)
-    assert done == [1, 1, 1]
+    assert sum(done) == 3
     with pytest.raises(ConfigError, match="ArrayTasks has no pool of other classes"):
         qs.out_of_scope(untrained(qs.NearestCentroid(WAYS)), source, episodes=3)
 

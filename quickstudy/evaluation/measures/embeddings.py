@@ -21,11 +21,10 @@ from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.engine.fitting import for_test
-from quickstudy.episodes import whole
 from quickstudy.errors import ConfigError, NonFiniteError
-from quickstudy.evaluation.ensemble import mean_answer
-from quickstudy.evaluation.metric import ACCURACY, metric_for
+from quickstudy.evaluation.metric import ACCURACY
 from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.predictions import Predictions, Settings, predicted, score_of
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.learner import Episode, Learner, demand
 from quickstudy.tasks.source import Source, source_of
@@ -128,13 +127,14 @@ def task_embeddings(
     seed: int = 1,
     engine: str = "auto",
     progress: Callable[[int], None] | None = None,
+    made: Predictions | None = None,
 ) -> TaskEmbeddings:
     """The embeddings of test tasks in a plane, and whether neighbours are alike.
 
     `trained` has `.learner` and `.theta`; the learner needs an `embed` (as cnaps, cnp, anp, cavia and leo have). The
     episodes are those of `evaluate` with the same seed. Facts come from `tasks.facts`; if the source has none, the fact
-    is the learner's own score on each task. `engine` is as in `evaluate`. `progress(n)` is called with the number of
-    episodes done since the last call.
+    is the learner's own score on each task. `made`: its predictions for these episodes, if they are known already.
+    `engine` is as in `evaluate`. `progress(n)` is called with the number of episodes done since the last call.
 
     >>> import torch, quickstudy as qs
     >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
@@ -152,21 +152,18 @@ def task_embeddings(
         raise ConfigError(f"neighbours need at least {FEWEST} episodes, got {episodes}.")
     learner, theta, source = for_test(trained.learner, tasks), trained.theta, source_of(tasks)
     one, known = begin(learner, theta, source, episodes, seed), _facts(source, episodes, seed)
-    metric = None if known else metric_for(learner, source.ways, whole(one.first)[0])
 
-    def measure(learner: Learner, episode: Episode) -> tuple[Tensor, Any, Any]:
-        output = mean_answer(learner, (theta,), episode) if metric else ()
-        return learner.embed(theta, episode.support), output, episode.query.y if metric else ()
+    def measure(learner: Learner, episode: Episode) -> Tensor:
+        return learner.embed(theta, episode.support)
 
-    engine = chosen_engine(one, measure, engine)
-    embedding, outputs, truths = zip(*results(one, measure, engine, progress), strict=True)
-    vectors = torch.stack(embedding).double()
+    vectors = torch.stack(list(results(one, measure, chosen_engine(one, measure, engine), progress))).double()
     if not torch.isfinite(vectors).all():
         raise NonFiniteError(f"{type(learner).__name__} gives embeddings that are not finite.")
-    if metric:
-        scores = (float(metric.of(output, y)) for output, y in zip(outputs, truths, strict=True))
-        known = {"accuracy" if metric is ACCURACY else "error": tuple(scores)}
-    return embedded(vectors, known, protocol_of(learner, source, "embeddings of tasks", episodes, seed, seen=one.first))
+    if not known:
+        made = made or predicted(learner, (theta,), source, Settings(episodes, seed, engine=engine))
+        known = {"accuracy" if made.metric is ACCURACY else "error": tuple(score_of(made).values.tolist())}
+    protocol = protocol_of(learner, source, "embeddings of tasks", episodes, seed, seen=one.first)
+    return embedded(vectors, known, protocol)
 
 
 def _facts(source: Source, episodes: int, seed: int) -> dict[str, Fact]:
