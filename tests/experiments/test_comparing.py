@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 
 import pandas
@@ -209,6 +210,26 @@ def test_comparing_values(tmp_path: Path) -> None:
     assert advise(again) == advise(found)
     page = write_comparison(again, tmp_path).read_text()
     assert "Does meta-learning pay?" in page and "seed to seed" in page
+
+
+class Slow(torch.nn.Linear):
+    """A line that takes 20 ms."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return super().forward(input)
+
+
+def test_the_time_is_equal_and_the_iterations_follow_from_it(tmp_path: Path) -> None:
+    """An iteration calls the network for support and query: at most 600 / 40 iterations fit into 0.01 minutes."""
+    tasks, fields = levels(), {"loss": qs.mse_loss, "lr": 0.05, "steps": 1}
+    learners = {
+        "quick": lambda: qs.MAML(torch.nn.Linear(1, 1), **fields),  # type: ignore[arg-type]
+        "slow": lambda: qs.MAML(Slow(1, 1), **fields),  # type: ignore[arg-type]
+    }
+    found = compare_learners(learners, tasks, tasks, out=tmp_path, **small(minutes=0.01))  # type: ignore[arg-type]
+    quick, slow = (found[name].trials[0].iterations for name in ("quick", "slow"))
+    assert 1 <= slow <= 15 and quick > 1.5 * slow
 
 
 def test_a_comparison_goes_on_where_it_was_cut(tmp_path: Path) -> None:
