@@ -111,7 +111,9 @@ def _learners(values: Mapping[str, Any]) -> Rows:
         for trial in entry.trials:
             trained = {"seed": trial.seed, "iterations": trial.iterations, "seconds": trial.seconds}
             spent = {name: getattr(entry, name) for name in costs}
-            yield {"name": entry.name, "meta": entry.meta, **trained, **spent, **_measured(trial.score)}
+            measured = _measured(trial.score)
+            measured["test_seed"] = measured.pop("seed")  # of the test episodes, which is not that of the training
+            yield {"name": entry.name, "meta": entry.meta, **trained, **spent, **measured}
 
 
 def _measured(score: Score) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def run_values(run: Run) -> dict[str, Any]:
         served=served.section(run.score) if run.score else None,
         episodes=examples.episodes(run.examples, run.score.protocol.steps if run.score else None),
         most={"classes": examples.CLASSES, "shown": examples.SHOWN},
-        shares=words.shares(run.timing) if run.timing and run.parameters != 0 else [],
+        shares=words.shares(run.timing) if run.timing and run.parameters != 0 else {},
         speed=speed(run),
     )
 

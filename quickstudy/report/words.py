@@ -259,14 +259,14 @@ def layers(config: Config) -> dict[str, str]:
     return {name: str(v["text"]) for name, v in fields if isinstance(v, Mapping) and "network" in v and "text" in v}
 
 
-def shares(timing: Timing) -> list[tuple[str, str, float]]:
-    """The parts of the training time: key, description, and share of the total from 0 to 1."""
+def shares(timing: Timing) -> dict[str, tuple[str, float]]:
+    """The parts of the training time: key -> description, and share of the total from 0 to 1."""
     total = max(timing.total, timing.sampling + timing.computing, 1e-9)
     rest = total - timing.sampling - timing.computing - timing.choosing
     parts = [("computing", "computing meta-gradients and updates", timing.computing)]
     parts += [("choosing", "choosing the engine", timing.choosing)] if timing.choosing else []
     parts += [("sampling", "drawing episodes", timing.sampling), ("rest", "validation, logging, checkpoints", rest)]
-    return [(key, text, seconds / total) for key, text, seconds in parts]
+    return {key: (text, seconds / total) for key, text, seconds in parts}
 
 
 def protocol_rows(scores: list[Score]) -> list[tuple[str, list[str]]]:

@@ -323,7 +323,6 @@ def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {path.suffix for path in beside.iterdir()} == {".csv", ".png"}
 
 
-@pytest.mark.xfail(strict=True, reason="the seed of the test episodes, in the score's protocol, overwrites it")
 def test_the_table_of_learners_tells_the_seed_of_each_training(tmp_path: Path) -> None:
     found = comparison(entry("a", 0.9, 0.8), entry("b", 0.7, 0.6))
     write_comparison(found, tmp_path, csv=True)

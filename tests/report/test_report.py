@@ -272,7 +272,6 @@ def test_the_parts_of_the_training_time_are_its_shares(runs):
         assert part in page.text
 
 
-@pytest.mark.xfail(strict=True, reason="the sentence takes the second part, which is the choice of the engine")
 def test_the_sentence_on_the_training_time_says_what_its_parts_say(runs):
     assert "10 % of it for drawing episodes and 50 % for computing" in timed(runs / "sine").text
 
