@@ -184,13 +184,13 @@ def points(shown: Sequence[Point], x_label: str, y_label: str) -> Draw:
     def draw(colours: Mapping[str, str]) -> Figure:
         figure, axes = panel(5.0, 3.0, x_label, y_label)
         axes.set_xscale("log")
+        if len(places := {one.x for one in shown}) == 1:  # margins cannot widen a logarithmic axis of one value
+            axes.set_xlim(min(places) / 2, 2 * min(places))
         for one in shown:
             half = one.half if math.isfinite(one.half) else 0.0
             axes.errorbar(one.x, one.y, yerr=half, fmt="none", ecolor=colours[one.colour], elinewidth=1.5)
             axes.plot([one.x], [one.y], "o", markersize=7, color=colours[one.colour])
         axes.margins(x=0.12, y=0.15)
-        if len(places := {one.x for one in shown}) == 1:  # margins cannot widen a logarithmic axis of one value
-            axes.set_xlim(min(places) / 2, 2 * min(places))
         for last, names in _on_one_spot(shown, axes):
             axes.annotate(names, (last.x, last.y), (6, 4), textcoords="offset points", fontsize=9, parse_math=False)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
