@@ -65,7 +65,7 @@ def meta_steps(
     source, device = source_of(tasks), next(iter(theta.values())).device
 
     def draw(iteration: int) -> Episodes:
-        now = learner.at(iteration / iterations)
+        now = learner.at(iteration / iterations) if source.on_policy else learner
         share = moved(drawn_share(source, now, theta, meta_batch, seed, iteration), device)
         return numerics.images_channels_last(share) if channels_last else share
 

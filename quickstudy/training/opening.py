@@ -80,9 +80,10 @@ def new_state(
 def first_episodes(session: Session) -> Episodes:
     """The first meta-batch, of all ranks. Raises DataError where the learner cannot use it."""
     settings, theta = session.settings, session.trained.theta
+    now = session.learner.at(0.0) if session.source.on_policy else session.learner
     generator = seeds.generator(settings.seed, "train", 0)
     with seeds.seeded(settings.seed, "act", 0):
-        drawn = session.source.draw(settings.meta_batch, generator, session.learner.at(0.0), theta)
+        drawn = session.source.draw(settings.meta_batch, generator, now, theta)
     first = moved(drawn, next(iter(theta.values())).device)
     if session.learner.episodic:
         check_episodes(session.learner, theta, first)
