@@ -154,7 +154,7 @@ def rerandomised(model: nn.Module) -> nn.Module:
 
 def _numbers(tasks: Source) -> bool:
     """Whether inputs and answers are a tensor of numbers each. Indices of subwords have no meaningful mean."""
-    if "buckets" in tasks.preprocess:
+    if tasks.on_policy or "buckets" in tasks.preprocess:
         return False
     support = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
     return isinstance(support.x, Tensor) and isinstance(support.y, Tensor) and support.x.is_floating_point()

@@ -157,6 +157,7 @@ def test_a_source_on_policy_is_given_who_acts():
     learner, theta = qs.NearestCentroid(3), {}
     qs.evaluate(SimpleNamespace(learner=learner, theta=theta), OnPolicy(seen), episodes=30, engine="loop")
     assert len(seen) == 30 and all(pair == (learner, theta) for pair in seen)
+    assert controls.available(learner, OnPolicy(seen)) == ["shuffled_labels"]
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def moves_layers(trained: Any, tasks: Any, steps: int | None = None) -> bool:
     try:
         _check_model(trained.learner)
         learner = for_test(trained.learner, tasks, steps)
-        drawn = source_of(tasks).sample(1, seeds.generator(0, "probe"))
+        drawn = source_of(tasks).draw(1, seeds.generator(0, "probe"), learner, trained.theta)
         _check_phi(learner, trained.theta, unstack(moved(drawn, device_of(trained.theta)))[0].support)
     except ConfigError:
         return False
