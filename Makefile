@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Files of tests go to as many processes as there are cores; a file stays in one, for what its tests share.
 SHARED_OUT := --numprocesses auto --dist loadfile
 
-.PHONY: demo test check gpu format clean
+.PHONY: demo test test-text check gpu format clean
 
 # The package with what it needs to run, which is all that the demo installs; then what its developers need.
 .venv/installed: pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ demo: .venv/installed  ## train on generated characters, evaluate, learn new one
 
 test: .venv/ready  ## the whole test suite
 	$(BIN)/python -m pytest $(SHARED_OUT)
+
+test-text: .venv/ready  ## the tests of the extra [text], with language models of the transformers library
+	$(PIP) -e '.[text]'
+	$(BIN)/python -m pytest tests/learners/test_language_models.py
 
 check: .venv/ready  ## lint, format, import rules, types, tests
 	$(BIN)/ruff check .
