@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class Pass:
     seed: int
     first: Episodes  # the first block, checked
     outputs: int | None  # of the learner; None where that depends on the task
-    seconds: float  # that checking the first block took, which is about what one task takes
+    seconds: float  # that checking the first block took on one thread, which is about what one task takes
     drew: bool  # whether the learner drew from torch's generator there
     arrange: Arrange | None = None
 
@@ -103,8 +104,20 @@ def begin(
     first = _drawn(source, range(min(BLOCK, episodes)), seed, device_of(theta), learner, theta)
     check(first)
     checked = functools.partial(seeds.watching_generator, lambda: check_episodes(learner, theta, first))
-    (outputs, drew), seconds = timed(checked, device_of(theta))
+    with _one_thread():
+        (outputs, drew), seconds = timed(checked, device_of(theta))
     return Pass(learner, theta, source, episodes, seed, first, outputs, seconds, drew, arrange)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: hundreds of steps on a few examples wait for a second one longer than it saves."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def results(

@@ -195,6 +195,20 @@ def test_costly_tasks_are_not_raced(monkeypatch):
     assert calls
 
 
+def test_the_first_look_at_a_task_takes_one_thread_and_gives_the_others_back():
+    threads: list[int] = []
+
+    @dataclass(frozen=True, eq=False)
+    class Noting(Counting):
+        def adapt(self, theta: Theta, support: Batch) -> Any:
+            threads.append(torch.get_num_threads())
+            return super().adapt(theta, support)
+
+    with cores(2):
+        passes.begin(Noting(), {}, clusters(), 5, 1)
+        assert set(threads) == {1} and torch.get_num_threads() == 2
+
+
 def test_a_pass_keeps_its_order_and_counts():
     done: list[int] = []
     one = passes.begin(qs.NearestCentroid(3), {}, clusters(), 60, 1)
