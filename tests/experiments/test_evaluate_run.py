@@ -48,7 +48,7 @@ def kept(tmp_path_factory) -> tuple[Path, qs.Trained, Any]:
 
 def test_the_answers_are_those_of_the_ensemble_with_the_steps_asked(kept):
     folder, trained, tasks = kept
-    found = read(folder / "answers.json")["surprise"]["mean"]
+    found = read(folder / "answers.json")["negative_log_likelihood"]["mean"]
 
     def surprise(**changes: Any) -> float:
         return qs.classification_calibration(trained, tasks, episodes=8, **ASKED | changes).surprise.mean
