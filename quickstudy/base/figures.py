@@ -29,6 +29,7 @@ SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")  # CSS variables of the lines, in 
 NAMES = ("ink", "muted", "line", "page", *SERIES)
 STAND_INS = {name: f"#0101{i + 1:02x}" for i, name in enumerate(NAMES)}
 FIGURES = ("png", "svg", "pdf")
+LARGEST = 8.3  # rem on a page for an inch of a figure: its text is then a little larger than that of the page
 Draw = Callable[[Mapping[str, str]], Figure]  # a plot: takes the colours by name and draws the figure
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # for readers who cannot tell the colours apart
 
@@ -271,7 +272,9 @@ def _svg(figure: Figure) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text)
+    size = f"--largest: {figure.get_figwidth() * LARGEST:.4g}rem"  # a page may stretch the plot up to this width
+    head = rf'<svg viewBox="\1" style="{size}" aria-hidden="true" focusable="false">'
+    text = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', head, text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text).replace("xlink:href", "href")
     text = _own_ids(text)
     for name, colour in STAND_INS.items():
