@@ -40,7 +40,7 @@ def compare(argv: list[str]) -> None:
         baselines=recipes.baselines(train, test),
         out=out,
         about={"command": command, "request": dataclasses.asdict(request)},
-        **options.values("minutes", "meta_batch", "seeds", "episodes", "resume"),
+        **options.values("minutes", "meta_batch", "seeds", "episodes", "metric", "resume"),
         device=device_named(options.device),
     )
     from quickstudy.report.writing import write_comparison  # imported late: matplotlib takes a second

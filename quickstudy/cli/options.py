@@ -74,6 +74,7 @@ class CompareOptions(TaskOptions):
     minutes: float = 2.0  # minutes of training for each learner and seed
     seeds: tuple[int, ...] = (0,)  # one training of each learner for every seed
     episodes: int = 600  # test episodes
+    metric: Annotated[str | None, word("what suits the tasks")] = None  # what is scored, such as 'mean absolute error'
     out: Annotated[str | None, word("runs/TASKS-compared")] = None  # folder of the comparison
     resume: Annotated[bool, switch] = False  # continue a comparison that was interrupted
     png: Annotated[bool, switch] = False  # also write the plots as pictures, into comparison-files

@@ -44,7 +44,8 @@ def check_control(name: str) -> None:
 def available(learner: Learner, tasks: Any) -> list[str]:
     """The names of the controls that make sense for this learner and these tasks."""
     source = source_of(tasks)
-    return [name for name, one in CONTROLS.items() if one.applies(learner, source)]
+    numbers = _numbers(source)
+    return [name for name, one in CONTROLS.items() if one.applies(learner, source) and (numbers or not one.numeric)]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Control:
 
     make: Callable[[Learner, Theta, Source], Variant]
     applies: Callable[[Learner, Source], bool]
+    numeric: bool = (
+        False  # whether it computes with the raw inputs and answers, which are then a tensor of numbers each
+    )
     dear: bool = False  # whether it trains a network on each task, which takes far longer than the learner itself
 
     def episodes(self, asked: int) -> int:
@@ -160,18 +164,12 @@ def _numbers(tasks: Source) -> bool:
     return isinstance(support.x, Tensor) and isinstance(support.y, Tensor) and support.x.is_floating_point()
 
 
-def _is_trainable(learner: Learner, tasks: Source) -> bool:
-    return bool(networks(learner)) and _numbers(tasks)
-
-
 CONTROLS: dict[str, Control] = {
     "zero_steps": Control(zero_steps, lambda learner, tasks: takes(learner, "steps")),
     "shuffled_labels": Control(shuffled_labels, lambda learner, tasks: True),
-    "nearest_centroid": Control(nearest_centroid, lambda learner, tasks: tasks.ways is not None and _numbers(tasks)),
-    "support_mean": Control(support_mean, lambda learner, tasks: tasks.ways is None and _numbers(tasks)),
-    "linear_probe": Control(linear_probe, lambda learner, tasks: _numbers(tasks)),
-    "nil": Control(nil, lambda learner, tasks: tasks.ways is not None and _has_head(learner) and _numbers(tasks)),
-    "from_scratch": Control(
-        from_scratch, lambda learner, tasks: _numbers(tasks) and bool(networks(learner)), dear=True
-    ),
+    "nearest_centroid": Control(nearest_centroid, lambda learner, tasks: tasks.ways is not None, numeric=True),
+    "support_mean": Control(support_mean, lambda learner, tasks: tasks.ways is None, numeric=True),
+    "linear_probe": Control(linear_probe, lambda learner, tasks: True, numeric=True),
+    "nil": Control(nil, lambda learner, tasks: tasks.ways is not None and _has_head(learner), numeric=True),
+    "from_scratch": Control(from_scratch, lambda learner, tasks: bool(networks(learner)), numeric=True, dear=True),
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from quickstudy.episodes import Episode
@@ -118,25 +118,64 @@ def _from_file(output: Any, y: Any) -> Tensor:
 
 
 def accuracy(output: Tensor, y: Tensor) -> Tensor:
-    """The share of queries [m] whose largest logit [m, ways] is that of their class; NaN where a logit is NaN."""
+    """The share of queries [m] whose largest logit [m, ways] is that of their class; NaN where a logit is NaN.
+
+    Raises ConfigError where y is not one class number per query.
+    """
+    classes = _tensors(output, y) and output.dim() == 2 and not y.is_floating_point() and y.shape == output.shape[:1]
+    _require(classes, "accuracy", output, y)
     # NaN logits would count as a wrong answer in silence: carry them into the score, where they are refused.
     return (output.argmax(1) == y).double().mean() + 0 * output.sum()
 
 
 def mean_squared_error(output: Tensor, y: Tensor) -> Tensor:
-    """Of values [m, d]: the mean of (output - y)^2 over queries and dimensions."""
+    """Of values [m, d]: the mean of (output - y)^2 over queries and dimensions.
+
+    Raises ConfigError where output and y differ in shape.
+    """
+    _require(_tensors(output, y) and output.shape == y.shape, "mean squared error", output, y)
     return ((output - y) ** 2).mean()
 
 
 def mean_absolute_error(output: Tensor, y: Tensor) -> Tensor:
-    """Of values [m, d]: the mean of |output - y| over queries and dimensions."""
+    """Of values [m, d]: the mean of |output - y| over queries and dimensions.
+
+    Raises ConfigError where output and y differ in shape.
+    """
+    _require(_tensors(output, y) and output.shape == y.shape, "mean absolute error", output, y)
     return (output - y).abs().mean()
+
+
+def _tensors(output: Any, y: Any) -> bool:
+    return isinstance(output, Tensor) and isinstance(y, Tensor)
+
+
+def _require(fits: bool, name: str, output: Any, y: Any) -> None:
+    """Refuse what torch would broadcast to a number without a meaning."""
+    if not fits:
+        shapes = [", ".join(_shapes(tree)) for tree in (output, y)]
+        raise ConfigError(
+            f"{name} cannot score outputs {shapes[0]} against answers {shapes[1]}. Choose another metric=, or give a "
+            "qs.Metric of your own."
+        )
+
+
+def _shapes(tree: Any) -> list[str]:
+    return [f"{list(leaf.shape)} {leaf.dtype}" for leaf in pytree.tree_leaves(tree)]
 
 
 ACCURACY = Metric("accuracy", True, PERCENT, accuracy, bare=True)
 MEAN_SQUARED_ERROR = Metric("mean squared error", False, PLAIN, mean_squared_error, power=2)
 MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", False, PLAIN, mean_absolute_error, power=1)
+# Losses that take values as probabilities of classes: an error of the raw outputs would mean nothing.
+OF_CLASSES = (F.cross_entropy, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
 METRICS = {one.name: one for one in (ACCURACY, MEAN_SQUARED_ERROR, MEAN_ABSOLUTE_ERROR)}
+
+
+def named(metric: Metric) -> str | dict[str, Any]:
+    """The metric for a file: its name, or all but its function where it is the user's own."""
+    return metric.name if METRICS.get(metric.name) == metric else metric.to_dict()
 
 
 def find_metric(metric: str | Metric) -> Metric:
@@ -160,16 +199,17 @@ def metric_for(learner: Learner, ways: int | None, episode: Episode) -> Metric:
     """The metric that a learner and its tasks give where none is named.
 
     Classes give accuracy: tasks that declare `ways`, or class numbers [n] for a learner whose loss is cross entropy.
-    Values [n, d] of one tensor give the mean squared error. Nothing else is guessed: raises ConfigError for answers
-    that can be read in several ways (several targets, whole numbers under a loss for values), which asks for `metric=`.
+    Values [n, d] of one tensor give the mean squared error, unless the loss is one for classes. Nothing else is
+    guessed: raises ConfigError for answers that can be read in several ways (several targets, whole numbers under a
+    loss for values, probabilities of classes), which asks for `metric=`. `episode` is one task.
     """
-    y, loss = episode.query.y, setting(learner, "loss", F.cross_entropy)
-    if isinstance(y, Tensor) and not y.is_floating_point() and (ways is not None or loss is F.cross_entropy):
+    y, loss = episode.query.y, setting(learner, "loss")
+    one, of_classes = isinstance(y, Tensor), loss in OF_CLASSES or isinstance(loss, MODULES_OF_CLASSES)
+    if one and y.dim() == 1 and not y.is_floating_point() and (ways is not None or loss is None or of_classes):
         return ACCURACY
-    if isinstance(y, Tensor) and y.is_floating_point() and ways is None:
+    if one and y.is_floating_point() and ways is None and not of_classes:
         return MEAN_SQUARED_ERROR
-    shapes = [f"{list(leaf.shape)} {leaf.dtype}" for leaf in pytree.tree_leaves(y)]
     raise ConfigError(
-        f"these answers can be scored in several ways (y: {', '.join(shapes)}). Say which: metric='accuracy', "
+        f"these answers can be scored in several ways (y: {', '.join(_shapes(y))}). Say which: metric='accuracy', "
         "metric='mean squared error', or a qs.Metric of your own."
     )

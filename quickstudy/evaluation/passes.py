@@ -62,6 +62,11 @@ class Pass:
     def device(self) -> torch.device:
         return device_of(self.theta)
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks the episodes make."""
+        return math.ceil(self.episodes / BLOCK)
+
     def places(self, number: int) -> range:
         """The numbers of the episodes in the block with this number, from 0."""
         return range(number * BLOCK, min((number + 1) * BLOCK, self.episodes))

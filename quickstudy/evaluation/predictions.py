@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.engine.fitting import for_test
-from quickstudy.episodes import Episodes, class_numbers, count, unstack, whole
+from quickstudy.episodes import Episodes, class_numbers, count, first_tasks, unstack
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation import passes
 from quickstudy.evaluation.ensemble import best_thetas, mean_answer
@@ -108,7 +108,7 @@ def predicted(learner: Learner, thetas: Sequence[Theta], tasks: Any, settings: S
 
 
 def _metric(learner: Learner, ways: int | None, first: Episodes, asked: str | Metric | None) -> Metric:
-    return find_metric(asked) if asked is not None else metric_for(learner, ways, whole(first)[0])
+    return find_metric(asked) if asked is not None else metric_for(learner, ways, unstack(first_tasks(first, 1))[0])
 
 
 def _class_numbers(block: Episodes) -> list[Tensor]:

@@ -119,10 +119,11 @@ class Difference:
         """Its size without the sign: '1.2 points ± 0.4', or '0.02 ± 0.01 mean squared error'."""
         return self._metric.in_words(abs(self.mean), self.interval, points=True)
 
-    def signed(self, minus: str = "-") -> str:
-        """The difference without the metric's name: '+1.2 points ± 0.4', or '-0.02 ± 0.01'."""
-        sign = "+" if self.mean >= 0 else minus
-        return f"{sign}{self._metric.format(abs(self.mean), self.interval, points=True)}"
+    def signed(self, minus: str = "-", points: bool = True) -> str:
+        """The difference without the metric's name: '+1.2 points ± 0.4', or '-0.02 ± 0.01'; `points`: with its unit."""
+        sign, written = "+" if self.mean >= 0 else minus, self._metric.format
+        unit = written if points else dataclasses.replace(written, points="")
+        return f"{sign}{unit(abs(self.mean), self.interval, points=True)}"
 
     def __str__(self) -> str:
         verdict = "decided" if self.decided else "not decided: the interval holds zero"

@@ -30,6 +30,7 @@ from quickstudy.engine import ranks
 from quickstudy.engine.choice.choose import choose_engine
 from quickstudy.episodes import moved
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
+from quickstudy.evaluation.metric import Metric, find_metric, named
 from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
 from quickstudy.experiments.comparison import Entry, LearnerComparison, Trial
@@ -63,11 +64,13 @@ class Setup(NamedTuple):
     resume: bool
     device: torch.device
     progress: bool
+    metric: str | Metric | None
     about: Mapping[str, Any]
 
     def settings(self) -> dict[str, Any]:
         words = ("minutes", "meta_batch", "seeds", "episodes")
-        return {word: getattr(self, word) for word in words} | {"tasks": describe(self.test), **self.about}
+        scored = {} if self.metric is None else {"metric": named(find_metric(self.metric))}
+        return {word: getattr(self, word) for word in words} | scored | {"tasks": describe(self.test), **self.about}
 
 
 def compare_learners(
@@ -82,6 +85,7 @@ def compare_learners(
     meta_batch: int = 16,
     seeds: Sequence[int] = (0,),
     episodes: int = 600,
+    metric: str | Metric | None = None,
     resume: bool = False,
     device: str | torch.device = "cpu",
     progress: bool = True,
@@ -97,6 +101,7 @@ def compare_learners(
     meta_batch        tasks per iteration
     seeds             one training of each learner for every seed
     episodes          test episodes
+    metric            what is scored, in validation too: as in `evaluate`
     resume            continue the same comparison where it was interrupted
     about             plain values to keep among the settings
 
@@ -110,7 +115,9 @@ def compare_learners(
     """
     ranks.alone("compare_learners")  # training times are only comparable in a single process
     sizes = (minutes, meta_batch, tuple(seeds), episodes)
-    setup = Setup(train, val, test, *sizes, Path(out), resume, torch.device(device), progress, dict(about or {}))
+    setup = Setup(
+        train, val, test, *sizes, Path(out), resume, torch.device(device), progress, metric, dict(about or {})
+    )
     _check(setup, learners)
     _open(setup)
     todo = {name: functools.partial(_untrained, name, one, setup) for name, one in (baselines or {}).items()}
@@ -181,7 +188,7 @@ def _entry_of(name: str, trained: Trained, trials: tuple[Trial, ...], size: int 
         trials,
         *seconds,
         size,
-        unlabelled(trained, setup.test, setup.episodes),
+        unlabelled(trained, setup.test, setup.episodes, setup.metric),
         calibration_error(trained, setup.test, setup.episodes),
     )
 
@@ -203,6 +210,7 @@ def _trial(name: str, build: Callable[[], Learner], seed: int, setup: Setup) -> 
         val=setup.val,
         val_every=math.ceil(plan["iterations"] / VALIDATIONS),
         val_episodes=VALIDATED,
+        metric=setup.metric,
         resume=folder.exists(),
         device=setup.device,
         progress=setup.progress,
@@ -257,4 +265,5 @@ def _curve(folder: Path, iterations: int) -> list[tuple[float, float]]:
 
 def _tested(name: str, trained: Trained, setup: Setup) -> Score:
     with counting_bar(f"testing {name}", setup.episodes, setup.progress) as count:
-        return evaluate(inductive(trained), setup.test, episodes=setup.episodes, progress=count)
+        asked = {"episodes": setup.episodes, "metric": setup.metric, "progress": count}
+        return evaluate(inductive(trained), setup.test, **asked)

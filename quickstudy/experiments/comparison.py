@@ -116,7 +116,7 @@ class LearnerComparison:
 
     def _row(self, entry: Entry) -> tuple[str, ...]:
         score, best = entry.score, self.entries[0]
-        against = "" if entry is best else self.difference(entry, best).signed().replace(" points", "")
+        against = "" if entry is best else self.difference(entry, best).signed(points=False)
         iterations, kept = entry.trials[0].iterations, entry.bytes
         costs = [f"{iterations:,}" if iterations else "", f"{1e3 * entry.adapt_seconds:.3g} ms"]
         file = "" if kept is None else size(kept)

@@ -8,6 +8,7 @@ calibration.json (a distribution of values) and instances.json (streams). A repo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from quickstudy.base import files, seeds
 from quickstudy.base.machine import machine
@@ -24,7 +26,7 @@ from quickstudy.base.timing import timed
 from quickstudy.engine import ranks
 from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive, normalisation_of
 from quickstudy.episodes import moved, unstack
-from quickstudy.errors import DataError, RunError
+from quickstudy.errors import DataError, NonFiniteError, RunError
 from quickstudy.evaluation import controls
 from quickstudy.evaluation.measures.embeddings import FEWEST, task_embeddings
 from quickstudy.evaluation.measures.instances import (
@@ -124,7 +126,9 @@ def evaluate_run(
             scores.append(score_of(inductive))
         known = [own, *(one for name, one in made.items() if name == "zero_steps")] if ensemble == 1 else []
         curve = _over_steps(trained, tasks, learner, similar, known)
-        if source_of(tasks).ways is not None:
+        if ranks.first():  # before all that is measured beside the score and may fail
+            _write_scores(Path(folder), trained, tasks, steps, scores, curve)
+        if _answers_classes(own, tasks):
             _write(folder, "answers.json", calibration_of(own, tasks).to_dict())
         if moving:
             common = {"seed": seed, "steps": steps, "engine": engine, "progress": count}
@@ -132,9 +136,15 @@ def evaluate_run(
             _write(folder, "movement.json", movement.to_dict())
     _look_at_tasks(folder, trained, tasks, settings, own if steps is None and ensemble == 1 else None)
     if ranks.first():
-        _write_scores(Path(folder), trained, tasks, steps, scores, curve)
         keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
     return scores
+
+
+def _answers_classes(made: Predictions, tasks: Any) -> bool:
+    """Whether each answer is one class, so that its probability can be measured."""
+    y, output = made.truths[0], made.outputs[0]
+    one = isinstance(y, Tensor) and isinstance(output, Tensor) and y.shape == output.shape[:1]
+    return one and not y.is_floating_point() and source_of(tasks).ways is not None
 
 
 def _episodes_to_do(learner: Learner, names: Sequence[str], episodes: int, moving: int, ensemble: int) -> int:
@@ -157,7 +167,8 @@ def _over_steps(
     curve = []
     for k in with_own(CURVE, learner):
         made = answered[k].first(few.episodes) if k in answered else predictions(trained, tasks, few, steps=k)
-        curve.append((k, score_of(made)))
+        with contextlib.suppress(NonFiniteError):  # more steps than in training may diverge: that point is left out
+            curve.append((k, score_of(made)))
     return [{"steps": k, "mean": score.mean, "interval": score.interval} for k, score in curve]
 
 
@@ -228,7 +239,9 @@ def _look_at_tasks(
         # A task within one group, such as an alphabet, has a known fact that its embedding can be compared with.
         grouped = source.replace(grouped=True) if source.groups else None
         made = made.first(few) if made and grouped is None else None
-        embeddings = task_embeddings(trained, grouped or source, episodes=few, made=made, **common)
+        embeddings = task_embeddings(
+            trained, grouped or source, episodes=few, made=made, metric=settings.metric, **common
+        )
         _write(folder, "embeddings.json", embeddings.to_dict())
     if offers(trained.learner, "distribution") and source.ways is None and settings.episodes > 1:
         measured = interval_coverage(trained, source, episodes=min(settings.episodes, CALIBRATED), **common)

@@ -29,7 +29,10 @@ def with_own(counts: Sequence[int], learner: Learner) -> list[int]:
 
 
 def keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: int | None, episodes: int) -> None:
-    """Write a few test episodes with the learner's answers, so that a report does not need the data set."""
+    """Write a few test episodes with the learner's answers, so that a report does not need the data set.
+
+    The file holds tensors. Where inputs, answers or outputs are nested, nothing is kept, and what was there is removed.
+    """
     whole, source = for_test(trained.learner, tasks, steps), source_of(tasks)
     tensors: dict[str, Tensor] = {}
     descriptions: list[dict[str, Any]] = []
@@ -37,20 +40,26 @@ def keep_examples(folder: Path, trained: Trained, tasks: Any, seed: int, steps: 
         generator = seeds.generator(seed, "test", i)
         drawn = unstack(moved(source.draw(1, generator, whole, trained.theta), device_of(trained.theta)))[0]
         learner, episode = fitted(whole, drawn)
+        example = _example(trained, tasks, learner, episode)
+        if not all(isinstance(part, Tensor) for part in example.values()):
+            (folder / "examples.safetensors").unlink(missing_ok=True)
+            return
         about = _described(source, seeds.generator(seed, "test", i), drawn if learner is not whole else None)
         descriptions.append(about | _rows(trained, drawn))
-        tensors |= {f"{i}.{name}": t.cpu() for name, t in _example(trained, tasks, learner, episode).items()}
+        tensors |= {f"{i}.{name}": t.cpu() for name, t in example.items()}
     header = {"episodes": len(descriptions), "told": descriptions}
     files.write_tensors(folder / "examples.safetensors", "examples", tensors, header)
 
 
-def _example(trained: Trained, tasks: Any, learner: Learner, episode: Episode) -> dict[str, Tensor]:
-    """One episode with the learner's answers, in the target's own unit."""
+def _example(trained: Trained, tasks: Any, learner: Learner, episode: Episode) -> dict[str, Any]:
+    """One episode with the learner's answers, in the target's own unit; nested parts as they are."""
     with torch.no_grad():
         phi = learner.adapt(trained.theta, episode.support)
         output = learner.predict(trained.theta, phi, episode.query.x)
     parts = {"support.x": episode.support.x, "support.y": episode.support.y}
     parts |= {"query.x": episode.query.x, "query.y": episode.query.y, "output": output}
+    if not all(isinstance(part, Tensor) for part in parts.values()):
+        return parts
     values = episode.query.y.is_floating_point()
     if values and output.is_floating_point() and episode.query.x.shape[1:] == (1,):
         parts |= _curves(trained, tasks, episode, with_own((0, 1, 10), learner))

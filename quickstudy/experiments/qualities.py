@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from quickstudy.base import trees
 from quickstudy.base.seeds import generator
 from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive
 from quickstudy.episodes import moved, unstack
 from quickstudy.evaluation.measures.intervals import interval_coverage
 from quickstudy.evaluation.measures.probabilities import classification_calibration
+from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
 from quickstudy.learner import Learner, offers, takes
@@ -31,19 +33,20 @@ def inductive(trained: Trained) -> Trained:
     return dataclasses.replace(trained, learner=for_test(learner, None, transductive=False))
 
 
-def unlabelled(trained: Trained, tasks: Any, episodes: int) -> Score | None:
-    """The score of answers without a support set; None where it does not exist.
+def unlabelled(trained: Trained, tasks: Any, episodes: int, metric: str | Metric | None = None) -> Score | None:
+    """The score of answers without a support set; None where it does not exist. `metric` is as in `evaluate`.
 
     It exists for regression and for classes that are the same in all tasks, where the learner can answer without
     support examples or its inner steps alone use the support answers.
     """
-    learner = inductive(trained).learner
+    trained = inductive(trained)
+    learner = trained.learner
     if source_of(tasks).ways and not isinstance(tasks, GroupTasks):
         return None  # only the support set defines the classes of such a task
     if learner.from_nothing:
-        return evaluate(trained, ChangedSupport(tasks, without_support), episodes=episodes)
+        return evaluate(trained, ChangedSupport(tasks, without_support), episodes=episodes, metric=metric)
     if takes(learner, "steps") and _ignores_answers(for_test(learner, tasks, steps=0), trained, tasks):
-        return evaluate(inductive(trained), tasks, episodes=episodes, steps=0)
+        return evaluate(trained, tasks, episodes=episodes, steps=0, metric=metric)
     return None
 
 
@@ -54,9 +57,9 @@ def _ignores_answers(learner: Learner, trained: Trained, tasks: Any) -> bool:
     with torch.no_grad():
         outputs = [
             one.predict(trained.theta, one.adapt(trained.theta, support._replace(y=y)), query.x)
-            for y in (support.y, support.y.flip(0))
+            for y in (support.y, trees.mapped(lambda t: t.flip(0), support.y))
         ]
-    return torch.equal(*outputs)
+    return all(torch.equal(a, b) for a, b in zip(*map(trees.tensors, outputs), strict=True))
 
 
 def calibration_error(trained: Trained, tasks: Any, episodes: int) -> float | None:
@@ -64,9 +67,9 @@ def calibration_error(trained: Trained, tasks: Any, episodes: int) -> float | No
 
     None for values without a predicted distribution.
     """
-    few = min(episodes, CALIBRATED)
+    trained, few = inductive(trained), min(episodes, CALIBRATED)
     if source_of(tasks).ways:
-        return classification_calibration(inductive(trained), tasks, episodes=few).ece
+        return classification_calibration(trained, tasks, episodes=few).ece
     if not offers(trained.learner, "distribution"):
         return None
     measured = interval_coverage(trained, tasks, episodes=few, levels=(0.9,)).sizes[-1]

@@ -19,14 +19,15 @@ from quickstudy.evaluation.measures.instances import InstanceAccuracy
 from quickstudy.evaluation.measures.intervals import Calibration
 from quickstudy.evaluation.measures.movement import Movement
 from quickstudy.evaluation.measures.probabilities import Answers
-from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, metric_named
+from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, METRICS, Metric, metric_named
 from quickstudy.evaluation.score import Score
 from quickstudy.nn.parameters import part
+from quickstudy.training import curve
 from quickstudy.training.checkpoint import read_metrics
 
 Value = TypeVar("Value")
-SCORES = {one.short: one for one in (ACCURACY, MEAN_SQUARED_ERROR)}  # column of metrics.jsonl: the metric in it
-OTHER_SCORES = "score"  # column of all other metrics
+SCORES = {column: METRICS[name] for name, column in curve.COLUMNS.items()}  # column of metrics.jsonl: the metric in it
+OTHER_SCORES = curve.OTHER  # column of all other metrics
 COLUMNS = ("loss", *SCORES, OTHER_SCORES, "val", "val_interval")  # columns of metrics.jsonl besides the iteration
 EVALUATED = (  # the files that `evaluate` writes
     "scores.json",

@@ -23,6 +23,7 @@ from quickstudy.evaluation.measures.movement import KINDS as MOVED
 from quickstudy.evaluation.measures.probabilities import HEADINGS, KINDS
 from quickstudy.evaluation.score import Score, compare
 from quickstudy.experiments.run import Run
+from quickstudy.report.sections.section import Section
 
 Rows = Iterator[dict[str, Any]]
 
@@ -47,7 +48,7 @@ def write_pictures(values: Mapping[str, Any], runs: Sequence[Run], folder: Path)
 
 def _pictures(values: Mapping[str, Any]) -> Iterator[Picture]:
     for value in values.values():
-        for one in value if isinstance(value, list) else [getattr(value, "picture", value)]:
+        for one in value if isinstance(value, list) else [value.picture if isinstance(value, Section) else value]:
             if isinstance(one, Picture):
                 yield one
     for episode in values.get("episodes", ()):

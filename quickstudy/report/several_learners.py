@@ -79,7 +79,7 @@ def _row(comparison: LearnerComparison, entry: Entry, scale: Scale) -> dict[str,
 
 def _against(comparison: LearnerComparison, entry: Entry) -> tuple[str, str]:
     difference = comparison.difference(entry, comparison.entries[0])
-    return words.signed(difference).replace(" points", ""), "" if difference.decided else "not decided"
+    return words.signed(difference, points=False), "" if difference.decided else "not decided"
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def _costs(comparison: LearnerComparison) -> list[Picture]:
 
 def _cost(comparison: LearnerComparison, heading: str, label: str, costs: Mapping[str, float]) -> Picture | None:
     best = comparison.entries[0].score
-    unit, most = best.metric.format.times, math.inf if best.metric.higher_is_better else FAR * best.mean
+    unit, most = best.metric.format.times, math.inf if best.metric.higher_is_better else FAR * abs(best.mean)
     shown = [
         Point(costs[e.name], unit * e.score.mean, unit * e.score.interval, str(i), "s1" if e.meta else "muted")
         for i, e in enumerate(comparison.entries, 1)

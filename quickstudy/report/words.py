@@ -81,9 +81,9 @@ def both(score: Score) -> str:
     return score.metric.format(score.mean, score.interval)
 
 
-def signed(difference: Difference) -> str:
-    """A difference with its sign: '+40.5 points ± 3.9', '−1.37 ± 0.32'."""
-    return difference.signed(minus="−")
+def signed(difference: Difference, points: bool = True) -> str:
+    """A difference with its sign: '+40.5 points ± 3.9', '−1.37 ± 0.32'; `points`: with its unit."""
+    return difference.signed(minus="−", points=points)
 
 
 def chance(score: Score) -> float | None:

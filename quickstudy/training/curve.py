@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from quickstudy.base import seeds
 from quickstudy.engine import mapping, ranks
 from quickstudy.episodes import Episodes, first_tasks, unstack
-from quickstudy.errors import ConfigError, EngineWarning
+from quickstudy.errors import ConfigError, EngineWarning, NonFiniteError
 from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, find_metric, metric_for
+from quickstudy.evaluation.predictions import Settings, predictions, score_of
 from quickstudy.evaluation.scoring import evaluate
 from quickstudy.learner import Episode, Learner
 from quickstudy.training.loop import Step
@@ -19,8 +21,23 @@ from quickstudy.training.opening import Session
 
 LOG_EVERY = 20  # iterations per line of metrics.jsonl
 SHOWN_TASKS = 4  # tasks whose training score is computed for that line
-# The name of a metric in a line; "score" for all others, so that files of these two stay what they were.
+# The name of a metric in a line, and that of all others, so that files of these two stay what they were.
 COLUMNS = {ACCURACY.name: "accuracy", MEAN_SQUARED_ERROR.name: "error"}
+OTHER = "score"
+
+
+def check_scores(session: Session, first: Episodes | None) -> None:
+    """Score some tasks before the training, so that what cannot be scored is found before it, and not after a part.
+
+    `first`: the first meta-batch. Raises ConfigError where the metric does not suit the answers or none is certain for
+    validation, DataError where the learner cannot use the validation tasks.
+    """
+    settings = session.settings
+    if first is not None and settings.metric is not None:
+        _training_score(session, first)
+    if session.val is not None:
+        with seeds.seeded(settings.seed, "validation"), contextlib.suppress(NonFiniteError):
+            score_of(predictions(session.trained, session.val, Settings(1, settings.seed, settings.metric, "loop")))
 
 
 def line_of(session: Session, step: Step) -> dict[str, Any]:
@@ -51,11 +68,11 @@ def _training_score(session: Session, episodes: Episodes) -> dict[str, float]:
 
     with seeds.seeded(0, "shown"):
         values = mapping.map_learner(score, session.learner, few)
-    return {COLUMNS.get(metric.name, "score"): float(values.mean()) * session.source.unit**metric.power}
+    return {COLUMNS.get(metric.name, OTHER): float(values.mean()) * session.source.unit**metric.power}
 
 
 def _metric(session: Session, episodes: Episodes) -> Metric | None:
-    """The metric that was named, else that of the tasks; None where they have none or there are no episodes."""
+    """The metric that was named, else that of the tasks; None for a pretraining learner, and where none is certain."""
     if not session.learner.episodic:
         return None
     if session.settings.metric is not None:
@@ -70,12 +87,9 @@ def _validation_score(session: Session) -> dict[str, float]:
     """The score on validation tasks. The state remembers theta where it is among the best."""
     settings, state = session.settings, session.state
     engine, seed = mapping.without_program(state.engine), settings.seed + 1_000_003
-    named: dict[str, Any] = {} if settings.metric is None else {"metric": settings.metric}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineWarning)  # a learner that trains with replay may not support vmap
-        score = evaluate(
-            session.trained, session.val, episodes=settings.val_episodes, seed=seed, engine=engine, **named
-        )
-    metric = find_metric(settings.metric or score.protocol.metric)
-    state.remember(score.mean if metric.higher_is_better else -score.mean)
+        asked = {"episodes": settings.val_episodes, "seed": seed, "engine": engine, "metric": settings.metric}
+        score = evaluate(session.trained, session.val, **asked)
+    state.remember(score.metric.sign * score.mean)
     return {"val": score.mean, "val_interval": score.interval}

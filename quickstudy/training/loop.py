@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from quickstudy.errors import NonFiniteError
 from quickstudy.learner import Learner, Theta
 from quickstudy.nn.parameters import first_non_finite
 from quickstudy.tasks.source import Source, source_of
+
+Draw = Callable[[int, torch.Generator, Learner, Theta], Episodes]  # so many tasks, for this learner at this theta
 
 
 class Step(NamedTuple):
@@ -65,9 +68,9 @@ def meta_steps(
     source, device = source_of(tasks), next(iter(theta.values())).device
 
     def draw(iteration: int) -> Episodes:
-        now = learner.at(iteration / iterations) if source.on_policy else learner
-        share = moved(drawn_share(source, now, theta, meta_batch, seed, iteration), device)
-        return numerics.images_channels_last(share) if channels_last else share
+        share = functools.partial(ranks.draw, source)
+        tasks = moved(drawn_tasks(share, source, learner, theta, meta_batch, seed, iteration, iterations), device)
+        return numerics.images_channels_last(tasks) if channels_last else tasks
 
     drawn = _now if source.on_policy else _ahead
     with contextlib.closing(drawn(draw, range(start, iterations))) as batches:
@@ -104,17 +107,19 @@ def _now(draw: Callable[[int], Episodes], iterations: range) -> Generator[Episod
     yield from map(draw, iterations)
 
 
-def drawn_share(source: Source, learner: Learner, theta: Theta, meta_batch: int, seed: int, iteration: int) -> Episodes:
-    """This rank's share of the tasks of an iteration; those of one rank where there is no process group.
+def drawn_tasks(
+    draw: Draw, source: Source, learner: Learner, theta: Theta, n: int, seed: int, iteration: int, iterations: int
+) -> Episodes:
+    """`draw(n, generator, learner, theta)` for an iteration: this rank's share of the tasks, or all of them.
 
     They depend on (seed, iteration) alone, and for a source that is `on_policy` on the learner and theta. A policy may
     draw its actions from torch's generator, so that is seeded for it, equally on all ranks.
     """
     generator = seeds.generator(seed, "train", iteration)
     if not source.on_policy:
-        return ranks.draw(source, meta_batch, generator)
+        return draw(n, generator, learner, theta)
     with seeds.seeded(seed, "act", iteration):
-        return ranks.draw(source, meta_batch, generator, learner, theta)
+        return draw(n, generator, learner.at(iteration / iterations), theta)
 
 
 # --- the gradient and the update -------------------------------------------------------------------------------------

@@ -14,19 +14,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from quickstudy.base import files, seeds
+from quickstudy.base import files
 from quickstudy.base.machine import machine
 from quickstudy.engine import numerics, ranks
 from quickstudy.engine.choice.choose import choose_engine, error_in_words
 from quickstudy.engine.fitting import check_episodes
 from quickstudy.episodes import Episodes, first_tasks, moved, unstack
 from quickstudy.errors import DataError
-from quickstudy.evaluation.metric import find_metric
+from quickstudy.evaluation.metric import find_metric, named
 from quickstudy.learner import Learner, Theta, describe_learner, networks
 from quickstudy.nn.parameters import constants
 from quickstudy.tasks.source import Source, source_of
 from quickstudy.trained.trained import Trained
 from quickstudy.training.checkpoint import TrainingState, begin_run, open_run, save_checkpoint, schedule_state
+from quickstudy.training.loop import drawn_tasks
 from quickstudy.training.outer import described_outer, optimizer_of, schedule_of
 from quickstudy.training.settings import TrainSettings
 
@@ -79,11 +80,10 @@ def new_state(
 
 def first_episodes(session: Session) -> Episodes:
     """The first meta-batch, of all ranks. Raises DataError where the learner cannot use it."""
-    settings, theta = session.settings, session.trained.theta
-    now = session.learner.at(0.0) if session.source.on_policy else session.learner
-    generator = seeds.generator(settings.seed, "train", 0)
-    with seeds.seeded(settings.seed, "act", 0):
-        drawn = session.source.draw(settings.meta_batch, generator, now, theta)
+    settings, theta, source = session.settings, session.trained.theta, session.source
+    drawn = drawn_tasks(
+        source.draw, source, session.learner, theta, settings.meta_batch, settings.seed, 0, settings.iterations
+    )
     first = moved(drawn, next(iter(theta.values())).device)
     if session.learner.episodic:
         check_episodes(session.learner, theta, first)
@@ -136,12 +136,12 @@ def _config(session: Session) -> dict[str, Any]:
         "optimizer": described_outer(state.optimizer, state.optimizer.defaults),
         "scheduler": described_outer(state.scheduler, schedule_state(state.scheduler)),
     }
-    unusual = {
+    # None stands for what is usual: runs of earlier versions have no such entry, and go on.
+    return config | {
         "precision": settings.precision if settings.precision != "float32" else None,
         "channels_last": settings.channels_last or None,
-        "metric": None if settings.metric is None else find_metric(settings.metric).name,
+        "metric": None if settings.metric is None else named(find_metric(settings.metric)),
     }
-    return config | {name: value for name, value in unusual.items() if value is not None}
 
 
 def _check_ranks(session: Session, described: dict[str, Any]) -> None:

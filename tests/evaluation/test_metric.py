@@ -10,7 +10,16 @@ import torch
 
 import quickstudy as qs
 from quickstudy.errors import ConfigError
-from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, METRICS, PERCENT, PLAIN, Format, Metric
+from quickstudy.evaluation.metric import (
+    ACCURACY,
+    MEAN_SQUARED_ERROR,
+    METRICS,
+    PERCENT,
+    PLAIN,
+    Format,
+    Metric,
+    metric_for,
+)
 from quickstudy.evaluation.score import Difference, Score, in_words
 
 REWARD = Metric("reward", True, Format(spec=".0f", spread=".1f", unit=" points"), lambda output, y: output.mean())
@@ -68,3 +77,63 @@ def test_a_name_alone_is_read_as_plain_values() -> None:
     for name, better in (("reward", True), ("mean absolute percentage error", False)):
         one = dataclasses.replace(score(1.0, 2.0), protocol=dataclasses.replace(PROTOCOL, metric=name), own_metric=None)
         assert one.metric.higher_is_better is better and one.metric.format == PLAIN
+
+
+# --- what a metric may be asked --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "y"),
+    [
+        ("accuracy", torch.zeros(5, 3), torch.zeros(5, 1)),  # argmax [5] would be held against values [5, 1]
+        ("accuracy", torch.zeros(5, 5), torch.zeros(5, 5, dtype=torch.int64)),
+        ("accuracy", {"a": torch.zeros(5, 3)}, torch.arange(5)),
+        ("mean squared error", torch.zeros(5, 5), torch.arange(5)),  # logits [5, 5] less labels [5] has a mean, too
+        ("mean absolute error", torch.zeros(5, 5), torch.arange(5)),
+        ("mean squared error", torch.zeros(5, 1), torch.zeros(5)),
+        ("mean absolute error", torch.zeros(5, 1), {"a": torch.zeros(5, 1)}),
+    ],
+)
+def test_shapes_that_would_broadcast_to_a_number_are_refused(name: str, output: object, y: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name} cannot score outputs .* against answers .*metric="):
+        METRICS[name].of(output, y)
+
+
+def test_a_named_metric_that_does_not_suit_the_tasks_is_refused() -> None:
+    sines = qs.tasks.sinusoid("test", 5, 5)
+    maml = qs.MAML(torch.nn.Linear(1, 1), loss=qs.mse_loss, lr=0.01)
+    protonet = qs.ProtoNet(torch.nn.Flatten())
+    for learner, tasks, metric in (
+        (maml, sines, "accuracy"),
+        (protonet, qs.tasks.glyphs("test", queries=1), "mean squared error"),
+    ):
+        with pytest.raises(ConfigError, match=f"{metric} cannot score"):
+            qs.evaluate(qs.Trained(learner, learner.init()), tasks, episodes=2, metric=metric, engine="loop")
+
+
+CLASSES, SOFT, VALUES = torch.arange(3), torch.rand(3, 4), torch.rand(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "ways", "y", "expected"),
+    [
+        (qs.cross_entropy, None, CLASSES, "accuracy"),
+        (torch.nn.CrossEntropyLoss(), None, CLASSES, "accuracy"),
+        (qs.mse_loss, 3, CLASSES, "accuracy"),
+        (qs.mse_loss, None, VALUES, "mean squared error"),
+        (qs.cross_entropy, None, SOFT, None),  # an error of logits would mean nothing
+        (torch.nn.functional.binary_cross_entropy_with_logits, None, VALUES, None),
+        (torch.nn.BCEWithLogitsLoss(), None, VALUES, None),
+        (qs.cross_entropy, 3, CLASSES[:, None], None),  # not one class number for each query
+        (qs.mse_loss, None, CLASSES, None),
+        (qs.mse_loss, None, {"a": VALUES}, None),
+    ],
+)
+def test_the_default_is_never_guessed(loss: object, ways: int | None, y: object, expected: str | None) -> None:
+    learner = qs.MAML(torch.nn.Linear(1, 1), loss=loss, lr=0.1)  # type: ignore[arg-type]
+    episode = qs.Episode(qs.Batch(VALUES, y), qs.Batch(VALUES, y))  # type: ignore[arg-type]
+    if expected is None:
+        with pytest.raises(ConfigError, match="can be scored in several ways"):
+            metric_for(learner, ways, episode)
+    else:
+        assert metric_for(learner, ways, episode).name == expected

@@ -15,9 +15,10 @@ import quickstudy as qs
 from quickstudy.cli.options import CompareOptions, PlanOptions, TrainOptions
 from quickstudy.engine.mapping import ENGINES
 from quickstudy.engine.numerics import PRECISIONS
-from quickstudy.errors import ConfigError
+from quickstudy.errors import ConfigError, RunError
 from quickstudy.evaluation.metric import METRICS, Metric
 from quickstudy.experiments.request import Request
+from quickstudy.report.writing import write_report
 from quickstudy.training import TrainSettings, curve
 from quickstudy.training.checkpoint import read_metrics
 
@@ -75,13 +76,14 @@ def test_settings_are_frozen():
 def test_the_metrics_direction_chooses_the_checkpoint(monkeypatch, higher):
     """Three validations score 1, 3, 2: the best theta is the second where more is better, else the first."""
     scores, thetas = iter((1.0, 3.0, 2.0)), []
+    own = Metric("own", higher, Metric.PLAIN, lambda output, y: (output - y).abs().max())
 
     def scored(trained, tasks, **options):
         thetas.append({name: value.clone() for name, value in trained.theta.items()})
-        return SimpleNamespace(mean=next(scores), interval=0.1, protocol=SimpleNamespace(metric="own"))
+        return SimpleNamespace(mean=next(scores), interval=0.1, metric=own)
 
     monkeypatch.setattr(curve, "evaluate", scored)
-    trained = train(Metric("own", higher, Metric.PLAIN, lambda output, y: (output - y).abs().max()))
+    trained = train(own)
     best = thetas[1 if higher else 0]
     assert all(torch.equal(trained.theta[name], best[name]) for name in best)
 
@@ -141,3 +143,54 @@ def test_validation_goes_by_the_metric_that_was_named(tmp_path, metric):
     best = min(line["val"] for line in read_metrics(tmp_path / "run"))
     score = qs.evaluate(trained, qs.tasks.sinusoid("val", 5, 5), episodes=2, seed=1_000_003, metric=metric)  # type: ignore[call-arg]
     assert score.mean == pytest.approx(best)
+
+
+PINBALL = Metric("pinball loss", False, Metric.PLAIN, lambda output, y: (output - y).abs().mean())
+
+
+def test_a_metric_of_the_users_own_keeps_its_direction_in_the_run_folder(tmp_path):
+    trained = train(PINBALL, out=tmp_path / "run")
+    best = min(line["val"] for line in read_metrics(tmp_path / "run"))
+    page = write_report([tmp_path / "run"]).read_text("utf-8")
+    assert f"Best validation {best:.3g}" in page
+    score = qs.evaluate(trained, qs.tasks.sinusoid("val", 5, 5), episodes=2, seed=1_000_003, metric=PINBALL)
+    assert score.mean == pytest.approx(best)
+
+
+@pytest.mark.parametrize("before", [{"metric": "mean absolute error"}, {"precision": "bf16"}, {"channels_last": True}])
+def test_a_run_does_not_go_on_with_another_metric_or_other_numbers(tmp_path, before):
+    """Without the setting the scores of the best thetas would be in two units."""
+    train(**{"metric": None, "out": tmp_path / "run", "iterations": 2} | before)
+    with pytest.raises(RunError, match=next(iter(before))):
+        train(out=tmp_path / "run", iterations=3, resume=True)
+
+
+class Two:
+    """Two targets: nothing says which of them counts."""
+
+    def sample(self, n, generator=None):
+        x = torch.randn(n, 4, 1, generator=generator)
+        return qs.Episode(*2 * [qs.Batch(x, {"a": x, "b": -x})])
+
+
+class Both(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+
+    def forward(self, x):
+        return {"a": self.a(x), "b": self.b(x)}
+
+
+def both_wrong(output, y):
+    return sum(F.mse_loss(output[name], y[name]) for name in y)
+
+
+@pytest.mark.parametrize("options", [{"val": Two()}, {"metric": "mean squared error"}])
+def test_what_cannot_be_scored_is_refused_before_the_run(tmp_path, options):
+    learner = qs.MAML(Both(), loss=both_wrong, lr=0.01)
+    settings = {"iterations": 2, "meta_batch": 2, "engine": "loop", "progress": False}
+    with pytest.raises(ConfigError, match=r"scored in several ways|cannot score outputs"):
+        qs.train(learner, Two(), out=tmp_path / "run", **settings, **options)
+    assert not (tmp_path / "run").exists()
+    qs.train(learner, Two(), out=tmp_path / "run", **settings)  # without either there is nothing to score

@@ -22,7 +22,7 @@ from torch import Tensor
 from quickstudy.base import seeds
 from quickstudy.engine.fitting import for_test
 from quickstudy.errors import ConfigError, NonFiniteError
-from quickstudy.evaluation.metric import ACCURACY
+from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
 from quickstudy.evaluation.predictions import Predictions, Settings, predicted, score_of
 from quickstudy.evaluation.protocol import Protocol
@@ -43,9 +43,6 @@ class FromNeighbours(NamedTuple):
 
     value: float
     chance: float
-
-
-Told = FromNeighbours  # its name in earlier versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +123,7 @@ def task_embeddings(
     episodes: int = 300,
     seed: int = 1,
     engine: str = "auto",
+    metric: str | Metric | None = None,
     progress: Callable[[int], None] | None = None,
     made: Predictions | None = None,
 ) -> TaskEmbeddings:
@@ -133,8 +131,9 @@ def task_embeddings(
 
     `trained` has `.learner` and `.theta`; the learner needs an `embed` (as cnaps, cnp, anp, cavia and leo have). The
     episodes are those of `evaluate` with the same seed. Facts come from `tasks.facts`; if the source has none, the fact
-    is the learner's own score on each task. `made`: its predictions for these episodes, if they are known already.
-    `engine` is as in `evaluate`. `progress(n)` is called with the number of episodes done since the last call.
+    is the learner's own score on each task, by `metric` as in `evaluate`. `made`: its predictions for these episodes,
+    if they are known already. `engine` is as in `evaluate`. `progress(n)` is called with the number of episodes done
+    since the last call.
 
     >>> import torch, quickstudy as qs
     >>> learner = qs.CNP(torch.nn.Flatten(), width=1, representation=16)
@@ -160,8 +159,8 @@ def task_embeddings(
     if not torch.isfinite(vectors).all():
         raise NonFiniteError(f"{type(learner).__name__} gives embeddings that are not finite.")
     if not known:
-        made = made or predicted(learner, (theta,), source, Settings(episodes, seed, engine=engine))
-        known = {"accuracy" if made.metric is ACCURACY else "error": tuple(score_of(made).values.tolist())}
+        made = made or predicted(learner, (theta,), source, Settings(episodes, seed, metric, engine))
+        known = {made.metric.short: tuple(score_of(made).values.tolist())}
     protocol = protocol_of(learner, source, "embeddings of tasks", episodes, seed, seen=one.first)
     return embedded(vectors, known, protocol)
 

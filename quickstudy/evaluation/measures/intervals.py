@@ -19,15 +19,16 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
+from quickstudy.base import trees
 from quickstudy.base.words import plural
 from quickstudy.engine.fitting import for_test
-from quickstudy.episodes import Episodes, unstack
-from quickstudy.errors import ConfigError
+from quickstudy.episodes import examples, unstack
+from quickstudy.errors import ConfigError, DataError
 from quickstudy.evaluation.amount import Amount, aligned
-from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.passes import Pass, begin, chosen_engine, protocol_of, results
 from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
-from quickstudy.learner import Batch, Episode, Learner, Theta, demand, setting
+from quickstudy.learner import Episode, Learner, Theta, demand, setting
 from quickstudy.learners.parts.gaussian import Gaussian, negative_log_likelihood
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def interval_coverage(
     check(episodes, levels)
     learner, theta = for_test(trained.learner, tasks), trained.theta
     one = begin(learner, theta, tasks, episodes, seed)
-    sizes, reach = points_of(points, learner, fewest_shown(one.first)), [quantile(level) for level in levels]
+    sizes, reach = points_of(points, learner, fewest_shown(one)), [quantile(level) for level in levels]
 
     def measure(learner: Learner, episode: Episode) -> Tensor:
         return torch.stack([_measured(learner, theta, episode, k, reach) for k in sizes])
@@ -186,9 +187,10 @@ def check(episodes: int, levels: Sequence[float]) -> None:
         raise ConfigError(f"levels are probabilities between 0 and 1, got {', '.join(map(str, levels)) or 'none'}.")
 
 
-def fewest_shown(block: Episodes) -> int:
-    """The smallest number of support examples of any task."""
-    return min(len(one.support.y) for one in unstack(block))
+def fewest_shown(one: Pass) -> int:
+    """The smallest number of support examples of any task. Tasks of one size are alike in all blocks."""
+    blocks = range(one.blocks) if isinstance(one.first, list) else range(1)
+    return min(trees.size(task.support.y) for number in blocks for task in unstack(one.block(number)))
 
 
 def points_of(asked: Sequence[int] | None, learner: Learner, shots: int) -> list[int]:
@@ -209,9 +211,16 @@ def points_of(asked: Sequence[int] | None, learner: Learner, shots: int) -> list
 
 
 def distribution_after(learner: Learner, theta: Theta, episode: Episode, points: int) -> Gaussian:
-    """The distribution of the query values after learning from the first `points` support points."""
-    x, y = episode.support
-    phi = learner.adapt(theta, Batch(x[:points], y[:points]))
+    """The distribution of the query values after learning from the first `points` support points.
+
+    Raises DataError where a task has fewer: it would be measured after fewer points than the row says.
+    """
+    if (shown := trees.size(episode.support.y)) < points:
+        raise DataError(
+            f"a test task has {shown} support points, but {points} were asked for. Ask for fewer points, or give tasks "
+            "with more."
+        )
+    phi = learner.adapt(theta, examples(episode.support, slice(points)))
     return Gaussian(*learner.distribution(theta, phi, episode.query.x))
 
 

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quickstudy.base import seeds
-from quickstudy.engine.fitting import device_of, for_test
-from quickstudy.episodes import moved, unstack
+from quickstudy.engine.fitting import for_test
+from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.amount import Amount, aligned
 from quickstudy.evaluation.measures.similarity import cka, relative_change
@@ -34,7 +33,6 @@ from quickstudy.evaluation.protocol import Protocol
 from quickstudy.learner import Batch, Episode, Learner, Theta, setting, takes
 from quickstudy.nn.hooks import outputs_of
 from quickstudy.nn.parameters import own, parameters
-from quickstudy.tasks.source import source_of
 
 if TYPE_CHECKING:
     from quickstudy.base.figures import Bars
@@ -214,12 +212,15 @@ def _amount(values: Tensor, name: str) -> Amount | None:
 
 
 def moves_layers(trained: Any, tasks: Any, steps: int | None = None) -> bool:
-    """Whether `layer_movement` can be computed for this learner on these tasks."""
+    """Whether `layer_movement` can be computed for this learner on these tasks.
+
+    Raises DataError where the learner cannot use them at all.
+    """
     try:
         _check_model(trained.learner)
         learner = for_test(trained.learner, tasks, steps)
-        drawn = source_of(tasks).draw(1, seeds.generator(0, "probe"), learner, trained.theta)
-        _check_phi(learner, trained.theta, unstack(moved(drawn, device_of(trained.theta)))[0].support)
+        one = begin(learner, trained.theta, tasks, 1, 0)
+        _check_phi(learner, trained.theta, unstack(one.first)[0].support)
     except ConfigError:
         return False
     return True

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation.measures.intervals import check, distribution_after, fewest_shown, points_of, quantile
-from quickstudy.evaluation.passes import begin, chosen_engine, results, sample_blocks
+from quickstudy.evaluation.passes import begin, chosen_engine, results
 from quickstudy.learner import Episode, Learner, Theta, demand, takes
 from quickstudy.trained.trained import Trained
 
@@ -54,8 +54,7 @@ def recalibrated(
         raise ConfigError(f"{type(trained.learner).__name__} has no std_factors that could be set.")
     plain = dataclasses.replace(trained.learner, std_factors=())  # type: ignore[type-var]
     one = begin(plain, trained.theta, tasks, episodes, seed)
-    shown = min(map(fewest_shown, sample_blocks(tasks, episodes, seed, torch.device("cpu"))))
-    sizes = points_of(points, plain, shown)
+    sizes = points_of(points, plain, fewest_shown(one))
 
     def measure(learner: Learner, episode: Episode) -> tuple[Tensor, ...]:
         return tuple(_ratios(learner, trained.theta, episode, k) for k in sizes)

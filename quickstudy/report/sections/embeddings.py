@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from quickstudy.base.figures import Picture
 from quickstudy.base.words import percent, plural
-from quickstudy.evaluation.measures.embeddings import NEIGHBOURS, SEEN, Fact, TaskEmbeddings, Told, figure, in_words
+from quickstudy.evaluation.measures.embeddings import (
+    NEIGHBOURS,
+    SEEN,
+    Fact,
+    FromNeighbours,
+    TaskEmbeddings,
+    figure,
+    in_words,
+)
 from quickstudy.report.sections.section import Section
 
 CLEAR = 0.9  # from this R^2 on a fact can be read off the embedding
@@ -29,15 +37,15 @@ def conclusion(e: TaskEmbeddings) -> str:
     plane = f"Two directions of its {e.length} hold {percent(e.share)} of the variance."
     if not e.facts:
         return f"Nothing else is known of these tasks. {plane}"
-    return " ".join([*(_of_fact(name, e.facts[name], told) for name, told in e.told.items()), plane])
+    return " ".join([*(_of_fact(name, e.facts[name], fit) for name, fit in e.from_neighbours.items()), plane])
 
 
-def _of_fact(name: str, fact: Fact, told: Told) -> str:
-    known, by_words = in_words(fact, told), isinstance(fact[0], str)
-    if by_words and told.value > max(2 * told.chance, told.chance + 0.1):
+def _of_fact(name: str, fact: Fact, fit: FromNeighbours) -> str:
+    known, by_words = in_words(fact, fit), isinstance(fact[0], str)
+    if by_words and fit.value > max(2 * fit.chance, fit.chance + 0.1):
         return f"Tasks of one {name} lie together: {known}."
-    if not by_words and told.value >= CLEAR:
+    if not by_words and fit.value >= CLEAR:
         return f"The {name} of a task can be read off its {NEIGHBOURS} neighbours: {known}."
-    if not by_words and told.value >= SEEN:
+    if not by_words and fit.value >= SEEN:
         return f"The embedding tells the {name} in part: {known}."
     return f"The embedding hardly tells the {name}: {known}."
