@@ -271,3 +271,25 @@ def test_a_run_keeps_coverage_and_embeddings_and_the_report_shows_them(tmp_path)
     (tmp_path / "calibration.json").write_text('{"levels": [0.9], "sizes": []}')
     with pytest.raises(FileFormatError, match=r"calibration.json.*quickstudy evaluate"):
         write_report([tmp_path])
+
+
+class Uneven:
+    """Tasks of `Noise` with 8 support points, but from the 26th on with 2: a later block is smaller than the first."""
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> list[Episode]:
+        assert n == 1 and generator is not None
+        drawn = Noise(shots=8).sample(1, generator)
+        short = generator.initial_seed() in LATE
+        one = Episode(*(Batch(*(t[0] for t in batch)) for batch in drawn))
+        return [one._replace(support=Batch(*(t[:2] for t in one.support))) if short else one]
+
+
+LATE = {seeds.generator(1, "test", i).initial_seed() for i in range(25, 50)}
+
+
+def test_coverage_after_more_points_than_a_later_task_has_is_refused():
+    with pytest.raises(ConfigError, match="from 1 to the 2 that the tasks have, got 8"):
+        qs.interval_coverage(qs.Trained(Bayes(), {}), Uneven(), episodes=50, points=[8])
+    assert list(qs.interval_coverage(qs.Trained(Bayes(), {}), Uneven(), episodes=25, points=[8]).coverage(0.9)) == [8]
+    sizes = [one.points for one in qs.interval_coverage(qs.Trained(Bayes(), {}), Uneven(), episodes=50).sizes]
+    assert max(sizes) == 2

@@ -330,6 +330,24 @@ def test_the_table_of_learners_tells_the_seed_of_each_training(tmp_path: Path) -
     assert list(rows.seed) == [0, 1, 0, 1]
 
 
+def test_costs_are_drawn_where_the_best_value_is_negative(tmp_path: Path) -> None:
+    """Of a negative log-likelihood less is better, and it may be below zero."""
+    metric = metric_called("negative log-likelihood", False)
+    found = comparison(*(own(entry(name, mean), metric) for name, mean in (("a", -2.0), ("bb", -1.0))))
+    assert "Scatter plot: 1 a, 2 bb" in write_comparison(found, tmp_path).read_text("utf-8")
+
+
+def test_a_comparison_goes_by_the_metric_that_was_named(tmp_path: Path) -> None:
+    sines = [qs.tasks.sinusoid(split, 5, 5) for split in ("train", "test", "val")]
+    learners = {"maml": lambda: qs.MAML(qs.nn.mlp(1, 1, hidden=(4,)), loss=qs.mse_loss, lr=0.01)}
+    quick = {"minutes": 0.001, "meta_batch": 2, "episodes": 4, "progress": False, "out": tmp_path / "which"}
+    found = qs.compare_learners(learners, *sines[:2], val=sines[2], metric="mean absolute error", **quick)
+    assert found.entries[0].score.protocol.metric == "mean absolute error"
+    assert json.loads((tmp_path / "which" / "comparison.json").read_text())["settings"]["metric"]
+    with pytest.raises(RunError, match="metric"):
+        qs.compare_learners(learners, *sines[:2], val=sines[2], resume=True, metric="mean squared error", **quick)
+
+
 def test_compare_refuses_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "which")]
     assert main.run(["compare", "sinusoid", "maml", "protonet", *out]) == 2
