@@ -24,7 +24,7 @@ from quickstudy.cli.options import PlanOptions, TaskOptions, TrainOptions, parse
 from quickstudy.engine import ranks
 from quickstudy.engine.choice.forecast import Setting
 from quickstudy.engine.choice.forecast import plan as plan_training
-from quickstudy.engine.mapping import TOGETHER
+from quickstudy.engine.engines import TOGETHER
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.experiments import recipes
 from quickstudy.experiments.request import NAMED, Request, kind_of, open_tasks

@@ -21,24 +21,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from quickstudy.base import trees
-from quickstudy.engine.engines import ENGINES, LOOP, PLAIN, PROGRAMS, TOGETHER, Engine, find_engine
+from quickstudy.engine.engines import LOOP, PLAIN, PROGRAMS, Engine, find_engine
 from quickstudy.engine.fitting import alike, fitted
 from quickstudy.engine.numerics import autocast
 from quickstudy.engine.programs.program import MetaGradient, program_of
 from quickstudy.episodes import Episodes, chunks, count, unstack
 from quickstudy.learner import Episode, Learner, Theta
 
-__all__ = [
-    "ENGINES",
-    "PLAIN",
-    "PROGRAMS",
-    "TOGETHER",
-    "map_each",
-    "map_learner",
-    "map_tasks",
-    "meta_gradient",
-    "without_program",
-]
+__all__ = ["map_each", "map_learner", "map_tasks", "meta_gradient", "without_program"]
 
 T = TypeVar("T")
 Task = TypeVar("Task")
