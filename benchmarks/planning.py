@@ -27,7 +27,7 @@ from benchmarks.speed.memory import peak_mb
 from quickstudy.base import files, seeds
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine
-from quickstudy.base.memory import in_words
+from quickstudy.base.words import size
 
 ITERATIONS = {"quick": 10, "slow": 3}  # iterations of a training; slow: an iteration takes a second or more
 WITHIN = 0.2
@@ -121,7 +121,7 @@ def page(done: dict[str, Any]) -> str:
 
 def cells(row: dict[str, Any]) -> list[str]:
     foretold, measured = row["foretold"], row["measured"]
-    sizes = [in_words(foretold["memory"]), in_words(measured["memory"]), f"{100 * row['memory']:+.0f} %"]
+    sizes = [size(foretold["memory"]), size(measured["memory"]), f"{100 * row['memory']:+.0f} %"]
     times = [f"{1e3 * one['seconds']:.1f}" for one in (foretold, measured)] + [f"{100 * row['seconds']:+.0f} %"]
     return [row["case"], foretold["engine"], foretold["adjoint"] or "", str(foretold["chunk"] or ""), *sizes, *times]
 

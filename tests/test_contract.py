@@ -485,6 +485,17 @@ def test_shapes(case):
     assert loss.shape == () and torch.isfinite(loss)
 
 
+@rows(case for case in CASES if case.build().from_nothing)
+def test_a_learner_that_needs_no_example_answers_without_one(case):
+    """Whatever the encoder normalises with; several layers refuse an empty batch."""
+    learner, (support, query) = case.build(), case.episode()
+    theta = learner.init()
+    output = answers(learner, theta, Episode(examples(support, slice(0)), query))
+    assert output.shape == (len(query.y), 1 if case.regression else WAYS) and torch.isfinite(output).all()
+    loss = learner.meta_loss(theta, Episode(examples(support, slice(0)), query))
+    assert loss.shape == () and torch.isfinite(loss)
+
+
 @rows()
 def test_adapting_a_plain_theta_gives_a_plain_phi(case):
     """Where nothing asks for a gradient, none is recorded: a graph through every step would be kept alive with phi."""

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import quickstudy as qs
 from benchmarks.speed import built
 from benchmarks.speed.cases import Problem
-from quickstudy.engine.mapping import PLAIN, PROGRAMS
+from quickstudy.engine.engines import PLAIN, PROGRAMS
 from quickstudy.episodes import unstack
 
 Result = tuple[Tensor, list[Tensor]]  # the mean meta-loss, its gradient in the order of model.parameters()

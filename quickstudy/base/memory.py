@@ -112,8 +112,3 @@ def bytes_of(text: str) -> float:
     if found is None:
         raise ConfigError(f"a size of memory is a number and a unit, as in 500MB or 2GB; got {text!r}.")
     return float(found[1]) * (1024 if found[3] else 1000) ** POWERS[found[2].lower()]
-
-
-def in_words(size: float) -> str:
-    """Format a number of bytes for people, such as 1.3 GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

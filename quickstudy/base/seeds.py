@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -25,11 +25,16 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, stream, index))
 
 
+def restored() -> AbstractContextManager[None]:
+    """Restore the states of torch's global generators, those of all GPUs too, at the end of a `with` block."""
+    return torch.random.fork_rng(range(torch.cuda.device_count()))  # named, because torch warns about several GPUs
+
+
 @contextmanager
 def seeded(seed: int, stream: str, index: int = 0) -> Iterator[None]:
     """Seed torch's global generators for a `with` block and restore their states afterwards."""
     number = derive(seed, stream, index)
-    with torch.random.fork_rng(range(torch.cuda.device_count())):  # named, because torch warns about several GPUs
+    with restored():
         # torch.manual_seed would take 0.6 ms: it formats a stack trace for each kind of device that is missing.
         torch.default_generator.manual_seed(number)
         if torch.cuda.is_available():
@@ -56,7 +61,7 @@ def as_drawn(states: list[Tensor] | None) -> Iterator[None]:
     if states is None:
         yield
         return
-    with torch.random.fork_rng():
+    with restored():
         torch.set_rng_state(states[0])
         if len(states) > 1:
             torch.cuda.set_rng_state_all(states[1:])

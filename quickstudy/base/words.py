@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+BYTES = (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12))
+
 
 def plural(n: float, noun: str, many: str = "") -> str:
     """A count with its noun: '1 example', '5 examples', '4,112 classes'."""
@@ -36,8 +38,10 @@ def percentage_points(share: float) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes: '12 kB', '1.4 MB'."""
-    return f"{count / 1e3:.3g} kB" if count < 1e6 else f"{count / 1e6:.3g} MB"
+    """A number of bytes: '12 kB', '1.4 MB', '2.75 GB'."""
+    # Three digits of 999.5 and more would round to 1e+03: such a number is one of the next unit.
+    unit, each = next((one for one in BYTES if count < 999.5 * one[1]), BYTES[-1])
+    return f"{count / each:.3g} {unit}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from quickstudy.cli import factory
 from quickstudy.cli.options import CheckOptions, parse
 from quickstudy.engine.check.meta_gradient import check_meta_gradient
-from quickstudy.engine.mapping import ENGINES
+from quickstudy.engine.engines import ENGINES
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.controls import CONTROLS
 from quickstudy.experiments import recipes

@@ -18,14 +18,13 @@ from rich.table import Column, Table
 from tyro.conf import arg
 
 from quickstudy.base import seeds
-from quickstudy.base.memory import in_words as in_bytes
 from quickstudy.base.progress import settings_bar
-from quickstudy.base.words import duration
+from quickstudy.base.words import duration, size
 from quickstudy.cli.options import PlanOptions, TaskOptions, TrainOptions, parse
 from quickstudy.engine import ranks
 from quickstudy.engine.choice.forecast import Setting
 from quickstudy.engine.choice.forecast import plan as plan_training
-from quickstudy.engine.mapping import TOGETHER
+from quickstudy.engine.engines import TOGETHER
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.experiments import recipes
 from quickstudy.experiments.request import NAMED, Request, kind_of, open_tasks
@@ -207,9 +206,9 @@ def _print_settings(settings: Sequence[Setting], iterations: int) -> None:
     table = Table(*(Column(head, no_wrap=True) for head in heads))
     for one in settings:
         chunk = str(one.chunk or ("all" if one.engine in TOGETHER else ""))
-        size = "?" if one.memory is None else in_bytes(one.memory)
+        needed = "?" if one.memory is None else size(one.memory)
         times = map(duration, (one.seconds, iterations * one.seconds))
-        table.add_row(one.engine, one.adjoint or "", chunk, size, *times)
+        table.add_row(one.engine, one.adjoint or "", chunk, needed, *times)
     Console().print(table)
 
 

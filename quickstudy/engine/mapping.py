@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from quickstudy.engine.engines import ENGINES, LOOP, PLAIN, PROGRAMS, TOGETHER, Engine, find_engine
+from quickstudy.base import trees
+from quickstudy.engine.engines import LOOP, PLAIN, PROGRAMS, Engine, find_engine
 from quickstudy.engine.fitting import alike, fitted
 from quickstudy.engine.numerics import autocast
 from quickstudy.engine.programs.program import MetaGradient, program_of
 from quickstudy.episodes import Episodes, chunks, count, unstack
 from quickstudy.learner import Episode, Learner, Theta
 
-__all__ = ["ENGINES", "PLAIN", "PROGRAMS", "TOGETHER", "map_learner", "map_tasks", "meta_gradient", "without_program"]
+__all__ = ["map_each", "map_learner", "map_tasks", "meta_gradient", "without_program"]
 
 T = TypeVar("T")
 Task = TypeVar("Task")
@@ -105,8 +106,7 @@ def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str |
             mapped = _vmap(function, episodes)
             # A result that does not depend on the task comes back expanded with stride 0: give it its own memory.
             return pytree.tree_map(lambda t: t.contiguous(), mapped)
-        results = list(_map(function, unstack(episodes), how))
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+        return trees.stacked(list(_map(function, unstack(episodes), how)))
 
 
 def map_learner(
@@ -119,18 +119,11 @@ def map_learner(
     how = find_engine(engine, PLAIN)
     if not isinstance(episodes, list):
         return map_tasks(lambda episode: function(learner, episode), episodes, how)
-    if how.together:
-        groups = alike(learner, episodes)
-        results = [map_tasks(functools.partial(function, one.learner), one.episodes, how) for one in groups]
-        order = torch.tensor([place for one in groups for place in one.places]).argsort()
-        return pytree.tree_map(lambda *leaves: torch.cat(leaves)[order.to(leaves[0].device)], *results)
-    with torch.no_grad():
-        results = list(_map(lambda task: function(*task), _fitted(learner, episodes), how))
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+    return trees.stacked(map_each(function, learner, episodes, how))
 
 
 def map_each(
-    function: Callable[[Learner, Episode], T], learner: Learner, episodes: list[Episode], engine: str | Engine = "loop"
+    function: Callable[[Learner, Episode], T], learner: Learner, episodes: list[Episode], engine: str | Engine = LOOP
 ) -> list[T]:
     """Apply function(learner, episode) to each episode of a list, like `map_learner`; results may differ in shape."""
     how = find_engine(engine, PLAIN)

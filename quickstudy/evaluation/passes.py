@@ -25,6 +25,7 @@ from quickstudy.base.timing import timed
 from quickstudy.engine import mapping, ranks
 from quickstudy.engine.agreement import relative_difference
 from quickstudy.engine.choice import race
+from quickstudy.engine.engines import Engine
 from quickstudy.engine.fitting import check_episodes, check_values, device_of, is_transductive, normalisation_of
 from quickstudy.episodes import Episodes, concat, count, first_tasks, moved, stacked, unstack
 from quickstudy.errors import ConfigError
@@ -164,7 +165,7 @@ def _measured(
     return measured if beside is None else list(zip(measured, beside(drawn), strict=True))
 
 
-def mapped(measure: Measure, learner: Learner, episodes: Episodes, engine: str) -> list[Any]:
+def mapped(measure: Measure, learner: Learner, episodes: Episodes, engine: str | Engine) -> list[Any]:
     """measure(learner, episode) of each episode, on the CPU; results of tasks of unequal sizes may differ in shape."""
     if isinstance(episodes, list):
         each = mapping.map_each(measure, learner, episodes, engine)
@@ -197,7 +198,11 @@ def _raced(one: Pass, measure: Measure, engine: str) -> race.Choice:
     if engine == "auto" and threads and one.seconds > COSTLY and not one.drew and count(one.first) > 1:
         return race.Choice("threads", "one costly task per thread")
     few = one.arranged(first_tasks(one.first, _trial(one, measure) if engine == "auto" else TRIAL[1]), 0)
-    return race.choose(lambda name: mapped(measure, one.learner, few, name), engine, count(few), one.device)
+
+    def enter(way: Engine) -> race.Entrant:
+        return race.Entrant(lambda: mapped(measure, one.learner, few, way))
+
+    return race.chosen(race.Race(enter, count(few), one.device), engine)
 
 
 def _trial(one: Pass, measure: Measure) -> int:

@@ -226,11 +226,6 @@ def find_adjoint(adjoint: str | Adjoint, able: Collection[str] = ADJOINTS) -> Ad
     raise ConfigError(f"adjoint must be one of {', '.join(able)}; got {name!r}.{suggest(str(name), able)}")
 
 
-def check_adjoint(adjoint: str | Adjoint, able: Collection[str] = ADJOINTS) -> None:
-    """Raise ConfigError unless `adjoint` is one of those in `able`, which the learner supports."""
-    find_adjoint(adjoint, able)
-
-
 def adjoint_of(learner: Learner) -> Adjoint:
     """The adjoint of a learner with the fields `first_order` and `adjoint`; `first_order` takes precedence."""
     return FIRST_ORDER if setting(learner, "first_order") else find_adjoint(setting(learner, "adjoint"))

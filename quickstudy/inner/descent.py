@@ -20,25 +20,12 @@ from quickstudy.inner.adjoints import (
     Adjoint,
     Given,
     LossAt,
-    adjoint_of,
-    check_adjoint,
     find_adjoint,
 )
 from quickstudy.inner.derivatives import gradient
 from quickstudy.inner.implicit import implicit_derivative
 from quickstudy.inner.rules import RULES, Rule, find_rule
 from quickstudy.learner import Learner, Theta, setting
-
-__all__ = [
-    "ADJOINTS",
-    "ALONG_THE_PATH",
-    "adjoint_of",
-    "check_adjoint",
-    "check_inner_loop",
-    "check_steps",
-    "descend",
-    "trajectory",
-]
 
 T = TypeVar("T")
 
@@ -139,7 +126,7 @@ def check_inner_loop(learner: Learner, able: Collection[str] = ADJOINTS) -> None
     """
     check_steps(setting(learner, "steps"))
     find_rule(setting(learner, "rule", "sgd"))
-    check_adjoint(setting(learner, "adjoint", UNROLL), able)
+    find_adjoint(setting(learner, "adjoint", UNROLL), able)
 
 
 def check_steps(steps: int) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from quickstudy.base import trees
 from quickstudy.inner.descent import descend
 from quickstudy.learner import Batch, Episode, Learner, Network, Theta, Ways
-from quickstudy.learners.parts.distance import class_means, raw
+from quickstudy.learners.parts.distance import class_means
+from quickstudy.learners.parts.encoding import raw
 from quickstudy.nn.hooks import input_of
 from quickstudy.nn.parameters import last_linear, parameters
 from quickstudy.nn.statistics import statistics

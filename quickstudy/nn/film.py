@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.nn.norm import BatchNorm
+from quickstudy.nn.parameters import those_that_match
 
 
 def film(h: Tensor, scale: Tensor | None, shift: Tensor) -> Tensor:
@@ -46,11 +46,7 @@ def conditioned_layers(model: nn.Module, patterns: str = "") -> list[str]:
             return found
         raise ConfigError("the model has no norm, convolution or linear layer that could be conditioned.")
     known = [name for name, layer in layers.items() if isinstance(getattr(layer, "weight", None), Tensor)]
-    hits = {pattern: fnmatch.filter(known, pattern) for pattern in patterns.replace(" ", "").split(",") if pattern}
-    for pattern, matched in hits.items():
-        if not matched:
-            raise ConfigError(f"no layer with channels matches {pattern!r}; there are {', '.join(known)}.")
-    return [name for name in known if any(name in matched for matched in hits.values())]
+    return those_that_match(known, patterns, "layer with channels")
 
 
 def _normalised(layers: Mapping[str, nn.Module]) -> list[str]:

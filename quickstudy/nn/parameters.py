@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +70,15 @@ def matching(model: nn.Module, patterns: str) -> list[str]:
 
     `*` stands for any characters (fnmatch). Raises ConfigError for a pattern that matches nothing.
     """
-    names = list(parameters(model))
+    return those_that_match(list(parameters(model)), patterns, "trainable parameter")
+
+
+def those_that_match(names: Sequence[str], patterns: str, what: str) -> list[str]:
+    """The names that match one of the comma-separated patterns, in their own order. `what` is a noun for one of them.
+
+    Raises ConfigError for a pattern that matches nothing.
+    """
     found = {pattern: fnmatch.filter(names, pattern) for pattern in patterns.replace(" ", "").split(",") if pattern}
-    for pattern, hits in found.items():
-        if not hits:
-            raise ConfigError(
-                f"no trainable parameter of the model matches {pattern!r}. Its parameters are {', '.join(names)}."
-            )
+    if lost := next((pattern for pattern, hits in found.items() if not hits), None):
+        raise ConfigError(f"no {what} matches {lost!r}; there are {', '.join(names)}.")
     return [name for name in names if any(name in hits for hits in found.values())]

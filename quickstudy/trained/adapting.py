@@ -99,7 +99,8 @@ def _answers(basis: Basis, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Any]
     if _same_everywhere(basis):
         return _known_classes(list(basis.preprocess["classes"]), names, numbers, device)
     if len(names) < 2:
-        raise DataError(f"the support set has one class only ({names.tolist()[0]!r}). Give examples of two or more.")
+        held = f"one class only ({names.tolist()[0]!r})" if len(names) else "no example, and with it no class"
+        raise DataError(f"the support set has {held}. Give examples of two classes or more.")
     return tuple(names.tolist()), torch.as_tensor(numbers.reshape(-1)).to(device)
 
 

@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
+from quickstudy.base import seeds
 from quickstudy.base.version import __version__
 from quickstudy.errors import ConfigError, FileFormatError
 from quickstudy.inner.rules import Rule, make_rule
@@ -58,7 +58,7 @@ def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
         return value
     if value.get("network"):
         options = dict(value["network"])
-        with torch.random.fork_rng():  # the initial weights drawn here are replaced later: leave the caller's RNG alone
+        with seeds.restored():  # the initial weights drawn here are replaced later: leave the caller's RNG alone
             return NETWORKS[options.pop("name")](**options)
     if value.get("function"):
         return LOSSES[value["function"]]

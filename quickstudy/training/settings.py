@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from quickstudy.base.options import number, switch, word
-from quickstudy.engine import mapping, numerics
+from quickstudy.engine import numerics
+from quickstudy.engine.engines import TOGETHER
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.metric import find_metric
 from quickstudy.training.tensorboard import check_tensorboard
@@ -70,7 +71,7 @@ def train_settings(values: Mapping[str, Any], compile: bool) -> TrainSettings:
     settings = TrainSettings(**settings_among(values))
     if not compile:
         return settings
-    if settings.engine not in ("auto", *mapping.TOGETHER):
+    if settings.engine not in ("auto", *TOGETHER):
         raise ConfigError(
             f"compile=True compiles what all tasks compute together; it does not go with engine={settings.engine!r}."
         )

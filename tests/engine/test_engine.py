@@ -18,6 +18,7 @@ import quickstudy as qs
 from quickstudy.base.tracing import inside_transform
 from quickstudy.engine import agreement, mapping
 from quickstudy.engine.choice import race
+from quickstudy.engine.engines import Engine
 from quickstudy.episodes import chunks
 from quickstudy.errors import ConfigError, EngineWarning
 from quickstudy.learner import Batch, Episode, Learner, Theta
@@ -141,13 +142,13 @@ def learner_for(name: str) -> qs.MAML:
 
 def choose(learner: Learner, theta: Theta, episodes: Episode, name: str) -> race.Choice:
     """The choice that `qs.train` makes."""
-    return race.choose(
-        lambda which: qs.meta_gradient(learner, theta, episodes, which),
-        name,
-        len(episodes.query.y),
-        CPU,
-        check=lambda which: agreement.check_engine(learner, theta, episodes, which),
-    )
+
+    def enter(engine: Engine) -> race.Entrant:
+        if not engine.in_turn:
+            agreement.check_engine(learner, theta, episodes, engine)
+        return race.Entrant(lambda: meta_gradient(learner, theta, episodes, engine))
+
+    return race.chosen(race.Race(enter, len(episodes.query.y), CPU), name)
 
 
 def chosen_in_peace(learner: Learner, theta: Theta, episodes: Episode, name: str) -> tuple[race.Choice, list[type]]:
@@ -239,7 +240,7 @@ def test_evaluation_agrees_with_the_loop_in_both_modes(name, mode, wanted):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        choice = race.choose(measure, wanted, 3, CPU)
+        choice = choose_among(measure, wanted, 3)
         assert_close(measure(choice.engine), measure("loop"), 1e-10)
 
 
@@ -337,7 +338,7 @@ def test_a_learner_that_draws_does_not_count_as_a_wrong_derivative():
 
 
 def choose_among(attempt: Callable[[str], Any], name: str, tasks: int = 4) -> race.Choice:
-    return race.choose(attempt, name, tasks, CPU)
+    return race.chosen(race.Race(lambda one: race.Entrant(lambda: attempt(one.name)), tasks, CPU), name)
 
 
 def test_the_loop_is_chosen_without_a_trial():
@@ -363,6 +364,20 @@ def test_auto_takes_the_fastest(monkeypatch):
         choice = choose_among(attempt, "auto")
     assert choice.engine == "threads"
     assert all(f"{name} {1e3 * value:.1f} ms" in choice.reason for name, value in seconds.items())
+
+
+def test_a_race_waits_for_its_own_device_before_and_after_each_run(monkeypatch):
+    """Work that was given to the device before must not count, nor may work go on after the clock has stopped."""
+    events: list[Any] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", events.append)
+    gpu = torch.device("cuda", 1)
+
+    def attempt() -> Tensor:
+        events.append("work")
+        return torch.ones(2)
+
+    race.chosen(race.Race(lambda one: race.Entrant(attempt), 4, gpu), "auto")
+    assert len(events) > 6 and events == [gpu, "work", gpu] * (len(events) // 3)
 
 
 def test_auto_does_not_take_an_engine_that_gives_another_result():

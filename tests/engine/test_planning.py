@@ -16,6 +16,7 @@ from quickstudy.base import memory
 from quickstudy.cli import main
 from quickstudy.engine import agreement, mapping
 from quickstudy.engine.choice import choose, forecast
+from quickstudy.engine.engines import find_engine
 from quickstudy.episodes import count
 from quickstudy.errors import ConfigError, OutOfMemoryError
 from quickstudy.experiments import recipes
@@ -214,11 +215,11 @@ class Short:
     def __init__(self, room: int) -> None:
         self.room, self.own = room, mapping.meta_gradient
 
-    def __call__(self, learner, theta, episodes, name="loop", chunk=None, precision="float32"):
-        together = min(chunk or count(episodes), count(episodes)) if name == "vmap" else 1
+    def __call__(self, learner, theta, episodes, engine="loop", chunk=None, precision="float32"):
+        together = min(chunk or count(episodes), count(episodes)) if find_engine(engine).name == "vmap" else 1
         if together * (learner.steps if learner.adjoint == "unroll" else 1) > self.room:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9000 bytes.")
-        return self.own(learner, theta, episodes, name, chunk, precision)
+        return self.own(learner, theta, episodes, engine, chunk, precision)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_the_check_names_the_shapes_that_do_not_fit() -> None:
     with pytest.raises(DataError, match="NaN or infinity"):
         bad = {**support.x, "mask": support.x["mask"] / 0}  # type: ignore[dict-item]
         qs.check_meta_gradient(learner, Episode(support._replace(x=bad), query))
-    with pytest.raises(DataError, match="two tensors"):
+    with pytest.raises(DataError, match="tensors or dicts or tuples of tensors; got"):
         qs.check_meta_gradient(learner, Episode(support._replace(x={"tokens": "words"}), query))  # type: ignore
 
 

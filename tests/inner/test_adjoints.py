@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy import inner
+from quickstudy.base import seeds
 from quickstudy.engine import agreement, mapping
 from quickstudy.errors import AccuracyWarning, ConfigError
-from quickstudy.inner import descent
+from quickstudy.inner.adjoints import adjoint_of
 from quickstudy.learner import Episode, Learner
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -83,7 +84,7 @@ NETWORKS = {
 
 def same_as_unroll(learner: Learner, episodes: Episode, adjoint: str, name: str) -> None:
     theta = learner.init()
-    with torch.random.fork_rng():
+    with seeds.restored():
         wanted = mapping.meta_gradient(learner, theta, episodes, "loop")
     found = mapping.meta_gradient(dataclasses.replace(learner, adjoint=adjoint), theta, episodes, name)  # type: ignore
     assert agreement.relative_difference(found, wanted) < 1e-10
@@ -292,7 +293,7 @@ def test_a_learner_names_its_exact_twin(learner: str) -> None:
         exact = dataclasses.replace(built, adjoint=adjoint)  # type: ignore[type-var]
         assert exact.exact() is exact
     twin = dataclasses.replace(built, adjoint="first_order").exact()  # type: ignore[type-var]
-    assert twin is not None and twin.exact() is twin and descent.adjoint_of(twin).exact
+    assert twin is not None and twin.exact() is twin and adjoint_of(twin).exact
 
 
 def test_maml_plus_plus_is_exact_once_it_takes_the_second_order() -> None:

@@ -266,6 +266,27 @@ def test_without_a_support_point_the_answer_is_the_prior(learner):
     )
 
 
+@pytest.mark.parametrize("ways", [None, WAYS])
+@pytest.mark.parametrize("norm", ["batch", "support"])
+@pytest.mark.parametrize("cls", [qs.CNP, qs.ANP])
+def test_images_need_no_support_point_either(cls, norm, ways):
+    """Batch normalisation refuses an empty batch, so the encoder must not see one."""
+    encoder = qs.nn.conv4(channels=1, norm=norm, filters=4, downsample="pool", size=16)
+    learner = cls(encoder, width=4, ways=ways, representation=8, heads=2) if cls is qs.ANP else cls(encoder, 4, ways)
+    support, query = mapping.unstack(random_episodes(1, (1, 16, 16), ways, queries=3))[0]
+    nothing = Batch(support.x[:0], support.y[:0])
+    theta = learner.init()
+    output = learner.predict(theta, learner.adapt(theta, nothing), query.x)
+    assert output.shape == (len(query.x), ways or 1) and torch.isfinite(output).all()
+    assert torch.isfinite(learner.meta_loss(theta, Episode(nothing, query)))
+
+
+def test_classes_without_an_example_have_no_names():
+    trained = qs.Trained(learner := cnp(ways=WAYS, width=4), learner.init())
+    with pytest.raises(qs.errors.DataError, match="no example, and with it no class"):
+        trained.adapt(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+
+
 def test_other_learners_do_not_learn_from_nothing():
     trained = qs.Trained(learner := qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss), learner.init())
     with pytest.raises(qs.errors.DataError, match="holds no example"):

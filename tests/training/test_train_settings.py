@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import quickstudy as qs
 from quickstudy.cli.options import CompareOptions, PlanOptions, TrainOptions
-from quickstudy.engine.mapping import ENGINES
+from quickstudy.engine.engines import ENGINES
 from quickstudy.engine.numerics import PRECISIONS
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.evaluation.metric import METRICS, Metric

@@ -1,6 +1,6 @@
 """Is the meta-gradient right? A check for your own models and learners.
 
-`differences.py` holds the mathematics: it compares the learner's meta-gradient with finite differences of its
+`finite_differences.py` holds the mathematics: it compares the learner's meta-gradient with finite differences of its
 meta-loss. `verdict.py` holds the result. This file checks the inputs, runs the comparison, and finds out which engines
 can run the learner.
 """
@@ -115,10 +115,12 @@ def _check_given(learner: Any, episode: Any, directions: int, tolerance: float) 
 
 def _check_batch(part: str, batch: Any) -> None:
     if not (isinstance(batch, tuple) and len(batch) == 2 and _is_of_tensors(batch)):
-        raise DataError(f"the {part} set must be qs.Batch(x, y) of two tensors, got {_kind(batch)}.")
+        raise DataError(
+            f"the {part} set must be qs.Batch(x, y), x and y tensors or dicts or tuples of tensors; got {_kind(batch)}."
+        )
     x, y = map(trees.tensors, batch)
     if not (x and y and all(t.dim() and 0 < len(t) == len(y[0]) for t in (*x, *y))):
-        shapes = f"x {_shapes(batch[0])} and y {_shapes(batch[1])}"
+        shapes = f"x {trees.shapes(batch[0])} and y {trees.shapes(batch[1])}"
         raise DataError(f"the {part} set needs an answer per input, x [n, ...] and y [n] or [n, d]; got {shapes}.")
     if not all(torch.isfinite(t).all() for t in (*x, *y)):
         raise DataError(f"the {part} set holds NaN or infinity.")
@@ -126,11 +128,6 @@ def _check_batch(part: str, batch: Any) -> None:
 
 def _is_of_tensors(tree: Any) -> bool:
     return all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree))
-
-
-def _shapes(tree: Any) -> str:
-    """The shapes in words: '[5, 4]', or "['tokens'] [5, 9], ['mask'] [5, 9]"."""
-    return ", ".join(f"{name} {list(t.shape)}".strip() for name, t in trees.named(tree))
 
 
 def _kind(value: Any) -> str:
@@ -146,7 +143,7 @@ def _explained(learner: Learner, episode: Episode) -> Iterator[None]:
         raise
     except Exception as error:
         shapes = ", ".join(
-            f"{name} x {_shapes(batch.x)} y {_shapes(batch.y)}"
+            f"{name} x {trees.shapes(batch.x)} y {trees.shapes(batch.y)}"
             for name, batch in zip(Episode._fields, episode, strict=True)
         )
         raise DataError(

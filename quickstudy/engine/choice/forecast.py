@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from quickstudy.base import memory, seeds
+from quickstudy.base import memory, seeds, words
+from quickstudy.base.timing import timed
 from quickstudy.engine import agreement, numerics
 from quickstudy.engine.choice import race
 from quickstudy.engine.choice.work import Work
@@ -122,9 +123,9 @@ def fitting(measured: list[Setting], limit: float | None) -> list[Setting]:
     if not able:
         least = min(measured, key=lambda one: one.memory or 0.0)
         raise ConfigError(
-            f"no exact setting stays within {memory.in_words(limit or 0.0)}: the least is "
-            f"{memory.in_words(least.memory or 0.0)}, with {least.options()}. Take fewer queries or a smaller network, "
-            "or, for another meta-gradient, adjoint first_order."
+            f"no exact setting stays within {words.size(limit or 0.0)}: the least is {words.size(least.memory or 0.0)}"
+            f", with {least.options()}. Take fewer queries or a smaller network, or, for another meta-gradient, "
+            "adjoint first_order."
         )
     return sorted(able, key=lambda one: one.seconds)
 
@@ -144,7 +145,8 @@ def settings(work: Work, limit: float | None = None, engines: Sequence[Engine] |
     """
     room = (limit, memory.room(work.device))
     most = min([size for size in room if size is not None], default=math.inf)
-    beside, update = COPIES * sum(value.nbytes for value in work.theta.values()), _seconds_of_update(work.theta)
+    beside = COPIES * sum(value.nbytes for value in work.theta.values())
+    update = _seconds_of_update(work.theta, work.device)
     for adjoint in _adjoints(work.learner):
         for engine in _planned(AUTO) if engines is None else engines:
             for one in _by_size(dataclasses.replace(work, engine=engine), adjoint, most):
@@ -218,7 +220,7 @@ def _need(sized: Sized, run: Run, device: torch.device, check: bool = True) -> t
         with memory.peak(device) as peak, seeds.seeded(0, "plan"):
             one = sized(k)  # one learner for all runs, because programs are cached by learner
             run(one, check)
-            taken = _fastest(lambda one=one: run(one, False))
+            taken = _fastest(lambda one=one: run(one, False), device)
         measured.append((k, peak.bytes, taken))
     (k, memory_, seconds), (fewer, before, _) = measured[-1], measured[0]
     if not many:
@@ -228,7 +230,7 @@ def _need(sized: Sized, run: Run, device: torch.device, check: bool = True) -> t
     return further, seconds * (steps + 1) / (k + 1)
 
 
-def _seconds_of_update(theta: Theta) -> float:
+def _seconds_of_update(theta: Theta, device: torch.device) -> float:
     """The time of an iteration's other work: the check that the gradient is finite, and a step of Adam."""
     values = [value.clone().requires_grad_() for value in theta.values()]
     optimizer = torch.optim.Adam(values)
@@ -239,14 +241,14 @@ def _seconds_of_update(theta: Theta) -> float:
         torch.nn.utils.get_total_norm([value.grad for value in values if value.grad is not None])
         optimizer.step()
 
-    return _fastest(update)
+    return _fastest(update, device)
 
 
-def _fastest(compute: Callable[[], None]) -> float:
+def _fastest(compute: Callable[[], None], device: torch.device) -> float:
     """Seconds of the fastest of a few runs, which is the least disturbed one."""
     taken: list[float] = []
     while len(taken) < TIMES[0] or (len(taken) < TIMES[1] and sum(taken) < ENOUGH):
-        taken.append(race.timed(compute)[1])
+        taken.append(timed(compute, device)[1])
     return min(taken)
 
 
@@ -255,8 +257,8 @@ def _fastest(compute: Callable[[], None]) -> float:
 
 def tasks_within(each: float, device: torch.device) -> int | None:
     """How many tasks of `each` bytes fit into the free memory, at least 1; None if the system does not report it."""
-    room, own = memory.room(device), memory.taken(device)
-    return None if room is None or own is None or each <= 0 else max(1, int((room - own) / each))
+    free = memory.free(device)
+    return None if free is None or each <= 0 else max(1, int(free / each))
 
 
 def first_that_fits(work: Work) -> Setting | None:
@@ -269,7 +271,7 @@ def first_that_fits(work: Work) -> Setting | None:
         memory.tidy()
         one = dataclasses.replace(_sized(work, adjoint, None), engine=engine, chunk=chunk)
         try:
-            _, seconds = race.timed(one.gradient)
+            _, seconds = timed(one.gradient, one.device)
         except (*race.CANNOT, MemoryError):
             continue
         return Setting(engine.name, adjoint, chunk, None, seconds)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from quickstudy.base.seeds import watching_generator
+from quickstudy.base.timing import timed
 from quickstudy.engine.agreement import relative_difference
 from quickstudy.engine.engines import AUTO, BY_NAME, LOOP, Engine, find_engine, name_of
 from quickstudy.errors import EngineWarning, first_line
-
-T = TypeVar("T")
 
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError)  # what torch's transforms raise if they cannot
 LONG = 5.0  # seconds; a trial that takes longer is not repeated to measure it better
@@ -70,34 +68,6 @@ class Race:
         return self.device.type == "cpu"
 
 
-def choose(
-    attempt: Callable[[str], Any],
-    engine: str | Engine,
-    tasks: int,
-    device: torch.device,
-    check: Callable[[str], None] = lambda engine: None,
-    iterations: int = 0,
-    tolerance: float = ROUNDING,
-) -> Choice:
-    """The engine to use for `attempt(engine) -> tensors`, which is run a few times to find out.
-
-    engine       one of ENGINES
-    tasks        how many tasks an attempt computes
-    check        raises RuntimeError where an engine must not be trusted, see `check_engine`
-    iterations   how many times it will run: "auto" tries programs only where recording them pays off
-    tolerance    the largest difference allowed between results, relative to their norm
-
-    The errors and warnings are those of `chosen`.
-    """
-
-    def enter(engine: Engine) -> Entrant:
-        if not engine.in_turn:
-            check(engine.name)
-        return Entrant(functools.partial(attempt, engine.name))
-
-    return chosen(Race(enter, tasks, device, iterations, tolerance), engine)
-
-
 def chosen(race: Race, engine: str | Engine) -> Choice:
     """The engine to use: the one that is asked for, or the winner of a race for "auto".
 
@@ -127,7 +97,7 @@ def chosen(race: Race, engine: str | Engine) -> Choice:
 def _as_asked(race: Race, asked: Engine) -> tuple[Choice, bool]:
     """The engine that is asked for, and whether it drew random numbers."""
     entrant = race.enter(asked)
-    (result, drew), seconds = timed(lambda: watching_generator(entrant.compute))
+    (result, drew), seconds = timed(lambda: watching_generator(entrant.compute), race.device)
     if not asked.compiled:
         return Choice(asked.name, "as asked", entrant.chunk), drew
     _check_same(result, race.enter(LOOP).compute(), race.tolerance)
@@ -147,20 +117,20 @@ class _Ready(NamedTuple):
 def _fastest(race: Race, plain: list[Engine], programs: list[Engine]) -> Choice:
     """The fastest among the loop and the engines that give its result; programs are tried only if they pay off."""
     loop = race.enter(LOOP)
-    (result, drew), first = timed(lambda: watching_generator(loop.compute))
+    (result, drew), first = timed(lambda: watching_generator(loop.compute), race.device)
     reference = None if drew else result
     ready = {LOOP.name: _Ready(loop, first)}
     others, notes = _warmed_up(race, [one for one in plain if one.repeats_draws or not drew], reference)
     ready |= others
-    seconds = _raced(ready, race.iterations)
+    seconds = _raced(race, ready)
     if not drew and _worth_recording(seconds, race.iterations):
         recorded, cannot = _warmed_up(race, programs, reference)
         ready |= recorded
         best = _best(seconds)
-        seconds |= _raced({best: ready[best]} | recorded, race.iterations)
+        seconds |= _raced(race, {best: ready[best]} | recorded)
         compiled, never = _compiled(race, {name: one.first for name, one in ready.items()}, seconds, reference)
         ready |= compiled
-        seconds |= _raced({name: one._replace(first=0.0) for name, one in compiled.items()}, race.iterations)
+        seconds |= _raced(race, {name: one._replace(first=0.0) for name, one in compiled.items()})
         notes = [*notes, *cannot, *never, *(f"compiled in {one.first:.0f} s" for one in compiled.values())]
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     best = _best(seconds)
@@ -184,7 +154,7 @@ def _warmed_up(race: Race, engines: Iterable[Engine], reference: Any) -> tuple[d
     for engine in engines:
         try:
             entrant = race.enter(engine)
-            result, first = timed(entrant.compute)
+            result, first = timed(entrant.compute, race.device)
             if reference is not None:
                 _check_same(result, reference, race.tolerance)
             ready[engine.name] = _Ready(entrant, first)
@@ -197,7 +167,7 @@ def _best(seconds: dict[str, float]) -> str:
     return min(seconds, key=seconds.__getitem__)
 
 
-def _raced(ready: dict[str, _Ready], iterations: int) -> dict[str, float]:
+def _raced(race: Race, ready: dict[str, _Ready]) -> dict[str, float]:
     """The fastest time of each engine over a few rounds, taken in turns so that other load hits all engines alike.
 
     A long training gets more rounds, for up to a quarter of a percent of its time.
@@ -205,10 +175,10 @@ def _raced(ready: dict[str, _Ready], iterations: int) -> dict[str, float]:
     quick, began = [name for name, one in ready.items() if one.first <= LONG], time.perf_counter()
     taken: dict[str, list[float]] = {name: [] for name in quick}
     while quick and (done := len(taken[quick[0]])) < ROUNDS[1]:
-        if done >= ROUNDS[0] and time.perf_counter() - began > 0.0025 * iterations * min(map(min, taken.values())):
+        if done >= ROUNDS[0] and time.perf_counter() - began > 0.0025 * race.iterations * min(map(min, taken.values())):
             break
         for name in quick:
-            taken[name].append(timed(ready[name].entrant.compute)[1])
+            taken[name].append(timed(ready[name].entrant.compute, race.device)[1])
     return {name: one.first for name, one in ready.items()} | {name: min(each) for name, each in taken.items()}
 
 
@@ -231,12 +201,3 @@ def _worth_compiling(warm: dict[str, float], seconds: dict[str, float], iteratio
 def _check_same(result: Any, reference: Any, tolerance: float) -> None:
     if not relative_difference(result, reference) <= tolerance:
         raise RuntimeError("it gives another result than the loop")
-
-
-def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """The function's result, and the seconds until the device had finished computing it."""
-    start = time.perf_counter()
-    result = function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start

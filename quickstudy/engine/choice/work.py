@@ -26,8 +26,7 @@ class Work:
 
     def gradient(self) -> tuple[Tensor, Theta]:
         """The mean meta-loss and its gradient in theta; errors as `mapping.meta_gradient`."""
-        way = (self.engine.name, self.chunk, self.precision)
-        return mapping.meta_gradient(self.learner, self.theta, self.episodes, *way)
+        return mapping.meta_gradient(self.learner, self.theta, self.episodes, self.engine, self.chunk, self.precision)
 
     @property
     def tasks(self) -> int:

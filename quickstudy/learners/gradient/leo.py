@@ -16,11 +16,10 @@ from quickstudy.inner.adjoints import ALONG_THE_PATH, Adjoint, adjoint_of, with_
 from quickstudy.inner.descent import check_inner_loop, check_steps, descend
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways, Width
 from quickstudy.learners.parts.distance import class_means
+from quickstudy.learners.parts.encoding import features, known_statistics
 from quickstudy.learners.parts.gaussian import Gaussian
 from quickstudy.learners.parts.gaussian import divergence as divergence_of
-from quickstudy.learners.parts.sets import features
-from quickstudy.nn.parameters import beside, own, parameters, part
-from quickstudy.nn.statistics import statistics
+from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "leo."  # prefix in theta of everything but the encoder's parameters
 
@@ -125,7 +124,7 @@ class LEO(Learner):
 
     def adapt(self, theta: Theta, support: Batch) -> Classifier:
         path = self._descend(part(theta, PREFIX), self._features(theta, support.x), support.y, Noise())
-        return Classifier(path.weights, self._statistics(theta, support.x))
+        return Classifier(path.weights, known_statistics(self.encoder, theta, support.x))
 
     def predict(self, theta: Theta, phi: Classifier, x: Tensor) -> Tensor:
         return self._features(theta, x, phi.statistics) @ phi.weights.T
@@ -133,7 +132,7 @@ class LEO(Learner):
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         (x, y), (xq, yq) = episode
         parts = part(theta, PREFIX)
-        z, zq = self._features(theta, x), self._features(theta, xq, self._statistics(theta, x))
+        z, zq = self._features(theta, x), self._features(theta, xq, known_statistics(self.encoder, theta, x))
         path = self._descend(parts, F.dropout(z, self.dropout), y, self._noise(z))
         penalties = (
             self.kl * divergence(path.code)
@@ -150,9 +149,6 @@ class LEO(Learner):
     def _features(self, theta: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
         """Features [n, width], each scaled to length one. `known` are the support set's statistics."""
         return F.normalize(features(self.encoder, self.width, theta, x, known), dim=1)
-
-    def _statistics(self, theta: Theta, x: Tensor) -> Theta:
-        return statistics(self.encoder, own(self.encoder, theta), x)
 
     def _noise(self, like: Tensor) -> Noise:
         if not self.sample:

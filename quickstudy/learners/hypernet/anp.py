@@ -25,10 +25,10 @@ from quickstudy.learners.hypernet.process import (
     networks,
     std_factor,
 )
+from quickstudy.learners.parts.encoding import features, known_statistics
 from quickstudy.learners.parts.gaussian import Gaussian, divergence, moments, negative_log_likelihood
-from quickstudy.learners.parts.sets import applied, attend, attention, features, joined, members, perceptron, set_means
-from quickstudy.nn.parameters import beside, own, parameters, part
-from quickstudy.nn.statistics import statistics
+from quickstudy.learners.parts.sets import applied, attend, attention, joined, members, perceptron, set_means
+from quickstudy.nn.parameters import beside, parameters, part
 
 
 class Memory(NamedTuple):
@@ -136,7 +136,7 @@ class ANP(Learner):
         for i in range(self.self_attention):
             values = values + attend(parts, f"self.{i}", values, values, values, anywhere, self.heads)[0]
             values = values + applied(parts, f"self.{i}.mlp", values)
-        known = statistics(self.encoder, own(self.encoder, theta), support.x)
+        known = known_statistics(self.encoder, theta, support.x)
         return Memory(applied(parts, "keys", e), values, found, codes, known, std_factor(self.std_factors, support))
 
     def predict(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class ANP(Learner):
         found = kept(y, self.ways, self.fewest, e)
         pairs, apart, codes = self._pairs(e, y), e.new_zeros(()), e.new_zeros(1, 0)
         if self.latent:
-            known = statistics(self.encoder, own(self.encoder, theta), x)
+            known = known_statistics(self.encoder, theta, x)
             more = self._pairs(features(self.encoder, self.width, theta, xq, known), yq)
             prior = latent(parts, pairs, found)
             posterior = latent(parts, torch.cat([pairs, more]), torch.cat([found, found.new_ones(1, len(yq))], 1))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Encoder, Episode, Learner, NotAnOption, Theta, Ways, Width
-from quickstudy.learners.parts.sets import applied, checked_features, members, perceptron, set_means
+from quickstudy.learners.parts.encoding import checked_features
+from quickstudy.learners.parts.sets import applied, members, perceptron, set_means
 from quickstudy.nn.film import conditioned_layers, film, width_of
 from quickstudy.nn.model import Change, call
 from quickstudy.nn.parameters import beside, own, parameters, part
@@ -99,7 +100,8 @@ class CNAPs(Learner):
         encoder, inside = self.encoder, own(self.encoder, theta)
         if self.set_encoder is not None:
             encoder, inside = self.set_encoder, own(self.set_encoder, part(theta, SET))
-        return applied(part(theta, PREFIX), "task", self._checked(call(encoder, inside, support.x))).mean(0)
+        found = checked_features(call(encoder, inside, support.x), self.width)
+        return applied(part(theta, PREFIX), "task", found).mean(0)
 
     def adapt(self, theta: Theta, support: Batch) -> Adapted:
         parts, z = part(theta, PREFIX), self.embed(theta, support)
@@ -122,9 +124,7 @@ class CNAPs(Learner):
 
     def _features(self, theta: Theta, films: Theta, x: Tensor, known: Theta | None = None) -> Tensor:
         """f_z [n, width]. `known` are the support set's statistics."""
-        return self._checked(call(self.encoder, own(self.encoder, theta) | (known or {}), x, after=_after(films)))
-
-    def _checked(self, found: Tensor) -> Tensor:
+        found = call(self.encoder, own(self.encoder, theta) | (known or {}), x, after=_after(films))
         return checked_features(found, self.width)
 
 

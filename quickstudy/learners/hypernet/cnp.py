@@ -20,10 +20,10 @@ from quickstudy.learners.hypernet.process import (
     networks,
     std_factor,
 )
+from quickstudy.learners.parts.encoding import features, known_statistics
 from quickstudy.learners.parts.gaussian import Gaussian, negative_log_likelihood
-from quickstudy.learners.parts.sets import applied, features, joined, set_means
-from quickstudy.nn.parameters import beside, own, parameters, part
-from quickstudy.nn.statistics import statistics
+from quickstudy.learners.parts.sets import applied, joined, set_means
+from quickstudy.nn.parameters import beside, parameters, part
 
 
 class Representation(NamedTuple):
@@ -92,7 +92,7 @@ class CNP(Learner):
         found = kept(support.y, self.ways, fewest, e)
         pairs = e if self.ways else joined(e, support.y / self.y_scale)
         sets = set_means(applied(part(theta, PREFIX), "pairs", pairs), found)
-        known = statistics(self.encoder, own(self.encoder, theta), support.x)
+        known = known_statistics(self.encoder, theta, support.x)
         return Representation(sets, known, std_factor(self.std_factors, support))
 
     def predict(self, theta: Theta, phi: Representation, x: Tensor) -> Tensor:

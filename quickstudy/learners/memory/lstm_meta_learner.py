@@ -15,6 +15,7 @@ from quickstudy.errors import ConfigError
 from quickstudy.inner.derivatives import value_and_gradient
 from quickstudy.inner.descent import check_steps
 from quickstudy.learner import Batch, Episode, Learner, Loss, Network, Theta
+from quickstudy.learners.parts.losses import loss_on
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics
@@ -69,14 +70,11 @@ class LSTMMetaLearner(Learner):
         adjoint = "first_order" if self.first_order else "unroll"
         before = {gate: {name: torch.zeros_like(value) for name, value in phi.items()} for gate in GATES}
         for _ in range(self.steps):
-            loss, slope = value_and_gradient(self._support_loss, phi, (support,), adjoint)
-            seen = {n: (*preprocessed(g), *preprocessed(loss), phi[n]) for n, g in slope.items()}
+            loss, gradient = value_and_gradient(loss_on(self.model, self.loss), phi, (support,), adjoint)
+            seen = {n: (*preprocessed(g), *preprocessed(loss), phi[n]) for n, g in gradient.items()}
             before = {k: {n: opened(gates, k, (*seen[n], before[k][n])) for n in phi} for k in GATES}
-            phi = {n: before["forget"][n] * phi[n] - before["input"][n] * slope[n] for n in phi}
+            phi = {n: before["forget"][n] * phi[n] - before["input"][n] * gradient[n] for n in phi}
         return phi | statistics(self.model, phi, support.x)
-
-    def _support_loss(self, phi: Theta, support: Batch) -> Tensor:
-        return self.loss(call(self.model, phi, support.x), support.y)
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         return call(self.model, phi, x)

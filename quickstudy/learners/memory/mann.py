@@ -13,15 +13,8 @@ from torch import Tensor
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Outer, Theta, Ways, Width
-from quickstudy.learners.parts.reading import (
-    as_input,
-    check_objective,
-    check_sizes,
-    delayed,
-    encoded,
-    reading_loss,
-    statistics_of,
-)
+from quickstudy.learners.parts.encoding import features, known_statistics, one_hot
+from quickstudy.learners.parts.reading import check_objective, check_sizes, delayed, reading_loss
 from quickstudy.nn.parameters import beside, parameters, part
 from quickstudy.nn.recurrent import draw, start, step
 
@@ -113,11 +106,11 @@ class MANN(Learner):
     def adapt(self, theta: Theta, support: Batch) -> Reading:
         answers, memory = self._read(theta, support)[1:]
         last = torch.cat([torch.zeros_like(theta[f"{PREFIX}head.bias"])[None], answers])[-1]
-        return Reading(memory, last, statistics_of(self.encoder, theta, support.x))
+        return Reading(memory, last, known_statistics(self.encoder, theta, support.x))
 
     def predict(self, theta: Theta, phi: Reading, x: Tensor) -> Tensor:
         parts = part(theta, PREFIX)
-        u = inputs_to(parts, encoded(self.encoder, theta, x, self.width, phi.statistics), phi.last)
+        u = inputs_to(parts, features(self.encoder, self.width, theta, x, phi.statistics), phi.last)
         return outputs_of(parts, self._step(parts, u, phi.memory))
 
     def stream(self, theta: Theta, batch: Batch) -> Tensor:
@@ -136,9 +129,9 @@ class MANN(Learner):
     def _read(self, theta: Theta, batch: Batch) -> tuple[Tensor, Tensor, Memory]:
         """The outputs [n, ways], the labels as they are read [n, ways], and the memory after them."""
         parts = part(theta, PREFIX)
-        answers = as_input(batch.y, self.ways, parts["gate"])
+        answers = one_hot(batch.y, self.ways, parts["gate"])
         memory, seen = self._empty(parts["gate"]), [parts["head.bias"].new_zeros(0, self.ways)]
-        z = encoded(self.encoder, theta, batch.x, self.width)
+        z = features(self.encoder, self.width, theta, batch.x)
         for u in inputs_to(parts, z, delayed(answers)).unbind():
             memory = self._step(parts, u[None], memory)
             seen.append(outputs_of(parts, memory))

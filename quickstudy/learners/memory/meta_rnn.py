@@ -12,15 +12,8 @@ from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Loss, Outputs, Theta, Ways, Width
-from quickstudy.learners.parts.reading import (
-    as_input,
-    check_objective,
-    check_sizes,
-    delayed,
-    encoded,
-    reading_loss,
-    statistics_of,
-)
+from quickstudy.learners.parts.encoding import features, known_statistics, one_hot
+from quickstudy.learners.parts.reading import check_objective, check_sizes, delayed, reading_loss
 from quickstudy.nn.parameters import beside, parameters, part
 from quickstudy.nn.recurrent import BLOCKS, State, check_cell, draw, start, step
 
@@ -86,11 +79,11 @@ class MetaRNN(Learner):
     def adapt(self, theta: Theta, support: Batch) -> Reading:
         answers, state = self._read(theta, support)[1:]
         last = torch.cat([torch.zeros_like(theta["rnn.label.weight"][:, 0])[None], answers])[-1]
-        return Reading(state, last, statistics_of(self.encoder, theta, support.x))
+        return Reading(state, last, known_statistics(self.encoder, theta, support.x))
 
     def predict(self, theta: Theta, phi: Reading, x: Tensor) -> Tensor:
         parts = part(theta, PREFIX)
-        u = inputs_to(parts, encoded(self.encoder, theta, x, self.width, phi.statistics), phi.last)
+        u = inputs_to(parts, features(self.encoder, self.width, theta, x, phi.statistics), phi.last)
         return outputs_of(parts, self._step(parts, u, phi.state)[0])
 
     def stream(self, theta: Theta, batch: Batch) -> Tensor:
@@ -108,9 +101,10 @@ class MetaRNN(Learner):
     def _read(self, theta: Theta, batch: Batch) -> tuple[Tensor, Tensor, State]:
         """h_1 ... h_n [n, units], the targets as they are read [n, d], and s_n."""
         parts = part(theta, PREFIX)
-        z = encoded(self.encoder, theta, batch.x, self.width)
-        answers = as_input(batch.y, self.ways, parts["label.weight"])
-        state, seen = start(self.cell, self.units, parts["label.weight"]), []
+        z = features(self.encoder, self.width, theta, batch.x)
+        like = parts["label.weight"]
+        answers = batch.y.to(like.dtype) if self.ways is None else one_hot(batch.y, self.ways, like)
+        state, seen = start(self.cell, self.units, like), []
         for u in inputs_to(parts, z, delayed(answers)).unbind():
             state = self._step(parts, u, state)
             seen.append(state[0])

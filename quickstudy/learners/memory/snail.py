@@ -13,14 +13,8 @@ from torch import Generator, Tensor
 from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Length, Theta, Ways, Width
-from quickstudy.learners.parts.reading import (
-    as_input,
-    check_objective,
-    check_sizes,
-    encoded,
-    reading_loss,
-    statistics_of,
-)
+from quickstudy.learners.parts.encoding import features, known_statistics, one_hot
+from quickstudy.learners.parts.reading import check_objective, check_sizes, reading_loss
 from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "snail."  # prefix in theta of everything but the encoder's parameters
@@ -106,10 +100,10 @@ class SNAIL(Learner):
         return beside(parameters(self.encoder), PREFIX, parts | {"head.bias": torch.zeros(self.ways)})
 
     def adapt(self, theta: Theta, support: Batch) -> Reading:
-        return Reading(self._read(theta, support)[1], statistics_of(self.encoder, theta, support.x))
+        return Reading(self._read(theta, support)[1], known_statistics(self.encoder, theta, support.x))
 
     def predict(self, theta: Theta, phi: Reading, x: Tensor) -> Tensor:
-        z = encoded(self.encoder, theta, x, self.width, phi.statistics)
+        z = features(self.encoder, self.width, theta, x, phi.statistics)
         return self._ask(theta, z, phi.seen, torch.full((len(z),), len(phi.seen), device=z.device))
 
     def stream(self, theta: Theta, batch: Batch) -> Tensor:
@@ -122,8 +116,8 @@ class SNAIL(Learner):
 
     def _read(self, theta: Theta, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features [n, width] of the examples, and the outputs of all layers for the examples with their labels."""
-        z = encoded(self.encoder, theta, batch.x, self.width)
-        known = torch.cat([z, as_input(batch.y, self.ways, z)], 1)
+        z = features(self.encoder, self.width, theta, batch.x)
+        known = torch.cat([z, one_hot(batch.y, self.ways, z)], 1)
         return z, self._stack(theta, known, None, torch.arange(len(z), device=z.device))
 
     def _ask(self, theta: Theta, z: Tensor, seen: Tensor, at: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways, Width
 from quickstudy.learners.metric.protonet import Prototypes
-from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, squared_distances, to_nearest
+from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
+from quickstudy.learners.parts.encoding import embedding, known_statistics
 from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "attention."  # prefix in theta of the attention's matrices

@@ -77,9 +77,9 @@ def solve(kernel: Tensor, y: Tensor, steps: int, tolerance: float) -> Point:
 def _start(kernel: Tensor, y: Tensor) -> Point:
     """S = 1 / ways everywhere, and prices above one that solve the first equation."""
     a = y - 1 / y.shape[1]
-    slope = y - kernel @ a
-    level = slope.amin(1) - 1
-    return Point(a, y - a, slope - level[:, None], level)
+    gradient = y - kernel @ a  # of the dual objective, with the sign of ascent
+    level = gradient.amin(1) - 1
+    return Point(a, y - a, gradient - level[:, None], level)
 
 
 def _step(kernel: Tensor, y: Tensor, point: Point, end: float) -> Point:

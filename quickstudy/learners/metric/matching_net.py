@@ -14,7 +14,8 @@ from quickstudy.base import seeds
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways, Width
 from quickstudy.learners.metric.context import in_context, init_context, reading
-from quickstudy.learners.parts.distance import class_means, cosines, embedding, known_statistics, one_hot, to_nearest
+from quickstudy.learners.parts.distance import class_means, cosines, to_nearest
+from quickstudy.learners.parts.encoding import embedding, known_statistics, one_hot
 from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "matchingnet."  # prefix in theta of everything but the encoder's parameters

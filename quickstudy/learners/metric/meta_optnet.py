@@ -15,7 +15,8 @@ from quickstudy.inner.implicit import warn_above
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Theta, Ways
 from quickstudy.learners.metric.crammer_singer import support_vectors
 from quickstudy.learners.metric.ridge import ridge
-from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, one_hot
+from quickstudy.learners.parts.distance import class_means
+from quickstudy.learners.parts.encoding import embedding, known_statistics, one_hot
 from quickstudy.nn.parameters import beside, parameters
 
 HEADS = ("svm", "ridge")

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.learner import Batch, Episode, Learner, Theta, Ways
-from quickstudy.learners.parts.distance import class_means, raw, squared_distances, to_nearest
+from quickstudy.learners.parts.distance import class_means, squared_distances, to_nearest
+from quickstudy.learners.parts.encoding import raw
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from torch import Tensor
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Encoder, Episode, Learner, Loss, Theta, Ways
 from quickstudy.learners.metric.ridge import ridge
-from quickstudy.learners.parts.distance import class_means, embedding, known_statistics, one_hot
+from quickstudy.learners.parts.distance import class_means
+from quickstudy.learners.parts.encoding import embedding, known_statistics, one_hot
 from quickstudy.nn.parameters import beside, parameters, part
 
 PREFIX = "r2d2."  # prefix in theta of everything but the encoder's parameters

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quickstudy.learner import Batch, Episode, Learner, MapEncoder, Relation, Theta, Ways
-from quickstudy.learners.parts.distance import class_means, known_statistics, one_hot
+from quickstudy.learners.parts.distance import class_means
+from quickstudy.learners.parts.encoding import known_statistics, one_hot
 from quickstudy.nn.model import call
 from quickstudy.nn.parameters import beside, own, parameters, part
 from quickstudy.nn.statistics import statistics

@@ -1,42 +1,11 @@
-"""Embeddings, class means and distances, shared by the learners that compare embeddings."""
+"""Class means and distances, shared by the learners that compare embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from quickstudy.base import trees
-from quickstudy.learner import Theta
-from quickstudy.nn.model import Inputs, call
-from quickstudy.nn.parameters import own
-from quickstudy.nn.statistics import statistics
-
-
-def raw(x: Inputs) -> Tensor:
-    """Inputs as they are, in one vector each [n, d]; the numbers of several tensors side by side."""
-    if isinstance(x, Tensor):
-        return x.flatten(1)
-    parts = [t.reshape(len(t), -1) for t in trees.tensors(x)]
-    floats = [t.dtype for t in parts if t.is_floating_point()]
-    return torch.cat([t.to(floats[0] if floats else torch.get_default_dtype()) for t in parts], 1)
-
-
-def embedding(encoder: nn.Module, theta: Theta, x: Inputs, known: Mapping[str, Tensor] | None = None) -> Tensor:
-    """The encoder's embeddings [n, d] of n inputs. theta may hold more; `known` are the support set's statistics."""
-    return call(encoder, {**own(encoder, theta), **(known or {})}, x).flatten(1)
-
-
-def known_statistics(encoder: nn.Module, theta: Theta, x: Inputs) -> Theta:
-    """The support set's normalisation statistics, empty unless norm="support". theta may hold more."""
-    return statistics(encoder, own(encoder, theta), x)
-
-
-def one_hot(y: Tensor, ways: int, like: Tensor) -> Tensor:
-    """One-hot labels [n, ways] for classes y [n], with the dtype of `like`."""
-    return (y[:, None] == torch.arange(ways, device=y.device)).to(like.dtype)
+from quickstudy.learners.parts.encoding import one_hot
 
 
 def class_means(z: Tensor, y: Tensor, ways: int) -> Tensor:

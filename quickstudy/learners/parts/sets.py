@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from quickstudy.errors import ConfigError
 from quickstudy.learner import Theta
-from quickstudy.nn.model import Inputs, call
-from quickstudy.nn.parameters import own
+from quickstudy.learners.parts.encoding import one_hot
 
 # --- networks in theta -----------------------------------------------------------------------------------------------
 
@@ -46,24 +44,6 @@ def applied(parts: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     return x
 
 
-def features(encoder: nn.Module, width: int, theta: Theta, x: Inputs, known: Theta | None = None) -> Tensor:
-    """The encoder's features [n, width] of n inputs. `known` are the support set's statistics.
-
-    Raises ConfigError where the encoder's output has another shape.
-    """
-    return checked_features(call(encoder, own(encoder, theta) | (known or {}), x), width)
-
-
-def checked_features(found: Tensor, width: int) -> Tensor:
-    """The features, unchanged. Raises ConfigError where they are not [n, width]."""
-    if found.dim() != 2 or found.shape[1] != width:
-        raise ConfigError(
-            f"width={width} promises features [n, {width}], but the encoder gives {list(found.shape)}. Set width to "
-            "what it gives, and end it with nn.Flatten() if that has more dimensions."
-        )
-    return found
-
-
 def joined(*tensors: Tensor) -> Tensor:
     """The tensors, concatenated along the last dimension and broadcast over the others."""
     shape = torch.broadcast_shapes(*(t.shape[:-1] for t in tensors))
@@ -80,7 +60,7 @@ def members(y: Tensor, ways: int | None, like: Tensor) -> Tensor:
     """
     if ways is None:
         return like.new_ones(1, len(y))
-    return (torch.arange(ways, device=y.device)[:, None] == y).to(like.dtype)
+    return one_hot(y, ways, like).T
 
 
 def some(found: Tensor, fewest: int) -> Tensor:
