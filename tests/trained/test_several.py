@@ -195,6 +195,21 @@ def test_features_of_several_inputs():
     assert_close(predictor.predict_proba(x), output.softmax(1), 1e-5)
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["with a theta", "without"])
+def test_features_are_as_precise_as_in_training_whatever_the_inputs_and_the_extractor(name, precision):
+    """The first of the inputs holds whole numbers, and tells nothing of the precision."""
+    learner = {"with a theta": qs.R2D2(nn.Linear(7, 4)), "without": qs.NearestCentroid()}[name]
+    extractor = Mixed(7).to(precision)
+    trained = qs.Trained(learner, learner.init(), extractor=extractor)
+    x, y = examples(6, 0)
+    predictor = trained.adapt(dict(sorted(x.items())), y["class"])
+    assert next(iter(predictor.support.x)) == "kind" and predictor(x).dtype == torch.float32
+    z = extractor(x["values"].to(precision), x["kind"]).detach().float()
+    wanted = qs.Trained(learner, trained.theta).adapt(z, y["class"]).predict_proba(z)
+    assert_close(predictor.predict_proba(x), wanted, 1e-5)
+
+
 # --- a predictor that changes makes a new one ------------------------------------------------------------------------
 
 
