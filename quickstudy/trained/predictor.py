@@ -178,7 +178,10 @@ class Predictor(nn.Module):
         if unknown := [name for name in classes if name not in shown.names]:
             raise DataError(f"no example of the class {unknown[0]!r} was shown; the classes are {self.classes}.")
         gone = set(examples) | {i for i, name in enumerate(shown.names) if name in list(classes)}
-        return self._again(shown.rows([i for i in range(n) if i not in gone]))
+        left = [i for i in range(n) if i not in gone]
+        if not left and not self.learner.from_nothing:
+            raise DataError(f"none of the {n} examples would be left to learn from. Keep at least one.")
+        return self._again(shown.rows(left))
 
     def _kept(self) -> SupportSet:
         if self.support is None:
