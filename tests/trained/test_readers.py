@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import quickstudy as qs
+from quickstudy.base import version as base_version
 from quickstudy.errors import DataError, FileFormatError
+from quickstudy.trained import learner_file
 from quickstudy.trained.inputs import inputs_of, support_of
 from quickstudy.trained.readers.arrays import ARRAYS
 from quickstudy.trained.readers.known import READERS, reader_of
@@ -46,9 +48,37 @@ def test_there_is_a_reader_for_each_kind_of_source_and_no_other():
         ARRAYS.inputs = None  # type: ignore[misc]
 
 
-def test_a_kind_of_a_later_version_is_refused():
-    with pytest.raises(FileFormatError, match=r"of the kind 'sounds', which this Quickstudy does not know.*Upgrade"):
-        reader_of({"kind": "sounds"})
+def sounds() -> qs.Trained:
+    learner = qs.ProtoNet(qs.nn.mlp(2, None, hidden=(3,)), ways=2)
+    return qs.Trained(learner, learner.init(), preprocess={"kind": "sounds"})
+
+
+def test_a_kind_of_a_later_version_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(learner_file, "__version__", "99.1.0")
+    sounds().save(tmp_path / "trained.qs")
+    sounds().adapt(torch.eye(2), ["a", "b"]).save(tmp_path / "predictor.qs")
+    for name in ("trained.qs", "predictor.qs"):
+        with pytest.raises(FileFormatError, match=r"of the kind 'sounds', which .* not know.*99\.1\.0.*upgrade"):
+            qs.load(tmp_path / name)
+
+
+def test_a_kind_of_the_users_own_source_is_read_as_arrays_from_files_too(tmp_path):
+    trained, x = sounds(), torch.eye(2)
+    assert reader_of(trained.preprocess) is ARRAYS
+    wanted = trained.adapt(x, ["a", "b"]).predict_proba(x)
+    trained.save(tmp_path / "sounds.qs")
+    again = qs.load(tmp_path / "sounds.qs")
+    assert again.preprocess == {"kind": "sounds"}
+    assert torch.equal(again.adapt(x, ["a", "b"]).predict_proba(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("version", "later"),
+    [("1.9.1", False), ("1.9.2", False), ("1.10.0", True), ("2.0.0.dev1", True), ("0", False)],
+)
+def test_a_later_version_is_told_by_its_numbers(version, later, monkeypatch):
+    monkeypatch.setattr(base_version, "__version__", "1.9.2")
+    assert base_version.is_later(version) is later
 
 
 @pytest.mark.parametrize("preprocess", [{}, TABLE, TEXT, {"kind": "ratings"}, {"kind": "image"}])
