@@ -14,17 +14,8 @@ from quickstudy.errors import DataError
 from quickstudy.learner import Theta
 from quickstudy.tasks.classes import scaled
 from quickstudy.tasks.features import extract
-from quickstudy.tasks.texts.sentences import Encoder
 from quickstudy.trained.readers.known import reader_of
 from quickstudy.trained.readers.reader import Preprocess
-
-
-def encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None) -> Any:
-    """Rows of a table as numbers [n, d], texts as subword numbers or vectors; tensors and arrays unchanged.
-
-    Raises DataError for rows or texts that do not fit the training data, ConfigError where the encoder is missing.
-    """
-    return reader_of(preprocess).encoded(preprocess, x, text_encoder)
 
 
 def in_units(preprocess: Preprocess, values: Any) -> Any:
