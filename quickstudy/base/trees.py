@@ -30,12 +30,13 @@ def _is_array(value: Any) -> bool:
 def converted(value: Any, change: Callable[[str, Any], Any], place: str = "") -> Any:
     """Raw input with `change(place, array)` for each of its arrays; mappings of any class become dicts.
 
-    `place` says where an array is, such as "['mask']"; it is empty for a single one.
+    Names come in sorted order: for torch, two dicts in different orders are built differently. `place` says where an
+    array is, such as "['mask']"; it is empty for a single one.
     """
     if not is_nested(value):
         return change(place, value)
     if isinstance(value, Mapping):
-        return {name: converted(one, change, f"{place}[{name!r}]") for name, one in value.items()}
+        return {name: converted(value[name], change, f"{place}[{name!r}]") for name in sorted(value, key=str)}
     items = [converted(one, change, f"{place}[{i}]") for i, one in enumerate(value)]
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 

@@ -18,7 +18,7 @@ from quickstudy.evaluation.measures import scope
 from quickstudy.experiments import evaluate_run
 from quickstudy.experiments.request import open_tasks
 from quickstudy.tasks.source import source_of
-from quickstudy.trained import inputs
+from quickstudy.trained.answers import write_answers
 from quickstudy.trained.load import load
 from quickstudy.trained.predictor import Predictor
 from quickstudy.trained.trained import Trained
@@ -27,7 +27,8 @@ from quickstudy.trained.trained import Trained
 def adapt(argv: list[str]) -> None:
     options = parse(AdaptOptions, argv, "adapt")
     trained = evaluate_run.load_run(options.run)
-    x, y = inputs.support_of(trained.preprocess, Path(options.support), trained.tasks.get("ways") is not None)
+    classification = trained.tasks.get("ways") is not None
+    x, y = trained.basis.reader.support(trained.preprocess, Path(options.support), classification)
     if options.reject:
         trained = _scoped(options.run, trained, y)
     predictor = trained.adapt(x, y)
@@ -62,10 +63,11 @@ def predict(argv: list[str]) -> None:
         )
     if not options.inputs:
         raise ConfigError("predict needs something to answer for: quickstudy predict FILE INPUT...")
-    read = [inputs.inputs_of(predictor.preprocess, Path(name)) for name in options.inputs]
+    reader = predictor.basis.reader
+    read = [reader.inputs(predictor.preprocess, Path(name)) for name in options.inputs]
     answers = [answer for x, names in read for answer in _answers(predictor, x, names, options.reject)]
     if options.csv:
-        inputs.write_answers(Path(options.csv), read, answers)
+        write_answers(Path(options.csv), read, answers)
         print(f"answers: {options.csv}")
         return
     if options.json:

@@ -1,9 +1,6 @@
 """Task sources, from which episodes are sampled. Any object with `sample(n, generator) -> Episode` is one.
 
-A source that knows more about its tasks than their examples may have two more methods.
-`facts(n, generator) -> {name: n values}` gives numbers or words about the same tasks that `sample` draws from a
-generator in the same state. `told(generator)` describes one such task for people: the names of its classes, and its
-examples in readable form.
+What else it may declare, with defaults: `quickstudy.tasks.source`.
 """
 
 from quickstudy.tasks.arrays import ArrayTasks, from_arrays

@@ -1,6 +1,6 @@
-"""What a task source is: any object with `sample(n, generator) -> episodes`, and what it may declare beside.
+"""What a task source is: any object with `sample(n, generator) -> episodes`, and what else it may declare.
 
-Everything else has a default, written out in `Source`, so that nobody asks an object for a name of its own accord. The
+All other declarations have defaults, listed in `Source`, so that no other module probes an object for attributes. The
 library wraps what it is given once, `source_of(tasks)`, and reads the declarations from there.
 """
 
@@ -18,7 +18,7 @@ from quickstudy.learner import Learner, Theta
 
 
 class TaskSource(Protocol):
-    """The one method that a task source must have. What else it may have, `Source` says."""
+    """The one method that a task source must have. `Source` lists what else it may have."""
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episodes:
         """n tasks, drawn from the generator: an Episode with a task axis, or a list where sizes differ."""
@@ -102,12 +102,12 @@ class Source:
         return {"name": type(self.tasks).__name__} if own is None else dict(own())
 
     def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """Numbers or words, n values by name, of the very tasks that `sample` draws from such a generator."""
+        """Numbers or words, n values by name, about the tasks that `sample` draws from a generator in the same state."""
         own = self._declared("facts", None)
         return {} if own is None else own(n, generator)
 
     def told(self, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """Of one task: the names of its classes, and its examples as people read them."""
+        """One such task for people: the names of its classes, and its examples in readable form."""
         own = self._declared("told", None)
         return {} if own is None else own(generator)
 

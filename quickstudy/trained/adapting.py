@@ -75,7 +75,7 @@ def one_task(basis: Basis, shown: SupportSet, known: bool = False) -> tuple[Lear
     names, target = _answers(basis, basis.reader.targets(basis.preprocess, shown.y), trees.size(shown.x))
     learner = _for_task(basis.learner, names, shown.transductive)
     with torch.no_grad():
-        support = Batch(as_features(shown.x, basis.extractor), target)
+        support = Batch(as_features(shown.x, basis.extractor, basis.theta), target)
     # New classes may be more than the learner has outputs for; those with `ways` were asked above.
     if not known or not takes(learner, "ways"):
         one = Batch(*(trees.mapped(lambda t: t[None], part) for part in support))

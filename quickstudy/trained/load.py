@@ -11,6 +11,7 @@ from quickstudy.tasks.texts.sentences import opened
 from quickstudy.trained.adapting import Basis, Learned
 from quickstudy.trained.learner_file import build_extractor, build_learner, check_theta
 from quickstudy.trained.predictor import Predictor
+from quickstudy.trained.readers.known import check_kind
 from quickstudy.trained.support import unpack_support
 from quickstudy.trained.trained import Trained
 
@@ -23,13 +24,14 @@ def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) ->
     from the file. `text_encoder` is the function that turned texts into vectors (`qs.tasks.from_text`), if it was your
     own; without it the loaded object takes only vectors.
 
-    Raises FileFormatError for a file that is not what it claims to be and for a missing field. Nothing is ever
-    unpickled.
+    Raises FileFormatError for a file that is not what it claims to be, for a missing field, and for a kind of input
+    that only a later version reads. Nothing is ever unpickled.
     """
     if os.path.isdir(path):
         path = os.path.join(path, "learner.qs")
     kind = files.kind_of(path)
     tensors, header = files.read_tensors(path, "predictor" if kind == "predictor" else "trained")
+    check_kind(path, header["preprocess"], header.get("quickstudy", "0"))
     learner = build_learner(path, header, tensors, fields)
     # safetensors sorts the names. Restore theta's order, because optimizer state is matched to theta by position.
     theta = part(tensors, "theta.")

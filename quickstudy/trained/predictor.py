@@ -57,6 +57,11 @@ class Predictor(nn.Module):
         theta = dict(zip(self.names, values[: self.sizes[0]], strict=True))
         return theta, pytree.tree_unflatten(values[self.sizes[0] :], self.structure)
 
+    def _read(self, x: Any) -> tuple[Theta, Any, Any]:
+        """theta, phi and the inputs as the learner reads them: what its methods are called with."""
+        theta, phi = self._values()
+        return theta, phi, as_features(x, self.extractor, theta)
+
     @property
     def basis(self) -> Basis:
         """What the task was learned with."""
@@ -65,8 +70,7 @@ class Predictor(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """Logits [m, classes] or values [m, d] for m inputs as the learner reads them."""
-        theta, phi = self._values()
-        output = self.learner.predict(theta, phi, as_features(x, self.extractor))
+        output = self.learner.predict(*self._read(x))
         return output if self.classes is None else output[:, : len(self.classes)]
 
     @torch.no_grad()
@@ -97,7 +101,7 @@ class Predictor(nn.Module):
         """
         demand(self.learner, "distance")
         x = self.basis.inputs(x)
-        return self._asked(lambda: self.learner.distance(*self._values(), as_features(x, self.extractor)), x)
+        return self._asked(lambda: self.learner.distance(*self._read(x)), x)
 
     def _reach(self, reject: float) -> float:
         if reject is True:
@@ -124,7 +128,7 @@ class Predictor(nn.Module):
             raise ConfigError(f"level is a probability between 0 and 1, got {level}. For 90 % give 0.9.")
         demand(self.learner, "distribution")
         x = self.basis.inputs(x)
-        mean, std = self._asked(lambda: self.learner.distribution(*self._values(), as_features(x, self.extractor)), x)
+        mean, std = self._asked(lambda: self.learner.distribution(*self._read(x)), x)
         reach = float(ndtri(0.5 + level / 2)) * std
         return in_units(self.preprocess, mean - reach), in_units(self.preprocess, mean + reach)
 
@@ -174,7 +178,10 @@ class Predictor(nn.Module):
         if unknown := [name for name in classes if name not in shown.names]:
             raise DataError(f"no example of the class {unknown[0]!r} was shown; the classes are {self.classes}.")
         gone = set(examples) | {i for i, name in enumerate(shown.names) if name in list(classes)}
-        return self._again(shown.rows([i for i in range(n) if i not in gone]))
+        left = [i for i in range(n) if i not in gone]
+        if not left and not self.learner.from_nothing:
+            raise DataError(f"none of the {n} examples would be left to learn from. Keep at least one.")
+        return self._again(shown.rows(left))
 
     def _kept(self) -> SupportSet:
         if self.support is None:

@@ -14,17 +14,8 @@ from quickstudy.errors import DataError
 from quickstudy.learner import Theta
 from quickstudy.tasks.classes import scaled
 from quickstudy.tasks.features import extract
-from quickstudy.tasks.texts.sentences import Encoder
 from quickstudy.trained.readers.known import reader_of
 from quickstudy.trained.readers.reader import Preprocess
-
-
-def encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None) -> Any:
-    """Rows of a table as numbers [n, d], texts as subword numbers or vectors; tensors and arrays unchanged.
-
-    Raises DataError for rows or texts that do not fit the training data, ConfigError where the encoder is missing.
-    """
-    return reader_of(preprocess).encoded(preprocess, x, text_encoder)
 
 
 def in_units(preprocess: Preprocess, values: Any) -> Any:
@@ -61,8 +52,13 @@ def _tensor(place: str, array: Any) -> Tensor:
 
 def like_theta(values: Tensor, theta: Theta) -> Tensor:
     """The values on theta's device; floats as precise as theta's, other numbers in their own type."""
-    floats = [value.dtype for value in theta.values() if value.is_floating_point()]
-    return values.to(device_of(theta), floats[0] if floats and values.is_floating_point() else values.dtype)
+    precision = _precision(theta) if values.is_floating_point() else None
+    return values.to(device_of(theta), precision or values.dtype)
+
+
+def _precision(theta: Theta) -> torch.dtype | None:
+    """The type of theta's first floats; None where it has none."""
+    return next((value.dtype for value in theta.values() if value.is_floating_point()), None)
 
 
 def as_answers(y: Any) -> Any:
@@ -85,12 +81,12 @@ def _target(place: str, array: Any) -> Tensor:
     return torch.as_tensor(values)
 
 
-def as_features(x: Any, extractor: nn.Module | None) -> Any:
+def as_features(x: Any, extractor: nn.Module | None, theta: Theta) -> Any:
     """The learner's inputs for raw inputs of n examples: the extractor's features, or x itself where there is none.
 
-    Features are on x's device, and in its precision if x holds floats.
+    Features are on theta's device and as precise as theta; for an empty theta in torch's default precision, as
+    `qs.tasks.features` gives them. The inputs do not decide: they may be whole numbers, such as tokens.
     """
     if extractor is None:
         return x
-    z, like = extract(extractor, x), trees.first(x)
-    return z.to(like.device, like.dtype) if like.is_floating_point() else z.to(like.device)
+    return extract(extractor, x).to(device_of(theta), _precision(theta) or torch.get_default_dtype())

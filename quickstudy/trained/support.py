@@ -73,9 +73,14 @@ def pack_support(support: SupportSet, tensors: dict[str, Tensor], module: str) -
 
 def unpack_support(header: Mapping[str, Any], tensors: Mapping[str, Tensor], module: str) -> SupportSet:
     """The support set that `pack_support` packed. Raises FileFormatError where the file lacks a part of it."""
-    x = files.unpack(header["inputs"], tensors, module) if "inputs" in header else tensors["support.x"]
-    y = files.unpack(header["targets"], tensors, module) if "targets" in header else np.array(header["y"])
+    x = _unpacked(header["inputs"], tensors, module) if "inputs" in header else tensors["support.x"]
+    y = _unpacked(header["targets"], tensors, module) if "targets" in header else np.array(header["y"])
     return SupportSet(x, y, header["transductive"])
+
+
+def _unpacked(plain: Any, tensors: Mapping[str, Tensor], module: str) -> Any:
+    """A nested value with its names in order, as `adapt` reads it: earlier versions kept the order of the user."""
+    return trees.converted(files.unpack(plain, tensors, module), lambda place, tensor: tensor)
 
 
 def _storable(tree: Any, module: str) -> Any:

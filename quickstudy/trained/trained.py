@@ -1,4 +1,4 @@
-"""Trained learners, the predictors that they become when adapted to one task, and `load` for the files of both."""
+"""A trained learner: a learner with its meta-parameters, which adapts to tasks."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from quickstudy.episodes import unstack
 from quickstudy.learner import Episode, Learner, Theta
 
 
@@ -32,6 +33,4 @@ class _LearnerModule(nn.Module):
     def forward(self, episode: Episode, batched: bool = False) -> Tensor:
         if not batched:
             return self.learner.meta_loss(self.theta(), episode)
-        from quickstudy.episodes import unstack  # imported here because it imports this module
-
         return torch.stack([self.learner.meta_loss(self.theta(), one) for one in unstack(episode)]).mean()

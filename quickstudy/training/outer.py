@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
 
+from quickstudy.errors import ConfigError, suggest
 from quickstudy.learner import Outer
+
+Part = TypeVar("Part")
+Schedule = Callable[[Optimizer], LRScheduler]
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+SCHEDULES: dict[str, Callable[[int], Schedule | None]] = {  # all iterations -> the schedule; None: a constant rate
+    "constant": lambda iterations: None,
+    "cosine": lambda iterations: lambda optimizer: CosineAnnealingLR(optimizer, iterations),
+    "linear": lambda iterations: lambda optimizer: LinearLR(optimizer, 1.0, 0.0, iterations),
+}
 
 
 def optimizer_of(outer: Outer) -> Callable[[list[Tensor]], Optimizer]:
-    """A function from parameters to the torch optimizer that an `Outer` names."""
-    optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
-    return lambda values: optimizers[outer.optimizer](values, lr=outer.lr)
+    """A function from parameters to the torch optimizer that an `Outer` names.
+
+    Raises ConfigError for an unknown name.
+    """
+    optimizer = _named("optimizer", outer.optimizer, OPTIMIZERS)
+    return lambda values: optimizer(values, lr=outer.lr)  # type: ignore[call-arg]
 
 
-def schedule_of(name: str, iterations: int) -> Callable[[Optimizer], LRScheduler] | None:
+def schedule_of(name: str, iterations: int) -> Schedule | None:
     """A function from an optimizer to its learning-rate schedule; None for a constant learning rate.
 
-    `name`: "cosine" or "linear", which go down to 0 over all iterations; any other name is constant.
+    `name`: "constant"; "cosine" or "linear", which go down to 0 over all iterations. Raises ConfigError for another.
     """
-    if name == "cosine":
-        return lambda optimizer: CosineAnnealingLR(optimizer, iterations)
-    if name == "linear":
-        return lambda optimizer: LinearLR(optimizer, 1.0, 0.0, iterations)
-    return None
+    return _named("schedule", name, SCHEDULES)(iterations)
+
+
+def _named(what: str, name: str, known: Mapping[str, Part]) -> Part:
+    if name not in known:
+        raise ConfigError(f"{what} must be one of {', '.join(known)}; got {name!r}.{suggest(str(name), known)}")
+    return known[name]
 
 
 def described_outer(part: Any, settings: dict[str, Any] | None) -> dict[str, Any] | None:

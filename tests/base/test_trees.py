@@ -89,7 +89,17 @@ def test_conversion_tells_the_place_of_each_array():
         return torch.as_tensor(array)
 
     found = trees.converted({"text": Pair(np.zeros(2), np.ones(2)), "age": [1, 2]}, noted)
-    assert places == ["['text'][0]", "['text'][1]", "['age']"]
+    assert places == ["['age']", "['text'][0]", "['text'][1]"], "names come in order"
     assert isinstance(found["text"], Pair) and found["age"].tolist() == [1, 2]
     trees.converted([1.0, 2.0], noted)
     assert places[-1] == ""
+
+
+def test_the_order_of_names_does_not_tell_two_inputs_apart():
+    def read(value):
+        return trees.converted(value, lambda place, array: torch.as_tensor(array))
+
+    ones, others = read({"b": np.zeros(3), "a": np.ones(3)}), read({"a": np.ones(3), "b": np.zeros(3)})
+    assert trees.sizes(ones) == trees.sizes(others)
+    assert trees.joined([ones, others])["b"].tolist() == [0.0] * 6
+    assert list(read({2: [0.0], "b": [0.0], 1: [0.0]})) == [1, 2, "b"]

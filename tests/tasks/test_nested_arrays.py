@@ -37,6 +37,12 @@ def test_whole_numbers_in_a_dict_keep_their_type():
     }
 
 
+def test_tasks_may_name_their_inputs_in_different_orders():
+    turned = task()
+    turned["support"] = dict(reversed(turned["support"].items()))
+    assert qs.tasks.from_arrays([task(), turned]).sample(3).support.x["tokens"].shape == (3, 4, 5)
+
+
 def test_a_single_array_of_whole_numbers_is_numbers():
     plain = {"support": np.ones((2, 3), dtype=np.int64), "query": np.full((2, 3), 255, dtype=np.uint8)}
     made = qs.tasks.from_arrays([plain | {"support_labels": [0, 1], "query_labels": [0, 1]}]).episodes
@@ -63,7 +69,7 @@ def test_inputs_in_order():
     [
         (
             {"query": {"tokens": np.ones((2, 5)), "mask": np.ones((1, 5))}},
-            r"of 'query' \['tokens'\] has 2 rows, \['mask'\]",
+            r"of 'query' \['mask'\] has 1 rows, \['tokens'\]",
         ),
         ({"support_labels": [0, 1]}, "has 4 support examples and 2 support_labels"),
         ({"query": {"tokens": np.full((2, 5), np.nan)}}, r"'query'\['tokens'\] holds NaN"),
@@ -80,5 +86,7 @@ def test_what_does_not_fit_is_named(changes, message):
 def test_tasks_that_are_not_built_alike_are_named():
     odd = task()
     del odd["support"]["mask"]
-    with pytest.raises(DataError, match=r"task 1: 'support' is \['tokens'\] \(4, 5\)"):
+    with pytest.raises(
+        DataError, match=r"task 1: 'support' is \['pixels'\] \(4, 2\), \['tokens'\] \(4, 5\) \['pixels'\]"
+    ):
         qs.tasks.from_arrays([task(), odd])

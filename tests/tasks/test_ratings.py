@@ -16,7 +16,7 @@ from quickstudy.errors import ConfigError, DataError
 from quickstudy.tasks.tabular.columns import as_words, encode, learn_columns
 from quickstudy.tasks.tabular.factors import Ratings, factorise
 from quickstudy.tasks.tabular.ratings import encode as encode_rows
-from quickstudy.trained import inputs
+from quickstudy.trained.readers.rows import RATINGS
 
 PRIOR = 3.0
 USERS, ITEMS = 30, 12
@@ -310,5 +310,5 @@ def test_a_support_file_of_items_that_nobody_knows_is_refused(tmp_path):
     learned, described = opened(ratings()).preprocess, opened(ratings(), items=films()).preprocess
     pandas.DataFrame({"item": ["tt1"], "rating": [3], "year": [1990]}).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(DataError, match="knew none of these items, such as 'tt1', but others, such as '1000'"):
-        inputs.support_of(learned, tmp_path / "mine.csv", False)
-    assert len(inputs.support_of(described, tmp_path / "mine.csv", False)[1]) == 1
+        RATINGS.support(learned, tmp_path / "mine.csv", False)
+    assert len(RATINGS.support(described, tmp_path / "mine.csv", False)[1]) == 1

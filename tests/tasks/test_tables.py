@@ -397,7 +397,5 @@ def test_support_tables_that_cannot_be_learned_from(tmp_path, change, message):
     frame = table()
     trained, _ = ready(frame)
     change(frame[frame.school == TASKS[0]]).to_csv(tmp_path / "new.csv", index=False)
-    from quickstudy.trained.inputs import support_of
-
     with pytest.raises(DataError, match=message):
-        support_of(trained.preprocess, tmp_path / "new.csv", False)
+        trained.basis.reader.support(trained.preprocess, tmp_path / "new.csv", False)

@@ -117,7 +117,7 @@ def test_inputs_that_do_not_fit_are_named():
     trained, (x, y) = qs.Trained(maml(), maml().init()), examples(6, 0)
     for wrong, message in [
         (x | {"values": x["values"] * torch.inf}, r"x \['values'\] holds NaN or infinity"),
-        (x | {"kind": x["kind"][:5]}, r"\['values'\] has 6 rows, \['kind'\] has 5 rows"),
+        (x | {"kind": x["kind"][:5]}, r"\['kind'\] has 5 rows, \['values'\] has 6 rows"),
         (x | {"kind": [object()] * 6}, r"x\['kind'\] must be a tensor or an array of numbers"),
     ]:
         with pytest.raises(DataError, match=message):
@@ -134,8 +134,7 @@ def test_whole_numbers_keep_their_type_and_floats_are_as_precise_as_theta(inputs
         {n: t.numpy() for n, t in arrays.items()} if isinstance(arrays, dict) else tuple(t.numpy() for t in arrays)
     )
     predictor = trained.adapt(as_numpy, list("aabbcc"))
-    values, kind = trees.tensors(predictor.support.x)
-    assert values.dtype == torch.float64 and kind.dtype == torch.int64
+    assert {t.dtype for t in trees.tensors(predictor.support.x)} == {torch.float64, torch.int64}
     assert torch.equal(predictor.predict_proba(as_numpy), trained.adapt(arrays, list("aabbcc")).predict_proba(arrays))
 
 
@@ -195,6 +194,21 @@ def test_features_of_several_inputs():
     assert_close(predictor.predict_proba(x), output.softmax(1), 1e-5)
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["with a theta", "without"])
+def test_features_are_as_precise_as_in_training_whatever_the_inputs_and_the_extractor(name, precision):
+    """The first of the inputs holds whole numbers, and tells nothing of the precision."""
+    learner = {"with a theta": qs.R2D2(nn.Linear(7, 4)), "without": qs.NearestCentroid()}[name]
+    extractor = Mixed(7).to(precision)
+    trained = qs.Trained(learner, learner.init(), extractor=extractor)
+    x, y = examples(6, 0)
+    predictor = trained.adapt(dict(sorted(x.items())), y["class"])
+    assert next(iter(predictor.support.x)) == "kind" and predictor(x).dtype == torch.float32
+    z = extractor(x["values"].to(precision), x["kind"]).detach().float()
+    wanted = qs.Trained(learner, trained.theta).adapt(z, y["class"]).predict_proba(z)
+    assert_close(predictor.predict_proba(x), wanted, 1e-5)
+
+
 # --- a predictor that changes makes a new one ------------------------------------------------------------------------
 
 
@@ -236,10 +250,35 @@ def test_without_answers_as_one_that_never_saw_them_and_leaves_the_old_one(make)
     assert len(first.support.y) == 8
 
 
+def test_more_examples_may_name_their_inputs_in_another_order(tmp_path):
+    trained, x, y = nested()
+    turned = dict(reversed(x.items()))
+    twice = trained.adapt(trees.joined([x, x]), y + y).predict_proba(x)
+    assert_close(trained.adapt(x, y).updated(turned, y).predict_proba(x), twice, 1e-6)
+    # Earlier versions kept the order of the user, in files too.
+    first = trained.adapt(x, y)
+    first.support = first.support._replace(x={name: first.support.x[name] for name in ("values", "kind")})
+    first.save(tmp_path / "p.qs")
+    again = qs.load(tmp_path / "p.qs", encoder=Mixed(None))
+    assert_close(again.updated(turned, y).predict_proba(x), twice, 1e-6)
+
+
+def test_a_predictor_that_forgets_all_is_refused_unless_it_needs_no_example():
+    """As `adapt` refuses an empty support set."""
+    torch.manual_seed(0)
+    learner, none = qs.MAML(qs.nn.mlp(2, 1, hidden=(4,)), loss=F.mse_loss, lr=0.01, steps=1), qs.CNP(nn.Flatten(), 2)
+    x, y = torch.randn(3, 2), torch.randn(3, 1)
+    with pytest.raises(DataError, match="none of the 3 examples would be left"):
+        qs.Trained(learner, learner.init()).adapt(x, y).without([0, 1, 2])
+    predictor = qs.Trained(none, none.init()).adapt(x, y)
+    wanted = qs.Trained(none, predictor.basis.theta).adapt(x[:0], y[:0]).predict(x)
+    assert_close(predictor.without([0, 1, 2]).predict(x), wanted, 1e-6)
+
+
 def test_more_examples_that_are_not_built_alike_are_refused():
     trained, x, y = nested()
     predictor = trained.adapt(x, y)
-    with pytest.raises(DataError, match=r"so far are x \['values'\] \(8, 4\), \['kind'\] \(8,\), y \[8\]"):
+    with pytest.raises(DataError, match=r"so far are x \['kind'\] \(8,\), \['values'\] \(8, 4\), y \[8\]"):
         predictor.updated({"values": x["values"]}, y)
     with pytest.raises(DataError, match="so far are"):
         predictor.updated(x, {"class": np.zeros(8, dtype=int)})

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from problems import clusters
 
 import quickstudy as qs
+from quickstudy.errors import ConfigError
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.training import session
 from quickstudy.training.checkpoint import read_metrics
+from quickstudy.training.outer import optimizer_of, schedule_of
 
 QUIET = {"engine": "loop", "progress": False}
 
@@ -85,6 +87,14 @@ def test_reptiles_own_outer_loop_is_descent_at_a_rate_that_falls_linearly_to_zer
         theta = {name: value + rate * (phi[name] - value) for name, value in theta.items()}
     trained = qs.train(learner, OneTask(), iterations=3, meta_batch=1, **QUIET)
     torch.testing.assert_close(trained.theta, {n: v.detach() for n, v in theta.items()}, rtol=1e-5, atol=1e-7)
+
+
+def test_a_misspelt_optimizer_or_schedule_is_refused_with_the_nearest_name():
+    assert schedule_of("constant", 10) is None
+    with pytest.raises(ConfigError, match=r"one of constant, cosine, linear; got 'cosin'. Did you mean 'cosine'"):
+        schedule_of("cosin", 10)
+    with pytest.raises(ConfigError, match=r"one of adam, sgd, rmsprop; got 'adm'. Did you mean 'adam'"):
+        optimizer_of(qs.Outer("adm"))
 
 
 SCHEDULES = {

@@ -38,7 +38,7 @@ from quickstudy.evaluation.score import Difference
 from quickstudy.learner import Episode, Learner, Theta, demand
 from quickstudy.tasks.classes import ClassTasks, scaled
 from quickstudy.trained.adapting import SCOPE
-from quickstudy.trained.reading import as_features, as_inputs, encoded
+from quickstudy.trained.reading import as_features
 from quickstudy.trained.trained import Trained
 
 RECALL = 0.95  # share of a task's own queries that should be answered
@@ -114,7 +114,9 @@ def out_of_scope(
     Raises ConfigError for a learner without `distance`, for regression and for fewer than 2 episodes, DataError for too
     few foreign inputs, NonFiniteError where a distance or an output is not finite.
     """
-    inputs = None if foreign is None else _read(trained, foreign)
+    inputs = None
+    if foreign is not None:
+        inputs = as_features(trained.basis.inputs(foreign), trained.extractor, trained.theta)
     one = _begin(trained, tasks, episodes, seed, lambda i, e: _with_foreign(tasks, inputs, seed, i, e))
     halves = (measured.chunk(2, 1) for measured in _of_queries(trained.theta, one, progress))  # own and foreign inputs
     each = [_separated(own.numpy(), rest.numpy(), trained.scope) for own, rest in halves]
@@ -198,11 +200,6 @@ def _with_foreign(tasks: Any, inputs: Tensor | None, seed: int, number: int, epi
 
 def _as_predictor(learner: Learner, tasks: Any) -> Learner:
     return for_test(learner, tasks, transductive=False if is_transductive(learner) else None)
-
-
-def _read(trained: Trained, foreign: Any) -> Tensor:
-    x = as_inputs(encoded(trained.preprocess, foreign, trained.text_encoder), trained.theta)
-    return as_features(x, trained.extractor)
 
 
 def _foreign(tasks: Any, inputs: Tensor | None, n: int, seed: int, episode: int) -> Tensor:

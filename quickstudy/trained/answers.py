@@ -1,4 +1,4 @@
-"""Support sets and inputs from files, as a learner's reader takes them, and answers written to a file."""
+"""Answers written to a file."""
 
 from __future__ import annotations
 
@@ -8,24 +8,12 @@ from typing import Any
 
 from quickstudy.base import files
 from quickstudy.tasks.tabular import columns
-from quickstudy.trained.readers.known import reader_of
-from quickstudy.trained.readers.reader import Preprocess
-
-
-def support_of(preprocess: Preprocess, path: Path, classification: bool) -> tuple[Any, Any]:
-    """Inputs and answers of a support set from a file or a folder. Raises DataError where they cannot be read."""
-    return reader_of(preprocess).support(preprocess, path, classification)
-
-
-def inputs_of(preprocess: Preprocess, path: Path) -> tuple[Any, list[str]]:
-    """Inputs to predict for, from a file or a folder, and a name for each. Raises DataError for unreadable ones."""
-    return reader_of(preprocess).inputs(preprocess, path)
 
 
 def write_answers(path: Path, read: Sequence[tuple[Any, list[str]]], answers: Sequence[Mapping[str, Any]]) -> None:
     """Write a CSV of inputs and answers: the columns of the table, else the inputs' names; predicted; probability.
 
-    `read` holds inputs and names as `inputs_of` returns them. Raises RunError where the file cannot be written.
+    `read` holds inputs and names as a reader's `inputs` returns them. Raises RunError where the file cannot be written.
     """
     pandas = columns.need_pandas()
     asked = [x if isinstance(x, pandas.DataFrame) else pandas.DataFrame({"input": names}) for x, names in read]
