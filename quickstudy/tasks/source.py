@@ -102,7 +102,7 @@ class Source:
         return {"name": type(self.tasks).__name__} if own is None else dict(own())
 
     def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, Any]:
-        """Numbers or words, n values by name, about the tasks that `sample` draws from a generator in the same state."""
+        """Numbers or words, n values by name, of the tasks that `sample` draws from a generator in the same state."""
         own = self._declared("facts", None)
         return {} if own is None else own(n, generator)
 

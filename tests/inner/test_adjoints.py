@@ -17,6 +17,7 @@ from quickstudy.base import seeds
 from quickstudy.engine import agreement, mapping
 from quickstudy.errors import AccuracyWarning, ConfigError
 from quickstudy.inner.adjoints import adjoint_of
+from quickstudy.inner.descent import descend
 from quickstudy.learner import Episode, Learner
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -164,10 +165,8 @@ def test_a_hidden_tensor_is_refused_where_its_derivative_would_be_lost() -> None
 
     for adjoint in EXACT:
         with pytest.raises(ConfigError, match=r"shape \[1\].*neither phi nor `given`"):
-            descent.descend(loss_at, start, lr=0.1, steps=1, adjoint=adjoint)
-        given = descent.descend(
-            lambda p, s: (s * p["w"] ** 2).sum(), start, given=(scale,), lr=0.1, steps=1, adjoint=adjoint
-        )
+            descend(loss_at, start, lr=0.1, steps=1, adjoint=adjoint)
+        given = descend(lambda p, s: (s * p["w"] ** 2).sum(), start, given=(scale,), lr=0.1, steps=1, adjoint=adjoint)
         assert_close(torch.autograd.grad(given["w"].sum(), scale)[0], torch.tensor([-0.4]), 1e-12)
 
 
@@ -217,9 +216,7 @@ def test_the_implicit_adjoint_says_what_it_cannot() -> None:
     with pytest.raises(ConfigError, match="unroll, remat, mixed, first_order; got 'implicit'"):
         qs.MetaSGD(net(), adjoint="implicit")
     with pytest.raises(ConfigError, match="one inner learning rate"):
-        descent.descend(
-            lambda p: p["w"].sum(), {"w": torch.ones(1)}, lr={"w": torch.ones(1)}, steps=1, adjoint="implicit"
-        )
+        descend(lambda p: p["w"].sum(), {"w": torch.ones(1)}, lr={"w": torch.ones(1)}, steps=1, adjoint="implicit")
     episodes = random_episodes(2)
     for rule in ("momentum", "adam"):  # its formula is that of plain descent
         learner = qs.MAML(net(), adjoint="implicit", rule=rule)
@@ -227,7 +224,7 @@ def test_the_implicit_adjoint_says_what_it_cannot() -> None:
             mapping.meta_gradient(learner, learner.init(), episodes)
     steep = {"w": torch.linspace(1, 60, 60, requires_grad=True)}
     with pytest.warns(AccuracyWarning, match="conjugate gradient stopped"):
-        phi = descent.descend(
+        phi = descend(
             lambda p: (torch.logspace(0, 4, 60) * p["w"] ** 2).sum(), steep, lr=0.1, steps=3, adjoint="implicit"
         )
         phi["w"].sum().backward()
@@ -251,15 +248,15 @@ def test_what_the_implicit_derivative_would_leave_out_is_refused(settings: dict,
     """Each of these changes the path, and not the formula: the derivative would be a wrong number in silence."""
     given = {"loss_at": bowl, "lr": 0.1, **settings}
     with pytest.raises(ConfigError, match=why):
-        descent.descend(start={"w": torch.ones(2)}, steps=3, adjoint="implicit", **given)
-    assert descent.descend(start={"w": torch.ones(2)}, steps=3, adjoint="unroll", **given)["w"].isfinite().all()
+        descend(start={"w": torch.ones(2)}, steps=3, adjoint="implicit", **given)
+    assert descend(start={"w": torch.ones(2)}, steps=3, adjoint="unroll", **given)["w"].isfinite().all()
 
 
 def test_a_plain_rule_as_a_value_has_the_implicit_derivative() -> None:
     ends = []
     for rule in ("sgd", inner.sgd()):
         start = {"w": torch.ones(2, requires_grad=True)}
-        descent.descend(bowl, start, lr=0.1, steps=3, adjoint="implicit", rule=rule)["w"].sum().backward()
+        descend(bowl, start, lr=0.1, steps=3, adjoint="implicit", rule=rule)["w"].sum().backward()
         ends.append(start["w"].grad)
     assert torch.equal(*ends)  # type: ignore[arg-type]
     assert_close(ends[0], torch.full((2,), 1 / (1 + 0.1 * 3 * 2)), 1e-6)  # (I + lr K H)^{-1}, H = 2 I
