@@ -24,6 +24,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from quickstudy.base import trees
 from quickstudy.learner import Theta, training
 from quickstudy.nn.conv import Conv2d
+from quickstudy.nn.embedding import Embedding
 from quickstudy.nn.norm import BatchNorm, GroupNorm, LayerNorm
 
 Change = Callable[[Tensor], Tensor]
@@ -189,6 +190,8 @@ def _safe(layer: nn.Module) -> nn.Module:
         return BatchNorm.like(layer)
     if type(layer) is nn.Conv2d:  # not a subclass, which may compute something else
         return Conv2d.like(layer)
+    if type(layer) is nn.Embedding:
+        return Embedding.like(layer)
     if type(layer) is nn.GroupNorm:
         return GroupNorm.like(layer)
     return LayerNorm.like(layer) if type(layer) is nn.LayerNorm else layer
