@@ -275,7 +275,11 @@ OF_PICTURES = [
     Case("nn.MaxPool2d with overlap", _behind(_conv2, lambda: nn.MaxPool2d(3, 1)), pictures),
     Case("nn.MaxPool2d of the inputs", lambda: nn.Sequential(nn.MaxPool2d(3, 1), _conv2()), pictures),
     Case("nn.Upsample, bicubic", _behind(_conv2, lambda: nn.Upsample(scale_factor=1.5, mode="bicubic")), pictures),
-    Case("nn.InstanceNorm2d with running averages", _behind(_conv2, lambda: nn.InstanceNorm2d(4, track_running_stats=True)), pictures),
+    Case(
+        "nn.InstanceNorm2d with running averages",
+        _behind(_conv2, lambda: nn.InstanceNorm2d(4, track_running_stats=True)),
+        pictures,
+    ),
     Case("nn.Fold", _behind(_conv2, lambda: nn.Sequential(nn.Flatten(2), nn.Fold((9, 9), (2, 2)))), pictures),
 ]
 
@@ -310,8 +314,16 @@ OF_SEQUENCES = [
         MultiheadAttention=Attention,
         TransformerEncoderLayer=lambda: nn.TransformerEncoderLayer(WIDTH, 2, 8, 0.0, batch_first=True),
     ),
-    Case("nn.TransformerEncoderLayer with dropout", _behind(_dense, lambda: nn.TransformerEncoderLayer(WIDTH, 2, 8, 0.2, batch_first=True)), sequences),
-    Case("nn.MultiheadAttention with zeros and bias", _behind(_dense, lambda: Attention(add_zero_attn=True, add_bias_kv=True)), sequences),
+    Case(
+        "nn.TransformerEncoderLayer with dropout",
+        _behind(_dense, lambda: nn.TransformerEncoderLayer(WIDTH, 2, 8, 0.2, batch_first=True)),
+        sequences,
+    ),
+    Case(
+        "nn.MultiheadAttention with zeros and bias",
+        _behind(_dense, lambda: Attention(add_zero_attn=True, add_bias_kv=True)),
+        sequences,
+    ),
     Case("nn.MultiheadAttention with a padding mask", Masked, tokens),
 ]
 
@@ -322,7 +334,11 @@ OF_TOKENS = [
     Case("nn.Embedding(scale_grad_by_freq=True)", lambda: nn.Embedding(12, WIDTH, scale_grad_by_freq=True), tokens),
     Case("nn.Embedding(sparse=True)", lambda: nn.Embedding(12, WIDTH, sparse=True), tokens),
     *(
-        Case(f"nn.EmbeddingBag(mode={mode!r}{more})", lambda mode=mode, padding=padding: nn.EmbeddingBag(12, WIDTH, mode=mode, padding_idx=padding), tokens)
+        Case(
+            f"nn.EmbeddingBag(mode={mode!r}{more})",
+            lambda mode=mode, padding=padding: nn.EmbeddingBag(12, WIDTH, mode=mode, padding_idx=padding),
+            tokens,
+        )
         for mode in ("mean", "sum", "max")
         for padding, more in ((None, ""), (0, ", padding_idx=0"))
     ),
@@ -393,12 +409,20 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "tril": lambda h, w: h @ w.tril(),
     "gather": lambda h, w: (h @ w).gather(1, torch.tensor([[0, 0, 3, 3]]).expand(len(h), -1)),
     "gather by rank": lambda h, w: (h @ w).gather(1, h.argsort(1)),
-    "take_along_dim": lambda h, w: torch.take_along_dim(h @ w, h.argsort(1, stable=True), 1),
-    "scatter": lambda h, w: torch.zeros_like(h).scatter(1, torch.tensor([[0, 1, 5, 2]]).expand(len(h), -1), h @ w),
-    "scatter_add of repeats": lambda h, w: torch.zeros_like(h).scatter_add(1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), h @ w),
-    "scatter_reduce, mean": lambda h, w: h.scatter_reduce(1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), h @ w, "mean"),
-    "scatter_reduce, amax": lambda h, w: h.scatter_reduce(1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), torch.relu(h @ w), "amax"),
-    "scatter_reduce, prod": lambda h, w: h.scatter_reduce(1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), h @ w, "prod"),
+    "take_along_dim": lambda h, w: torch.take_along_dim(h @ w, h.argsort(dim=1, stable=True), 1),
+    "scatter": lambda h, w: torch.zeros_like(h).scatter(1, torch.tensor([[0, 1, 5, 2]]).expand(len(h), -1), (h @ w)[:, :4]),
+    "scatter_add of repeats": lambda h, w: torch.zeros_like(h).scatter_add(
+        1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), h @ w
+    ),
+    "scatter_reduce, mean": lambda h, w: h.scatter_reduce(
+        1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), (h @ w)[:, :4], "mean"
+    ),
+    "scatter_reduce, amax": lambda h, w: h.scatter_reduce(
+        1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), torch.relu(h @ w)[:, :4], "amax"
+    ),
+    "scatter_reduce, prod": lambda h, w: h.scatter_reduce(
+        1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), (h @ w)[:, :4], "prod"
+    ),
     "index_select of repeats": lambda h, w: (h @ w).index_select(1, torch.tensor([0, 0, 3])),
     "index_add of repeats": lambda h, w: h.index_add(1, torch.tensor([0, 0, 3]), (h @ w)[:, :3]),
     "index_copy": lambda h, w: h.index_copy(1, torch.tensor([0, 2, 3]), (h @ w)[:, :3]),
@@ -420,7 +444,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "unfold": lambda h, w: (h @ w).unfold(1, 3, 2),
     "as_strided": lambda h, w: (h @ w).as_strided((len(h), 3, 3), (WIDTH, 2, 1)),
     "pad, circular": lambda h, w: F.pad((h @ w)[:, None], (2, 2), mode="circular"),
-    "cat and split": lambda h, w: torch.cat([a * b for a, b in zip((h @ w).split(2, 1), h.split(2, 1), strict=True)], 1),
+    "cat and split": lambda h, w: torch.cat(
+        [a * b for a, b in zip((h @ w).split(2, 1), h.split(2, 1), strict=True)], 1
+    ),
     "grid_sample": _grid,
     "affine_grid": _theta_grid,
     "interpolate, linear": lambda h, w: F.interpolate((h @ w)[:, None], scale_factor=1.5, mode="linear"),
@@ -438,8 +464,12 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "slogdet": lambda h, w: torch.linalg.slogdet(_square(h @ w))[1][:, None],
     "matrix_exp": lambda h, w: torch.linalg.matrix_exp(0.1 * _square(h @ w)),
     "lstsq by pinv": lambda h, w: torch.linalg.pinv(_square(h)) @ w,
-    "triangular_solve": lambda h, w: torch.linalg.solve_triangular(w.tril(-1) + 2 * torch.eye(WIDTH, dtype=w.dtype), h.T, upper=False).T,
-    "softmax of -inf": lambda h, w: (h @ w).masked_fill(torch.eye(len(h), WIDTH, dtype=torch.bool), -torch.inf).softmax(1),
+    "triangular_solve": lambda h, w: (
+        torch.linalg.solve_triangular(w.tril(-1) + 2 * torch.eye(WIDTH, dtype=w.dtype), h.T, upper=False).T
+    ),
+    "softmax of -inf": lambda h, w: (
+        (h @ w).masked_fill(torch.eye(len(h), WIDTH, dtype=torch.bool), -torch.inf).softmax(1)
+    ),
     "gumbel_softmax": lambda h, w: F.gumbel_softmax(h @ w, dim=1),
     "dropout": lambda h, w: F.dropout(h @ w, 0.3, True),
     "bernoulli as a mask": lambda h, w: (h @ w) * torch.bernoulli(torch.full_like(h, 0.5)),
@@ -448,8 +478,12 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "normal_ in place": lambda h, w: h @ w + torch.empty(WIDTH, dtype=h.dtype).normal_(),
     "randperm": lambda h, w: (h @ w)[:, torch.randperm(WIDTH)],
     "multinomial": lambda h, w: w[torch.multinomial(h.detach().softmax(1), 1)[:, 0]] * h,
-    "scaled_dot_product_attention": lambda h, w: F.scaled_dot_product_attention(h[:, None], (h @ w)[:, None], h[:, None]),
-    "attention with dropout": lambda h, w: F.scaled_dot_product_attention(h[None], (h @ w)[None], h[None], dropout_p=0.2)[0],
+    "scaled_dot_product_attention": lambda h, w: F.scaled_dot_product_attention(
+        h[:, None], (h @ w)[:, None], h[:, None]
+    ),
+    "attention with dropout": lambda h, w: F.scaled_dot_product_attention(
+        h[None], (h @ w)[None], h[None], dropout_p=0.2
+    )[0],
     "layer_norm": lambda h, w: F.layer_norm(h, (WIDTH,), w[0], w[1]),
     "batch_norm": lambda h, w: F.batch_norm(h, None, None, w[0], w[1], training=True),
     "group_norm": lambda h, w: F.group_norm(h, 2, w[0], w[1]),
@@ -470,7 +504,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "lerp": lambda h, w: torch.lerp(h, h @ w, torch.sigmoid(h)),
     "nan_to_num": lambda h, w: torch.nan_to_num(h @ w),
     "trapezoid": lambda h, w: torch.trapezoid(h @ w, dim=1)[:, None],
-    "unique rows": lambda h, w: h @ w + h.round().unique(dim=0).sum(),
+    "unique": lambda h, w: h @ w + h.detach().round().unique().sum(),
     "histc": lambda h, w: h @ w + torch.histc(h.detach(), 4, -1, 1).sum(),
     "bucketize": lambda h, w: w[torch.bucketize(h[:, 0].detach(), torch.tensor([-0.5, 0.0, 0.5], dtype=h.dtype))] * h,
 }
@@ -490,18 +524,28 @@ INDEXED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "embedding, max_norm": lambda w, x: F.embedding(x, w, max_norm=1.0),
     "embedding_bag, mean": lambda w, x: F.embedding_bag(x, w),
     "embedding_bag, sum, padding_idx": lambda w, x: F.embedding_bag(x, w, mode="sum", padding_idx=0),
-    "embedding_bag, sum, weighted": lambda w, x: F.embedding_bag(x, w, mode="sum", per_sample_weights=(x > 2).to(w.dtype)),
+    "embedding_bag, sum, weighted": lambda w, x: F.embedding_bag(
+        x, w, mode="sum", per_sample_weights=(x > 2).to(w.dtype)
+    ),
     "embedding_bag, max": lambda w, x: F.embedding_bag(x, w, mode="max"),
     "w[x]": lambda w, x: w[x],
     "index_select": lambda w, x: w.index_select(0, x.reshape(-1)).reshape(*x.shape, -1),
     "one_hot and matmul": lambda w, x: F.one_hot(x, 12).to(w.dtype) @ w,
     "take": lambda w, x: w.take(x),
     "put": lambda w, x: w.put(torch.tensor([3, 3]), w[0, :2], accumulate=True)[x],
-    "segments by index_add": lambda w, x: torch.zeros(12, WIDTH, dtype=w.dtype).index_add(0, x.reshape(-1), w[x].reshape(-1, WIDTH))[x[:, 0]],
+    "segments by index_add": lambda w, x: torch.zeros(12, WIDTH, dtype=w.dtype).index_add(
+        0, x.reshape(-1), w[x].reshape(-1, WIDTH)
+    )[x[:, 0]],
     "segments by scatter_add": lambda w, x: torch.zeros(len(x), 12, dtype=w.dtype).scatter_add(1, x, w[x].sum(-1)),
-    "mean without padding": lambda w, x: (w[x] * (x != 0)[..., None]).sum(1) / (x != 0).sum(1, keepdim=True).clamp(min=1),
-    "softmax without padding": lambda w, x: (w[x].sum(-1).masked_fill(x == 0, -torch.inf).softmax(1)[..., None] * w[x]).sum(1),
-    "packed lengths": lambda w, x: w[x].cumsum(1).gather(1, ((x != 0).sum(1) - 1).clamp(min=0)[:, None, None].expand(-1, 1, WIDTH)),
+    "mean without padding": lambda w, x: (
+        (w[x] * (x != 0)[..., None]).sum(1) / (x != 0).sum(1, keepdim=True).clamp(min=1)
+    ),
+    "softmax without padding": lambda w, x: (
+        w[x].sum(-1).masked_fill(x == 0, -torch.inf).softmax(1)[..., None] * w[x]
+    ).sum(1),
+    "packed lengths": lambda w, x: (
+        w[x].cumsum(1).gather(1, ((x != 0).sum(1) - 1).clamp(min=0)[:, None, None].expand(-1, 1, WIDTH))
+    ),
 }
 
 CASES = (

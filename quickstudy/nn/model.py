@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ from quickstudy.nn.norm import BatchNorm, GroupNorm, LayerNorm
 Change = Callable[[Tensor], Tensor]
 Inputs = Any  # a tensor; a tuple of tensors, the positional arguments; or a dict of tensors, the arguments by name
 _copies = threading.local()
+_noted = threading.local()
 
 
 class _Copy(NamedTuple):
@@ -66,10 +67,30 @@ def call(model: nn.Module, params: Mapping[str, Tensor], x: Inputs, after: Mappi
     try:
         # Use the mathematical attention kernel, because the fused ones have no second derivative.
         with _mathematical_attention, _without_cudnn(own, x):
-            return _logits(functional_call(own.now, {**_left_out(own, params), **params}, args, named))
+            return _logits(_called(own.now, {**_left_out(own, params), **params}, args, named))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _called(module: nn.Module, tensors: Theta, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    written = getattr(_noted, "names", None)
+    if written is None:
+        return functional_call(module, tensors, args, named)
+    before = {name: (value, value._version) for name, value in tensors.items()}
+    output = functional_call(module, tensors, args, named)  # puts what a layer has assigned back into `tensors`
+    written.update(n for n, (value, version) in before.items() if tensors[n] is not value or value._version != version)
+    return output
+
+
+@contextmanager
+def noting_writes() -> Iterator[set[str]]:
+    """Inside the context, the names of tensors that models write to in this thread are added to the set."""
+    _noted.names = set()
+    try:
+        yield _noted.names
+    finally:
+        _noted.names = None
 
 
 def arguments(x: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
