@@ -410,9 +410,11 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gather": lambda h, w: (h @ w).gather(1, torch.tensor([[0, 0, 3, 3]]).expand(len(h), -1)),
     "gather by rank": lambda h, w: (h @ w).gather(1, h.argsort(1)),
     "take_along_dim": lambda h, w: torch.take_along_dim(h @ w, h.argsort(dim=1, stable=True), 1),
-    "scatter": lambda h, w: torch.zeros_like(h).scatter(1, torch.tensor([[0, 1, 5, 2]]).expand(len(h), -1), (h @ w)[:, :4]),
+    "scatter": lambda h, w: torch.zeros_like(h).scatter(
+        1, torch.tensor([[0, 1, 5, 2]]).expand(len(h), -1), (h @ w)[:, :4]
+    ),
     "scatter_add of repeats": lambda h, w: torch.zeros_like(h).scatter_add(
-        1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), h @ w
+        1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), (h @ w)[:, :4]
     ),
     "scatter_reduce, mean": lambda h, w: h.scatter_reduce(
         1, torch.tensor([[0, 0, 5, 5]]).expand(len(h), -1), (h @ w)[:, :4], "mean"

@@ -202,11 +202,12 @@ def with_safe_layers(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None:
-                parent._modules[name] = made.setdefault(child, _safe(child))
-    return _safe(model)
+                parent._modules[name] = made.setdefault(child, safe_layer(child))
+    return safe_layer(model)
 
 
-def _safe(layer: nn.Module) -> nn.Module:
+def safe_layer(layer: nn.Module) -> nn.Module:
+    """Our layer that takes the place of one of torch's, with its parameters; any other layer as it is."""
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
         return BatchNorm.like(layer)
     if type(layer) is nn.Conv2d:  # not a subclass, which may compute something else
