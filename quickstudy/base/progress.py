@@ -9,17 +9,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Update = Callable[[Any, dict[str, Any]], None]
+Update = Callable[[Any, dict[str, Any], float], None]
 
 
 @contextmanager
-def training_bar(iterations: int, done: int, engine: str, shown: bool) -> Iterator[Update]:
-    """A progress bar over the outer loop; call it with each step and its metrics line (empty for most steps).
+def training_bar(iterations: int | None, done: int, engine: str, shown: bool) -> Iterator[Update]:
+    """A progress bar over the outer loop; call it with each step, its metrics line (empty for most steps) and the
+    share of the training that is done.
 
-    `done`: iterations done before, by a resumed run. `shown` False: nothing is printed.
+    `iterations` None: their number follows from the share. `done`: iterations done before, by a resumed run. `shown`
+    False: nothing is printed.
     """
     if not shown:
-        yield lambda step, line: None
+        yield lambda step, line, share: None
         return
     console = Console(stderr=True)
     console.print(f"engine: {engine}", highlight=False, style="dim")
@@ -34,8 +36,8 @@ def training_bar(iterations: int, done: int, engine: str, shown: bool) -> Iterat
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         task = progress.add_task("", total=iterations, completed=done, text="", rate="")
 
-        def update(step: Any, line: dict[str, Any]) -> None:
-            progress.advance(task)
+        def update(step: Any, line: dict[str, Any], share: float) -> None:
+            progress.update(task, advance=1, total=iterations or round(step.iteration / share))
             if line:
                 speed = progress.tasks[0].speed or 0.0
                 progress.update(task, text=_in_words(line), rate=f"{speed:.1f}/s")

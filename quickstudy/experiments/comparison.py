@@ -25,18 +25,21 @@ class Trial:
     seed: int
     score: Score
     iterations: int
-    seconds: float  # seconds of training, without validation
-    curve: tuple[tuple[float, float], ...] = ()  # (seconds of training, score on validation tasks)
+    seconds: float  # of training that count: without validation, and without what other processes took
+    curve: tuple[tuple[float, float], ...] = ()  # (seconds of training that count, score on validation tasks)
+    wall_seconds: float | None = None  # of the same training by the clock on the wall; None: not measured
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("seed", "iterations", "seconds", "curve")}
+        names = ("seed", "iterations", "seconds", "wall_seconds", "curve")
+        plain = {name: getattr(self, name) for name in names}
         return plain | {"score": self.score.to_dict()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Trial:
         """The trial that `to_dict` wrote."""
         curve = tuple((float(x), float(y)) for x, y in plain["curve"])
-        return cls(plain["seed"], Score.from_dict(plain["score"]), plain["iterations"], float(plain["seconds"]), curve)
+        score, wall = Score.from_dict(plain["score"]), plain.get("wall_seconds")
+        return cls(plain["seed"], score, plain["iterations"], float(plain["seconds"]), curve, wall)
 
 
 @dataclass(frozen=True)

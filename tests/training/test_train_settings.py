@@ -23,9 +23,8 @@ from quickstudy.training import TrainSettings, curve
 from quickstudy.training.checkpoint import read_metrics
 
 SETTINGS = {one.name: one for one in dataclasses.fields(TrainSettings)}
-ELSEWHERE = set(
-    ["learner", "tasks", "out", "val", "compile", "optimizer", "scheduler", "resume", "device", "progress", "about"]
-)
+ELSEWHERE = {"learner", "tasks", "out", "val", "compile", "optimizer", "scheduler", "resume", "device", "progress"}
+ELSEWHERE |= {"about", "budget"}
 
 
 def train(metric=None, **options):
