@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from quickstudy.base.words import size
 from quickstudy.evaluation.amount import aligned
-from quickstudy.evaluation.score import Difference, Score, compare, half_width
+from quickstudy.evaluation.score import Difference, Score, compare
 
 FORMER_NAMES = {"dishonest": "calibration_error"}  # of fields of an entry, in files of earlier versions
 
@@ -63,9 +59,8 @@ class Entry:
 
     @property
     def score(self) -> Score:
-        """The score, whose value for each test episode is the mean over seeds."""
-        values = torch.stack([trial.score.values for trial in self.trials]).mean(0)
-        return dataclasses.replace(self.trials[0].score, values=values)
+        """The score over all trainings."""
+        return Score.of_trainings([trial.score for trial in self.trials])
 
     @property
     def spread(self) -> float | None:
@@ -100,14 +95,8 @@ class LearnerComparison:
         return {entry.name: entry for entry in self.entries}[name]
 
     def difference(self, a: Entry, b: Entry) -> Difference:
-        """The paired difference, a minus b. With several seeds its interval includes the spread between seeds."""
-        difference = compare(a.score, b.score)
-        most = max(len(a.trials), len(b.trials))
-        if most == 1:
-            return difference
-        seeds = [one.trials[i % len(one.trials)].score.mean for one in (a, b) for i in range(most)]
-        apart = half_width(torch.tensor(seeds[:most]) - torch.tensor(seeds[most:]))
-        return dataclasses.replace(difference, interval=math.hypot(difference.interval, apart))
+        """The paired difference, a minus b. With several trainings its interval holds their spread."""
+        return compare(a.score, b.score)
 
     def __str__(self) -> str:
         metric = self.entries[0].score.protocol.metric
