@@ -30,7 +30,7 @@ from quickstudy.errors import ConfigError, NonFiniteError, RunError
 from quickstudy.evaluation.metric import Metric, find_metric, named
 from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
-from quickstudy.experiments.comparison import Entry, LearnerComparison, Trial
+from quickstudy.experiments.comparison import MINUTES, SEEDS, Entry, LearnerComparison, Trial
 from quickstudy.experiments.evaluate_run import adaptation_timing
 from quickstudy.experiments.qualities import calibration_error, inductive, unlabelled
 from quickstudy.learner import Learner, networks
@@ -77,9 +77,9 @@ def compare_learners(
     out: str | os.PathLike,
     val: Any = None,
     baselines: Mapping[str, Trained] | None = None,
-    minutes: float = 2.0,
+    minutes: float = MINUTES,
     meta_batch: int = 16,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] = SEEDS,
     episodes: int = 600,
     metric: str | Metric | None = None,
     resume: bool = False,
@@ -93,12 +93,12 @@ def compare_learners(
     train, val, test  task sources; the theta that is best on `val` is tested
     out               folder for comparison.json and a run folder for each training
     baselines         name -> trained object that needs no training, such as `qs.per_task(...)`
-    minutes           of training for each learner and seed, without validation
+    minutes           of training for each learner and seed, without validation, and without what other processes take
     meta_batch        tasks per iteration
-    seeds             one training of each learner for every seed
+    seeds             one training of each learner for every seed. Of one, verdicts hold for these trainings alone
     episodes          test episodes
     metric            what is scored, in validation too: as in `evaluate`
-    resume            continue the same comparison where it was interrupted
+    resume            continue the same comparison where it was interrupted, or with more learners or seeds
     about             plain values to keep among the settings
 
     Learners that diverge are left out, and the reason is in `failed`. Raises ConfigError where the settings make no
@@ -126,9 +126,7 @@ def compare_learners(
             failed[name] = str(error)
     if not entries:
         raise NonFiniteError(f"there is nothing to compare: {'; '.join(f'{n}: {why}' for n, why in failed.items())}")
-    rewards = entries[0].score.metric.higher_is_better
-    best_first = sorted(entries, key=lambda entry: entry.score.mean, reverse=rewards)
-    found = LearnerComparison(tuple(best_first), setup.settings() | {"machine": machine()}, failed)
+    found = LearnerComparison(tuple(entries), setup.settings() | {"machine": machine()}, failed)
     files.write_json(setup.out / FOUND, found.to_dict())
     return found
 
@@ -145,7 +143,9 @@ def _open(setup: Setup) -> None:
     path, now = setup.out / "settings.json", json.loads(json.dumps(setup.settings()))
     if path.exists():
         known = files.read_json(path)
-        if differing := [word for word in now if word != "command" and known.get(word) != now[word]]:
+        more = set(now["seeds"]) >= set(known.get("seeds", ()))
+        free = ("command", "seeds") if more else ("command",)
+        if differing := [word for word in now if word not in free and known.get(word) != now[word]]:
             word = differing[0]
             raise RunError(
                 f"the comparison in {str(setup.out)!r} was made with {word} = {known.get(word)}, now it is {now[word]}."
