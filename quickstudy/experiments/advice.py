@@ -85,7 +85,7 @@ def _accurate(ranked: Sequence[Standing], alone: str) -> Advice:
     ties = [one.entry.name for one in others if one.may_be_best and one.as_good]
     vague = [one.entry.name for one in others if one.may_be_best and not one.as_good]
     tied = f"; {listed(ties)} {_are(ties)} not told apart from it" if ties else ""
-    far = f"; {listed(vague)} {_are(vague)} far behind, but too uncertain to be ruled out" if vague else ""
+    far = f"; {listed(vague)} {_are(vague)} behind, but too uncertain to be ruled out" if vague else ""
     return Advice("Which is most accurate?", best.entry.name, f"{best.entry.score.in_words()}{tied}{far}.{alone}")
 
 
@@ -147,7 +147,7 @@ def _cheapest(question: str, ranked: Sequence[Standing], able: Sequence[Standing
 
 
 def _price(one: Standing, cost: Cost) -> str:
-    vague = ", which is not certain" if one.may_be_best else ""
+    vague = ", which is not certain" if one.may_be_best or not one.loss.decided else ""
     return f"{one.entry.name} takes less, {cost.in_words(one.entry)}, and is {one.loss.in_words()} worse{vague}."
 
 

@@ -97,12 +97,13 @@ def _trained(entry: Entry) -> tuple[str, str]:
 
 
 def _against(one: Standing) -> tuple[str, str]:
-    """The difference from the best with its sign, and whether the two are told apart."""
+    """The difference from the best with its sign, and why it does or does not rule the entry out."""
     sign = -1 if one.entry.score.metric.higher_is_better else 1
     loss = one.loss
     low, high = sorted((sign * loss.low, sign * loss.high))
     signed = dataclasses.replace(loss, mean=sign * loss.mean, low=low, high=high)
-    return words.signed(signed, points=False), "not told apart" if one.may_be_best else ""
+    behind = "" if loss.decided else f"behind {one.beaten_by[0]}" if one.beaten_by else ""
+    return words.signed(signed, points=False), "not told apart" if one.may_be_best else behind
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

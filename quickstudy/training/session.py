@@ -120,7 +120,7 @@ def _run(session: Session, progress: bool) -> None:
     board = events(session.folder if settings.tensorboard else None, state.timing["total"])
     engine = f"{state.engine} ({state.reason})"
     most = None if session.budget else settings.iterations
-    bars = training_bar(most, state.iteration, engine, progress and ranks.first())
+    bars = training_bar(most, session.share, engine, progress and ranks.first())
     with bars as bar, board as show, _interruptible() as interrupted:
         for step in _steps(session, interrupted):
             before = session.share
