@@ -109,7 +109,7 @@ class LearnerComparison:
         iterations, kept = entry.trials[0].iterations, entry.bytes
         costs = [f"{iterations:,}" if iterations else "", f"{1e3 * entry.adapt_seconds:.3g} ms"]
         file = "" if kept is None else size(kept)
-        return (entry.name, score.metric.format(score.mean, score.interval), against, *costs, file)
+        return (entry.name, score.metric.format.between(score.mean, score.low, score.high), against, *costs, file)
 
     def to_dict(self) -> dict[str, Any]:
         entries = [entry.to_dict() for entry in self.entries]
