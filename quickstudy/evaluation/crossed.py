@@ -1,53 +1,64 @@
-"""The mean over trainings and test tasks, which are crossed: every training answers every task."""
+"""What trainings add to the interval of a mean: a random effect that is crossed with the test tasks.
+
+Every one of R trainings answers every one of n tasks, y_ri = mu + a_r + b_i + e_ri. The variance of the mean is
+
+    var(a) / R + var(b) / n + var(e) / (R n),   estimated by   V = u + b - e,   at least b,
+
+    u = var_r(mean_i y) / R       between trainings, R - 1 degrees of freedom
+    b = var_i(mean_r y) / n       between tasks, n - 1 degrees of freedom
+    e = var(residual) / (R n)     which u and b both contain
+
+Searle, Casella, McCulloch: Variance Components, 1992, chapter 4. The half width is t sqrt(V), where t^2 mixes Student's
+quantiles of the parts, t^2 = (u^2 t_u^2 + b^2 t_b^2) / (u^2 + b^2). Cochran mixed quantiles with the variances as
+weights (Biometrics 20, 1964), which is too wide; the degrees of freedom of Satterthwaite (Biometrics Bulletin 2, 1946)
+are too many for two or three trainings. docs/evaluation.md has the coverage of all three.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 from torch import Tensor
 
 
-def mean_of(values: Tensor, confidence: float = 0.95) -> tuple[float, float, float]:
-    """The mean of values [trainings, tasks] with the ends of its interval."""
-    return _interval(float(values.mean()), *_variance(values.mean(0), [values]), confidence)
+class Spread(NamedTuple):
+    """The variance between the trainings of one learner, as a part of the variance of its mean."""
+
+    variance: float  # u
+    shared: float  # e
+    freedom: int
+
+    def scaled(self, slope: float) -> Spread:
+        """The same on a scale with this slope at the mean."""
+        return Spread(self.variance * slope**2, self.shared * slope**2, self.freedom)
 
 
-def difference_of(a: Tensor, b: Tensor, confidence: float = 0.95) -> tuple[float, float, float, float]:
-    """The mean of a [trainings, tasks] minus that of b, with the ends of its interval and its p-value.
+def spread(values: Tensor) -> list[Spread]:
+    """The spread between trainings of values [trainings, tasks]; empty for one training, which shows none."""
+    trainings, tasks = values.shape
+    if trainings < 2 or tasks < 2:
+        return []
+    means, apart = values.mean(1), values - values.mean(1, keepdim=True)
+    residual = (apart - apart.mean(0)).square().sum() / ((trainings - 1) * (tasks - 1))
+    return [Spread(float(means.var()) / trainings, float(residual) / values.numel(), trainings - 1)]
 
-    Tasks are the same on both sides, trainings are not: the first of a has nothing to do with the first of b.
+
+def widened(half: float, variance: float, spreads: Sequence[Spread], alpha: float) -> float:
+    """The half width of an interval over tasks, widened by the spread between trainings.
+
+    half, variance   of the interval over tasks alone, t_b sqrt(b) and b
     """
-    paired = a.mean(0) - b.mean(0)
-    mean, variance, freedom = float(paired.mean()), *_variance(paired, [a, b])
-    return *_interval(mean, variance, freedom, confidence), _p(mean, variance, freedom)
+    total = max(sum(one.variance - one.shared for one in spreads) + variance, variance)
+    squares = sum(one.variance**2 for one in spreads) + variance**2
+    if squares == 0 or not spreads:
+        return half
+    parts = sum((one.variance * quantile(one.freedom, alpha)) ** 2 for one in spreads)
+    return math.sqrt(total * (parts + variance * half**2) / squares)
 
 
-def half_width(values: Tensor, confidence: float = 0.95) -> float:
-    """The half width of Student's t interval for the mean of values [n]; infinite for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return math.inf
-    return float(stdtrit(n - 1, 0.5 + confidence / 2)) * float(values.double().std()) / math.sqrt(n)
-
-
-def _variance(paired: Tensor, sides: list[Tensor]) -> tuple[float, float]:
-    """The variance of a mean, and its degrees of freedom after Satterthwaite."""
-    n = len(paired)
-    if n < 2:
-        return math.inf, 1.0
-    parts = [(float(paired.double().var()) / n, n - 1)]
-    parts += [(float(one.double().mean(1).var()) / len(one), len(one) - 1) for one in sides if len(one) > 1]
-    total = sum(v for v, _ in parts)
-    return total, total**2 / sum(v**2 / k for v, k in parts) if total else n - 1.0
-
-
-def _interval(mean: float, variance: float, freedom: float, confidence: float) -> tuple[float, float, float]:
-    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * math.sqrt(variance)
-    return mean, mean - half, mean + half
-
-
-def _p(mean: float, variance: float, freedom: float) -> float:
-    if variance == 0:
-        return float(mean == 0)
-    return 2 * float(stdtr(freedom, -abs(mean) / math.sqrt(variance)))
+def quantile(freedom: float, alpha: float) -> float:
+    """Student's t that is exceeded, up or down, with probability alpha."""
+    return float(-stdtrit(freedom, alpha / 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from quickstudy.evaluation.metric import Metric, metric_named
@@ -26,7 +27,7 @@ class Difference:
     @property
     def interval(self) -> float:
         """Half the width of the interval; infinite for one task, which has none."""
-        return (self.high - self.low) / 2
+        return (self.high - self.low) / 2 if math.isfinite(self.low) else math.inf
 
     @property
     def decided(self) -> bool:
@@ -42,19 +43,26 @@ class Difference:
         return f"over {a} against {b} trainings"
 
     @property
+    def _size(self) -> tuple[float, float, float]:
+        """Mean and interval without the sign."""
+        return (self.mean, self.low, self.high) if self.mean >= 0 else (-self.mean, -self.high, -self.low)
+
+    @property
     def _metric(self) -> Metric:
         return self.own_metric or metric_named(self.metric)
 
     def in_words(self) -> str:
         """Its size without the sign: '1.2 points ± 0.4', or '0.02 ± 0.01 mean squared error'."""
-        return self._metric.in_words(abs(self.mean), self.interval, points=True)
+        return self._metric.between(*self._size, points=True)
 
     def signed(self, minus: str = "-", points: bool = True) -> str:
         """The difference without the metric's name: '+1.2 points ± 0.4', or '-0.02 ± 0.01'; `points`: with its unit."""
         sign, written = "+" if self.mean >= 0 else minus, self._metric.format
         unit = written if points else dataclasses.replace(written, points="")
-        return f"{sign}{unit(abs(self.mean), self.interval, points=True)}"
+        return f"{sign}{unit.between(*self._size, points=True)}"
 
     def __str__(self) -> str:
+        if math.isinf(self.low):
+            return f"{'+' if self.mean >= 0 else '-'}{self.in_words()}"
         verdict = "decided" if self.decided else "not decided: the interval holds zero"
         return f"{'+' if self.mean >= 0 else '-'}{self.in_words()} (paired, 95 % CI, {self.over}; {verdict})"

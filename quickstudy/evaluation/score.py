@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quickstudy.errors import ConfigError
-from quickstudy.evaluation.crossed import difference_of, half_width, mean_of
+from quickstudy.evaluation.confidence import Interval, half_width, mean_difference, mean_interval
 from quickstudy.evaluation.difference import Difference
 from quickstudy.evaluation.metric import METRICS, Metric, metric_named
 from quickstudy.evaluation.protocol import Protocol, require_equal, require_same
@@ -75,24 +76,29 @@ class Score:
         """The mean over tasks."""
         return float(by_task(self.values, self.tasks).mean())
 
+    @functools.cached_property
+    def ends(self) -> Interval:
+        """The 95 % confidence interval of the mean over tasks and trainings; one task has none."""
+        return mean_interval(self.of_tasks, self.metric.format)
+
     @property
     def low(self) -> float:
-        """The lower end of the 95 % confidence interval of the mean over tasks and trainings."""
-        return mean_of(self.of_tasks)[1]
+        """The lower end of the 95 % confidence interval; minus infinity for one task."""
+        return self.ends.low
 
     @property
     def high(self) -> float:
-        """The upper end of that interval."""
-        return mean_of(self.of_tasks)[2]
+        """The upper end of the 95 % confidence interval; infinity for one task."""
+        return self.ends.high
 
     @property
     def interval(self) -> float:
-        """Half the width of that interval; infinite for one task, which has none."""
-        return (self.high - self.low) / 2
+        """Half the width of the 95 % confidence interval; infinite for one task."""
+        return self.ends.half
 
     def in_words(self) -> str:
-        """The mean with its interval, '97.4 % ± 0.3' or '0.152 ± 0.011 mean squared error'."""
-        return self.metric.in_words(self.mean, self.interval)
+        """The mean with its interval, '97.4 % ± 0.3', '99.9 % (99.6 to 100.0)', '0.152 ± 0.011 mean squared error'."""
+        return self.metric.between(self.mean, self.low, self.high)
 
     def first(self, n: int) -> Score:
         """The score on the first n episodes, without controls."""
@@ -109,7 +115,8 @@ class Score:
         return compare(self.first(len(control.values)), control, allow=("transductive",))
 
     def __str__(self) -> str:
-        over = f"{'95 % CI ' * math.isfinite(self.interval)}over {over_what(len(self.values), self.tasks)}"
+        over = f"{'95 % CI ' * math.isfinite(self.low)}over {over_what(len(self.values), self.tasks)}"
+        over += f" and {len(self.each)} trainings" * (len(self.each) > 1)
         return f"{self.in_words()} ({over}; {self.protocol.describe()})"
 
     __repr__ = __str__  # the default would print hundreds of values
@@ -119,7 +126,7 @@ class Score:
         return {
             "text": str(self),
             "mean": self.mean,
-            "interval": None if math.isinf(self.interval) else self.interval,
+            **{name: _finite(getattr(self, name)) for name in ("interval", "low", "high")},
             "protocol": self.protocol.to_dict(),
             "values": _short(self.values),
             **({} if self.trainings is None else {"trainings": list(map(_short, self.trainings))}),
@@ -145,6 +152,11 @@ class Score:
             json.dump(self.to_dict(), file, indent=1)
 
 
+def _finite(value: float) -> float | None:
+    """None for an infinite value, because JSON has no infinity."""
+    return value if math.isfinite(value) else None
+
+
 def _short(values: Tensor) -> list[float]:
     """Numbers with nine digits, which keeps files small."""
     return [float(f"{v:.9g}") for v in values.tolist()]
@@ -156,11 +168,11 @@ def in_words(mean: float, interval: float, metric: str | Metric, points: bool = 
 
 
 def by_task(values: Tensor, tasks: Sequence[str]) -> Tensor:
-    """The mean of each task's values, sorted by task name; with fewer than two tasks the values themselves.
+    """The mean of each task's values, sorted by task name: [tasks].
 
-    values   [episodes]; `tasks` names the task of each
+    values   [episodes]; `tasks` names the task of each; empty: every episode is its own task
     """
-    if len(set(tasks)) < 2:
+    if not tasks:
         return values
     places = {name: i for i, name in enumerate(sorted(set(tasks)))}
     of = torch.tensor([places[name] for name in tasks])
@@ -182,5 +194,5 @@ def compare(a: Score, b: Score, allow: tuple[str, ...] = ()) -> Difference:
     Raises ProtocolError where the scores were not measured under the same protocol.
     """
     require_same(a.protocol, b.protocol, allow)
-    of = difference_of(a.of_tasks, b.of_tasks)
-    return Difference(*of, a.protocol.metric, (len(a.of_tasks), len(b.of_tasks)), a.own_metric)
+    mean, ends, p = mean_difference(a.of_tasks, b.of_tasks, a.metric.format.width)
+    return Difference(mean, *ends, p, a.protocol.metric, (len(a.each), len(b.each)), a.own_metric)

@@ -141,7 +141,7 @@ class LearnerComparison:
         against = "" if entry is best else self.difference(entry, best).signed(points=False)
         file = "" if entry.bytes is None else size(entry.bytes)
         costs = (*had(entry), f"{1e3 * entry.adapt_seconds:.3g} ms", file)
-        return (entry.name, score.metric.format(score.mean, score.interval), against, *costs)
+        return (entry.name, score.metric.format.between(score.mean, score.low, score.high), against, *costs)
 
     def to_dict(self) -> dict[str, Any]:
         entries = [entry.to_dict() for entry in self.entries]

@@ -16,7 +16,8 @@ vary wildly may be the best for all that the test can say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from quickstudy.evaluation.score import Difference, Score, compare
@@ -58,15 +59,18 @@ def beaten(scores: Sequence[Score]) -> list[list[int]]:
 
     Raises ProtocolError where two of them were not measured under the same protocol.
     """
-    met = [[compare(one, other) for other in scores] for one in scores]
-    return [_beating(i, row, scores[0].metric.sign) for i, row in enumerate(met)]
+    met: dict[tuple[int, int], tuple[float, float]] = {}  # how far one is ahead of another, and the p-value
+    for i, j in itertools.combinations(range(len(scores)), 2):
+        difference = compare(scores[i], scores[j])
+        ahead = scores[i].metric.sign * difference.mean
+        met[i, j], met[j, i] = (ahead, difference.p), (-ahead, difference.p)
+    return [_beating({j: met[i, j] for j in range(len(scores)) if j != i}) for i in range(len(scores))]
 
 
-def _beating(i: int, met: Sequence[Difference], sign: int) -> list[int]:
-    """Who beats score i, by its differences from all scores."""
-    others = [j for j in range(len(met)) if j != i]
-    adjusted = holm([met[j].p for j in others])
-    return [j for j, p in zip(others, adjusted, strict=True) if p <= LEVEL and sign * met[j].mean < 0]
+def _beating(met: Mapping[int, tuple[float, float]]) -> list[int]:
+    """Who beats a score, of those that it met: place -> how far it is ahead, and the p-value."""
+    adjusted = holm([p for _, p in met.values()])
+    return [j for (j, (ahead, _)), p in zip(met.items(), adjusted, strict=True) if ahead < 0 and p <= LEVEL]
 
 
 def holm(p: Sequence[float]) -> list[float]:

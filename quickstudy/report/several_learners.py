@@ -143,7 +143,13 @@ def _cost(comparison: LearnerComparison, heading: str, label: str, costs: Mappin
     best = comparison.entries[0].score
     unit, most = best.metric.format.times, math.inf if best.metric.higher_is_better else FAR * abs(best.mean)
     shown = [
-        Point(costs[e.name], unit * e.score.mean, unit * e.score.interval, str(i), "s1" if e.meta else "muted")
+        Point(
+            costs[e.name],
+            unit * e.score.mean,
+            (unit * e.score.low, unit * e.score.high),
+            str(i),
+            "s1" if e.meta else "muted",
+        )
         for i, e in enumerate(comparison.entries, 1)
         if e.name in costs and e.score.mean <= most
     ]

@@ -92,4 +92,5 @@ def _validation_score(session: Session) -> dict[str, float]:
         asked = {"episodes": settings.val_episodes, "seed": seed, "engine": engine, "metric": settings.metric}
         score = evaluate(session.trained, session.val, **asked)
     state.remember(score.metric.sign * score.mean)
-    return {"val": score.mean, "val_interval": score.interval}
+    ends = {"val_interval": score.interval, "val_low": score.low, "val_high": score.high}
+    return {"val": score.mean} | ends

@@ -89,7 +89,7 @@ def test_one_score_has_no_interval_and_equal_scores_an_empty_one():
 def test_a_score_prints_its_percentage_first():
     score = score_of([0.96, 0.98, 1.0, 0.94])
     assert str(score).split()[0] == "97.0" and float(str(score).split()[0]) == pytest.approx(100 * score.mean)
-    assert str(score) == "97.0 % ± 4.1 (95 % CI over 4 episodes; 5-way 1-shot, no norm)"
+    assert str(score) == "97.0 % (88.7 to 99.3) (95 % CI over 4 episodes; 5-way 1-shot, no norm)"
     assert repr(score) == str(score)
 
 
@@ -101,7 +101,7 @@ def test_an_error_prints_its_value_first():
 
 def test_mean_and_interval_by_hand():
     values = [0.2, 0.4, 0.9]
-    score = score_of(values)
+    score = score_of(values, metric="reward")
     assert score.mean == pytest.approx(0.5)
     # Student's 0.975 quantile with two degrees of freedom is 4.303.
     assert score.interval == pytest.approx(4.30265 * np.std(values, ddof=1) / math.sqrt(3), rel=1e-5)

@@ -70,19 +70,22 @@ def test_holm_rejects_falsely_in_at_most_five_percent_of_families() -> None:
 # --- under the null --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("between", [0.005, 0.02])
-@pytest.mark.parametrize(("learners", "baselines"), [(2, 1), (3, 3), (10, 1)])
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_it_pays_falsely_in_at_most_five_percent(seeds: int, learners: int, baselines: int, between: float) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "learners", "baselines", "between", "n"),
+    [(3, 2, 1, 0.02, 150), (5, 2, 1, 0.005, 150), (3, 3, 3, 0.02, 60), (3, 10, 1, 0.02, 50), (5, 10, 1, 0.005, 50)],
+)
+def test_it_pays_falsely_in_at_most_five_percent(
+    seeds: int, learners: int, baselines: int, between: float, n: int
+) -> None:
     """All are equally good: the best of ten learners must not beat the baseline by being picked."""
-    random, n = np.random.default_rng(seeds + learners), 300 if learners < 10 else 150
+    random = np.random.default_rng(seeds + learners)
     metas = [True] * learners + [False] * baselines
     told = [pays(drawn(random, [0.7] * len(metas), metas, seeds, between)) for _ in range(n)]
     assert told.count("Yes") <= 0.05 * n and told.count("No") <= 0.05 * n
 
 
 def test_against_a_baseline_that_is_not_trained_either() -> None:
-    random, n = np.random.default_rng(0), 300
+    random, n = np.random.default_rng(0), 100
     metas, trained = [True] * 4 + [False] * 2, [True] * 4 + [False] * 2
     truths = [0.7] * 5 + [0.3]
     told = [pays(drawn(random, truths, metas, 3, 0.02, trained)) for _ in range(n)]
@@ -100,8 +103,8 @@ def test_one_training_says_nothing_beyond_itself(learners: int) -> None:
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_trainings_that_do_not_differ_are_told_apart_falsely_in_at_most_five_percent(seeds: int) -> None:
-    random, n = np.random.default_rng(seeds), 300
-    found = [drawn(random, [0.7] * 6, [True] * 5 + [False], seeds, 0.0) for _ in range(n)]
+    random, n = np.random.default_rng(seeds), 100
+    found = [drawn(random, [0.7] * 4, [True] * 3 + [False], seeds, 0.0) for _ in range(n)]
     assert sum(pays(one).endswith(("Yes", "yes")) for one in found) <= 0.05 * n
     best = [next(one for one in standings(each) if one.entry.name == "learner0") for each in found]
     assert sum(not one.may_be_best for one in best) <= 0.05 * n
@@ -114,14 +117,14 @@ def test_trainings_that_do_not_differ_are_told_apart_falsely_in_at_most_five_per
     ("truths", "seeds", "between", "least"),
     [
         ([0.75, 0.70], 3, 0.005, 0.95),
-        ([0.75, 0.70], 5, 0.015, 0.9),
-        ([0.75, 0.70, 0.70, 0.65, 0.70, 0.70], 5, 0.01, 0.9),
-        ([0.75] * 5 + [0.70], 3, 0.01, 0.8),
-        ([0.75] * 10 + [0.70], 5, 0.01, 0.95),
+        ([0.75, 0.70], 5, 0.015, 0.7),
+        ([0.75, 0.70, 0.70, 0.65, 0.70, 0.70], 5, 0.01, 0.7),
+        ([0.75] * 5 + [0.70], 3, 0.01, 0.6),
+        ([0.75] * 8 + [0.70], 5, 0.01, 0.9),
     ],
 )
 def test_five_points_are_found(truths: list[float], seeds: int, between: float, least: float) -> None:
-    random, n = np.random.default_rng(3), 100
+    random, n = np.random.default_rng(3), 30
     metas = [True] * (len(truths) - 1) + [False]
     told = [pays(drawn(random, truths, metas, seeds, between)) for _ in range(n)]
     assert told.count("Yes") >= least * n and not told.count("No")
@@ -129,7 +132,7 @@ def test_five_points_are_found(truths: list[float], seeds: int, between: float, 
 
 def test_baselines_far_behind_cost_no_power() -> None:
     """Holm's steps: they are told apart first, and what is left is hardly multiplied."""
-    truths, random, n = [0.75, 0.70] + [0.3] * 8, np.random.default_rng(4), 60
+    truths, random, n = [0.75, 0.70] + [0.3] * 8, np.random.default_rng(4), 20
     found = [drawn(random, truths, [True] + [False] * 9, 3, 0.005) for _ in range(n)]
     assert sum(pays(one) == "Yes" for one in found) >= 0.9 * n
 
@@ -164,7 +167,7 @@ def _with_costs(one: Entry, random: np.random.Generator) -> Entry:
 @pytest.fixture(scope="module")
 def many() -> list[LearnerComparison]:
     random = np.random.default_rng(7)
-    return [arbitrary(random) for _ in range(150)]
+    return [arbitrary(random) for _ in range(100)]
 
 
 def by_question(found: LearnerComparison) -> dict[str, Advice]:
@@ -233,7 +236,7 @@ def test_who_is_believed_is_as_good_and_close(many: list[LearnerComparison]) -> 
             assert found[name].calibration_error <= BELIEVED and found[name] in as_good(found)  # type: ignore[operator]
         else:
             assert all((one.calibration_error or 1.0) > BELIEVED for one in as_good(found))
-    assert 20 < chosen < 130
+    assert 20 < chosen < 90
 
 
 def test_verdicts_do_not_depend_on_the_order_of_the_learners(many: list[LearnerComparison]) -> None:

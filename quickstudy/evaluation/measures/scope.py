@@ -31,7 +31,7 @@ from quickstudy.engine.fitting import for_test, is_transductive
 from quickstudy.episodes import Episodes, is_classification
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation.amount import Amount, aligned
-from quickstudy.evaluation.crossed import difference_of
+from quickstudy.evaluation.confidence import mean_difference
 from quickstudy.evaluation.difference import Difference
 from quickstudy.evaluation.metric import PERCENT
 from quickstudy.evaluation.passes import Arrange, Pass, begin, chosen_engine, protocol_of, results
@@ -82,7 +82,7 @@ class OutOfScope:
 
 
 def _percent(amount: Amount) -> str:
-    return PERCENT(*amount)
+    return amount.in_words(PERCENT)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -241,12 +241,13 @@ def _separated(own: np.ndarray, foreign: np.ndarray, scope: float | None) -> tup
 
 def _amounts(values: Sequence[Sequence[float]]) -> list[Amount]:
     """values[episode][k] -> an amount for each k."""
-    return [Amount.of(one) for one in torch.tensor(values, dtype=torch.float64).unbind(1)]
+    return [Amount.of(one, PERCENT) for one in torch.tensor(values, dtype=torch.float64).unbind(1)]
 
 
 def _gain(values: Sequence[Sequence[float]]) -> Difference:
     gain = torch.tensor(values, dtype=torch.float64).T
-    return Difference(*difference_of(gain, torch.zeros_like(gain)), "accuracy")
+    mean, ends, p = mean_difference(gain, torch.zeros_like(gain), PERCENT.width)
+    return Difference(mean, *ends, p, "accuracy")
 
 
 def auroc(own: np.ndarray, foreign: np.ndarray) -> float:
