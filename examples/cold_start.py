@@ -22,12 +22,15 @@ from sklearn.linear_model import Ridge
 
 import quickstudy as qs
 from quickstudy.base import seeds
+from quickstudy.evaluation.amount import Amount
+from quickstudy.evaluation.metric import ERROR, Format
 from quickstudy.evaluation.score import by_task, half_width
 from quickstudy.evaluation.scoring import tasks_of
 from quickstudy.tasks.tabular.groups import GroupTasks
 
 QUERIES = 10
 FACTORS = 4
+DIGITS = Format(spec=".3f", spread=".3f")
 STRENGTHS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # strengths of the regularisation on a user's own ratings
 MEAN, OFFSET, VECTOR, TREES = 0, 2, slice(3, 3 + FACTORS), -1  # columns of x; this script adds the last one
 
@@ -112,7 +115,7 @@ def main(
             mean, away = by_task(error, users), by_task(values["MAML"] - error, users)
             decided = "" if abs(away.mean()) > half_width(away) else " (not decided)"
             difference = "" if name == "MAML" else f"{away.mean():+.3f} ± {half_width(away):.3f}{decided}"
-            print(f"| {shots} | {name} | {mean.mean():.3f} ± {half_width(mean):.3f} | {difference} |")
+            print(f"| {shots} | {name} | {Amount.of(mean, ERROR).in_words(DIGITS)} | {difference} |")
         print(f"{shots} known: {len(set(users))} test users; lam {lam:g}", file=sys.stderr)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -103,8 +104,8 @@ def table(scores: Mapping[str, qs.Score], against: Sequence[str], each: bool = F
     head = ["method", *tasks, column, *(f"minus {name}, paired" for name in against)]
     lines = [head, ["---"] * len(head)]
     for name, score in scores.items():
-        shown = [restricted(scores, {task})[name] for task in tasks] + [score]
-        means = [_cell(one.mean, one.interval, metric.format) for one in shown]
+        shown = [dataclasses.replace(restricted(scores, {task})[name], tasks=()) for task in tasks] + [score]
+        means = [_cell(one.mean, one.low, one.high, metric.format) for one in shown]
         differences = ["" if other == name else _difference(score, scores[other]) for other in against]
         lines.append([name, *means, *differences])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -114,12 +115,13 @@ def _difference(score: qs.Score, other: qs.Score) -> str:
     """The paired difference as text, with a note where the interval contains zero."""
     difference = qs.compare(score, other)
     undecided = "" if difference.decided else " (not decided)"
-    return _cell(difference.mean, difference.interval, score.metric.format, "+") + undecided
+    return _cell(difference.mean, difference.low, difference.high, score.metric.format, "+") + undecided
 
 
-def _cell(mean: float, interval: float, form: Format, sign: str = "") -> str:
+def _cell(mean: float, low: float, high: float, form: Format, sign: str = "") -> str:
     """A mean with its interval, without its unit: of shares one digit, of others two digits of the interval."""
-    mean, interval = form.times * mean, form.times * interval
+    interval = form.times * (high - low) / 2
     digits = max(0, 1 - math.floor(math.log10(interval))) if 0 < interval < math.inf else 3
     digits = digits if form.largest is None else 1
-    return f"{mean:{sign}.{digits}f} ± {interval:.{digits}f}"
+    written = dataclasses.replace(form, spec=f"{sign}.{digits}f", spread=f".{digits}f", unit="")
+    return written.between(mean, low, high)

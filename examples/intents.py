@@ -21,6 +21,7 @@ from sklearn.preprocessing import normalize
 
 import quickstudy as qs
 from quickstudy.base import seeds
+from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.metric import PERCENT
 from quickstudy.evaluation.score import half_width
 
@@ -97,7 +98,7 @@ def main(data: Path, reverse: bool = False, iterations: int = 300, episodes: int
 
 def in_percent(values: torch.Tensor) -> str:
     """The mean with its 95 % interval: '75.6 % ± 0.8'."""
-    return PERCENT(float(values.mean()), half_width(values))
+    return Amount.of(values, PERCENT).in_words(PERCENT)
 
 
 if __name__ == "__main__":

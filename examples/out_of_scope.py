@@ -48,9 +48,9 @@ def row(name: str, trained: qs.Trained, tasks: qs.tasks.ClassTasks, foreign: lis
     distance, softmax, gain = found.distance, found.softmax, found.gain
     decided = "" if gain.decided else " (not decided)"
     cells = [f"{tasks.ways}-way {tasks.shots}-shot", "of no intent" if foreign else "other intents", name]
-    cells += [PERCENT(*distance.auroc), PERCENT(*softmax.auroc)]
-    cells += [f"{100 * gain.mean:+.1f} ± {100 * gain.interval:.1f}{decided}"]
-    cells += [PERCENT(*one) for one in (distance.fpr95, softmax.fpr95, found.answered, found.passed) if one]
+    cells += [distance.auroc.in_words(PERCENT), softmax.auroc.in_words(PERCENT)]
+    cells += [gain.signed(points=False) + decided]
+    cells += [one.in_words(PERCENT) for one in (distance.fpr95, softmax.fpr95, found.answered, found.passed) if one]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -90,7 +90,7 @@ def main(data: Path, iterations: int = 600, episodes: int = 400, seed: int = 0) 
 def in_points(difference: qs.Difference) -> str:
     """The difference in points, as '+1.3 ± 0.4', with a note where it is not decided."""
     undecided = "" if difference.decided else " (not decided)"
-    return f"{100 * difference.mean:+.1f} ± {100 * difference.interval:.1f}{undecided}"
+    return difference.signed(points=False) + undecided
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from benchmarks.neural_processes import subjects
 from benchmarks.neural_processes.subjects import TABLES, Subjects
 from benchmarks.provenance import COMMIT
 from quickstudy.base import files
-from quickstudy.evaluation.score import half_width
+from quickstudy.evaluation.amount import Amount
+from quickstudy.evaluation.metric import ERROR, PERCENT, PLAIN
 from quickstudy.evaluation.scoring import sample_blocks
 from quickstudy.experiments.recipes import find_learner
 from quickstudy.training.outer import optimizer_of, schedule_of
@@ -181,8 +182,10 @@ def interpolation(source: Subjects, points: Sequence[int]) -> list[float]:
 
 def over_subjects(values: Tensor, points: Sequence[int]) -> list[dict[str, Any]]:
     """For each number of points, the mean over subjects and its 95 % interval; each subject counts once."""
-    names = [*(f"{100 * level:g} %" for level in LEVELS), "negative log-likelihood", "error", "interpolation"]
+    kinds = {f"{100 * level:g} %": PERCENT for level in LEVELS}
+    kinds |= {"negative log-likelihood": PLAIN, "error": ERROR, "interpolation": ERROR}
     return [
-        {"points": k} | {name: [float(v.mean()), half_width(v)] for name, v in zip(names, values[:, i].T, strict=True)}
+        {"points": k}
+        | {name: Amount.of(v, kinds[name]).to_dict() for name, v in zip(kinds, values[:, i].T, strict=True)}
         for i, k in enumerate(points)
     ]

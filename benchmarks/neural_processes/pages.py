@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from quickstudy.base.machine import in_words as machine_in_words
-from quickstudy.evaluation.measures.intervals import AtSize, Calibration
+from quickstudy.evaluation.measures.intervals import AtSize, Calibration, amount_of
+from quickstudy.evaluation.metric import PERCENT, PLAIN
 
 PROTOCOL = """\
 Sinusoids: 10 support and 20 query points in training, 16 tasks an iteration, Adam, learning rate 0.001 falling to 0 by
@@ -67,14 +68,17 @@ def _of_tasks(one: AtSize, found: Calibration) -> tuple[int, str, str, str, str]
 
 
 def share(value: Any) -> str:
-    return f"{100 * value[0]:.1f} % ± {100 * value[1]:.1f}"
+    return amount_of(value).in_words(PERCENT)
 
 
 def amount(value: Any) -> str:
-    mean, interval = (
-        f"{v:.{digits}g}" if abs(v) < 100 else f"{v:,.0f}" for v, digits in zip(value, (3, 2), strict=True)
-    )
-    return f"{mean} ± {interval}"
+    one = amount_of(value)
+    mean, low, high = (_digits(v, 3) for v in one)
+    return f"{mean} ({low} to {high})" if PLAIN.lopsided(*one) else f"{mean} ± {_digits(one.interval, 2)}"
+
+
+def _digits(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def header(*names: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from benchmarks.reproduce.rows import BEHIND, METRIC_BEHIND
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.evaluation.measures.movement import in_words as movement_in_words
 from quickstudy.evaluation.metric import PERCENT
+from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import Score
 
 
@@ -60,22 +61,32 @@ def table(result: dict[str, Any]) -> str:
 
 def over_steps(rows: list[dict[str, Any]]) -> list[str]:
     """A short table: one line per row with its score at each number of inner steps, where several were tested."""
-    found = {row["name"]: {s["protocol"]["steps"]: s for test in row["scores"] for s in test} for row in rows}
+    scores = {row["name"]: [Score.from_dict(plain) for test in row["scores"] for plain in test] for row in rows}
+    found = {name: {score.protocol.steps: score for score in of} for name, of in scores.items()}
     steps = sorted({k for scores in found.values() if len(scores) > 2 for k in scores})
     if not steps:
         return []
     lines = ["In short, at so many inner steps (a dash: an output was not finite):", ""]
     lines += ["| learner | " + " | ".join(map(str, steps)) + " |", "|---|" + "---|" * len(steps)]
     for name, scores in found.items():
-        cells = [f"{scores[k]['mean']:.3g} ± {scores[k]['interval']:.2g}" if k in scores else "-" for k in steps]
+        cells = [
+            scores[k].metric.format.between(scores[k].mean, *scores[k].ends) if k in scores else "-" for k in steps
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
 def behind(result: dict[str, Any]) -> list[str]:
-    """The reasons why learners score below their family's baseline, for those where the difference is decided."""
-    learner = {row["name"]: row["settings"]["learner"] for row in result["rows"]}
-    lower = [learner[d["row"]] for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
+    """The reasons why learners score below their family's baseline, for those where the difference is decided.
+
+    They were measured on Omniglot and say nothing of other tasks.
+    """
+    if not result["name"].startswith("omniglot"):
+        return []
+    learner = {
+        row["name"]: row["settings"]["learner"] for row in result["rows"] if "settings" in row
+    }  # older lack them
+    lower = [learner.get(d["row"], "") for d in result["paired"] if d["decided"] and d["text"].startswith("-")]
     bar = next((d["baseline"].rsplit("-", 1)[0] for d in result["paired"] if d["decided"]), "")
     why = METRIC_BEHIND if bar == "protonet" else BEHIND
     reasons = [f"- **{name}**: {why[name]}" for name in dict.fromkeys(lower) if name in why]
@@ -109,7 +120,7 @@ def instances(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["", "Accuracy at the n-th instance of a class in a stream, each answered before its label is seen:", ""]
     lines += ["| row | first of the stream | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for name, one in found.items():
-        cells = [PERCENT(*a) for a in (one.first, *one.amounts)]
+        cells = [a.in_words(PERCENT) for a in (one.first, *one.amounts)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
@@ -149,16 +160,22 @@ def layers(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> list[str]:
-    """Mean and standard deviation over training seeds, for rows that differ in their seed alone."""
-    found: dict[str, list[float]] = {}
+    """The score over several trainings, for rows that differ in their training seed alone."""
+    found: dict[tuple[str, Protocol], dict[str, Score]] = {}
     for row in rows:
         for score in (Score.from_dict(plain) for test in row["scores"] for plain in test):
-            found.setdefault(f"{row['name'].split('-seed')[0]} | {score.protocol.describe()}", []).append(score.mean)
-    found = {key: means for key, means in found.items() if len(means) > 1}
-    if not found:
+            # The whole protocol: one training that is tested with 1 query and with 15 is still one training.
+            found.setdefault((row["name"].split("-seed")[0], score.protocol), {})[row["name"]] = score
+    several = {key: list(scores.values()) for key, scores in found.items() if len(scores) > 1}
+    if not several:
         return []
-    lines = ["", "Over training seeds, on the same test tasks:", ""]
-    lines += ["| learner | protocol | mean | standard deviation | seeds |", "|---|---|---|---|---|"]
-    for key, means in found.items():
-        lines.append(f"| {key} | {statistics.mean(means):.3f} | {statistics.stdev(means):.3f} | {len(means)} |")
+    lines = ["", "Over training seeds, on the same test tasks; the interval holds the spread from seed to seed:", ""]
+    lines += [
+        "| learner | protocol | result (95 % CI) | standard deviation of seeds | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for (name, protocol), scores in several.items():
+        apart = scores[0].metric.format.deviation(statistics.stdev(score.mean for score in scores))
+        over = Score.of_trainings(scores).in_words()
+        lines.append(f"| {name} | {protocol.describe()} | {over} | {apart} | {len(scores)} |")
     return lines

@@ -29,6 +29,7 @@ SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")  # CSS variables of the lines, in 
 NAMES = ("ink", "muted", "line", "page", *SERIES)
 STAND_INS = {name: f"#0101{i + 1:02x}" for i, name in enumerate(NAMES)}
 FIGURES = ("png", "svg", "pdf")
+REACH = 4.0  # whiskers end at so many times the largest value of a plot
 LARGEST = 8.3  # rem on a page for an inch of a figure: its text is then a little larger than that of the page
 Draw = Callable[[Mapping[str, str]], Figure]  # a plot: takes the colours by name and draws the figure
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))  # for readers who cannot tell the colours apart
@@ -73,7 +74,7 @@ class Series:
     colour: str = "s1"  # a key of STAND_INS
     dash: int = 0  # index into DASHES
     width: float = 1.8
-    half: Sequence[float] | None = None  # half widths of the 95 % interval
+    ends: Sequence[tuple[float, float]] | None = None  # of the 95 % intervals; infinite where there is none
     marks: bool = False
     ring: float | None = None  # x of the point to highlight with a ring
 
@@ -115,13 +116,25 @@ def line(axes: Axes, one: Series, colours: Mapping[str, str]) -> None:
     colour = colours[one.colour]
     marker = "o" if one.marks or len(one.x) < 3 else ""  # a line of one point would be invisible
     axes.plot(one.x, one.y, color=colour, linestyle=DASHES[one.dash], linewidth=one.width, marker=marker, markersize=4)
-    if one.half is not None:
-        finite = [h if math.isfinite(h) else 0.0 for h in one.half]
-        low, high = ([y + sign * h for y, h in zip(one.y, finite, strict=True)] for sign in (-1, 1))
+    if one.ends is not None:
+        low, high = zip(*whiskers(one.y, one.ends), strict=True)
         axes.fill_between(one.x, low, high, color=colour, alpha=0.18, linewidth=0)
     if one.ring is not None:
         at = list(one.x).index(one.ring)
         axes.plot([one.ring], [one.y[at]], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
+
+
+def whisker(value: float, ends: tuple[float, float]) -> tuple[float, float]:
+    """The ends of an interval as they are drawn: the value itself where there is none."""
+    low, high = ends
+    return low if math.isfinite(low) else value, high if math.isfinite(high) else value
+
+
+def whiskers(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same for several values, at most REACH times the largest: few errors may have an interval of any length."""
+    most = REACH * max(map(abs, values))
+    drawn = (whisker(*each) for each in zip(values, ends, strict=True))
+    return [(max(low, -most), min(high, most)) for low, high in drawn]
 
 
 def panel(width: float, height: float, x_label: str, y_label: str) -> tuple[Figure, Axes]:
@@ -141,7 +154,7 @@ class Bars:
     title: str
     label: str
     values: Sequence[float | None]
-    half: Sequence[float]  # half widths of the 95 % intervals
+    ends: Sequence[tuple[float, float]]  # of the 95 % intervals
     colour: str = "s1"
     whole: float | None = None  # the end of the scale; None: the end of the longest bar
 
@@ -174,7 +187,7 @@ class Point:
 
     x: float
     y: float
-    half: float  # half width of the 95 % interval of y
+    ends: tuple[float, float]  # of the 95 % interval of y
     name: str
     colour: str = "s1"
 
@@ -187,9 +200,16 @@ def points(shown: Sequence[Point], x_label: str, y_label: str) -> Draw:
         axes.set_xscale("log")
         if len(places := {one.x for one in shown}) == 1:  # margins cannot widen a logarithmic axis of one value
             axes.set_xlim(min(places) / 2, 2 * min(places))
-        for one in shown:
-            half = one.half if math.isfinite(one.half) else 0.0
-            axes.errorbar(one.x, one.y, yerr=half, fmt="none", ecolor=colours[one.colour], elinewidth=1.5)
+        reach = whiskers([one.y for one in shown], [one.ends for one in shown])
+        for one, (low, high) in zip(shown, reach, strict=True):
+            axes.errorbar(
+                one.x,
+                one.y,
+                yerr=[[one.y - low], [high - one.y]],
+                fmt="none",
+                ecolor=colours[one.colour],
+                elinewidth=1.5,
+            )
             axes.plot([one.x], [one.y], "o", markersize=7, color=colours[one.colour])
         axes.margins(x=0.12, y=0.15)
         for last, names in _on_one_spot(shown, axes):
@@ -242,13 +262,16 @@ def _bars(names: Sequence[str], panels: Sequence[Bars], colours: Mapping[str, st
 
 
 def _bar_panel(axes: Axes, panel: Bars, colours: Mapping[str, str]) -> None:
-    lengths, half = [v or 0.0 for v in panel.values], [h if math.isfinite(h) else 0.0 for h in panel.half]
-    end = panel.whole or max(v + h for v, h in zip(lengths, half, strict=True)) or 1.0
+    lengths = [v or 0.0 for v in panel.values]
+    ends = whiskers(lengths, panel.ends)
+    end = panel.whole or max(high for _, high in ends) or 1.0
+    ends = [(low, min(high, end)) for low, high in ends]
     places = range(len(lengths))
     axes.barh(places, lengths, height=0.62, color=colours[panel.colour], alpha=0.85)
-    axes.errorbar(lengths, places, xerr=half, fmt="none", ecolor=colours["ink"], elinewidth=1.5)
-    for place, value, h in zip(places, panel.values, half, strict=True):
-        axes.text((value or 0) + h + 0.03 * end, place, _at_bar(value), va="center", fontsize=9)
+    sides = zip(*((v - low, high - v) for v, (low, high) in zip(lengths, ends, strict=True)), strict=True)
+    axes.errorbar(lengths, places, xerr=list(sides), fmt="none", ecolor=colours["ink"], elinewidth=1.5)
+    for place, value, (_, high) in zip(places, panel.values, ends, strict=True):
+        axes.text(high + 0.03 * end, place, _at_bar(value), va="center", fontsize=9)
     axes.set_xlim(0, 1.3 * end)  # leaves room for the number beside the longest bar
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.set_title(panel.title, fontsize=10.5, loc="left")

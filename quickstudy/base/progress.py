@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,36 +11,39 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Update = Callable[[Any, dict[str, Any]], None]
+Update = Callable[[Any, dict[str, Any], float], None]
 
 
 @contextmanager
-def training_bar(iterations: int, done: int, engine: str, shown: bool) -> Iterator[Update]:
-    """A progress bar over the outer loop; call it with each step and its metrics line (empty for most steps).
+def training_bar(iterations: int | None, done: float, engine: str, shown: bool) -> Iterator[Update]:
+    """A progress bar over the outer loop; call it with each step, its metrics line (empty for most steps) and the
+    share of the training that is done.
 
-    `done`: iterations done before, by a resumed run. `shown` False: nothing is printed.
+    `iterations` None: their number is not known before. `done`: the share done before, by a resumed run. `shown` False:
+    nothing is printed.
     """
     if not shown:
-        yield lambda step, line: None
+        yield lambda step, line, share: None
         return
     console = Console(stderr=True)
     console.print(f"engine: {engine}", highlight=False, style="dim")
     columns = (
         TextColumn("training"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
-        task = progress.add_task("", total=iterations, completed=done, text="", rate="")
+        task = progress.add_task("", total=1.0, completed=done, text="", rate="", count="")  # type: ignore[arg-type]
+        most, steps, began = f"/{iterations}" if iterations else "", itertools.count(1), time.monotonic()
 
-        def update(step: Any, line: dict[str, Any]) -> None:
-            progress.advance(task)
+        def update(step: Any, line: dict[str, Any], share: float) -> None:
+            rate = next(steps) / max(time.monotonic() - began, 1e-9)
+            progress.update(task, completed=share, count=f"{step.iteration}{most}")
             if line:
-                speed = progress.tasks[0].speed or 0.0
-                progress.update(task, text=_in_words(line), rate=f"{speed:.1f}/s")
+                progress.update(task, text=_in_words(line), rate=f"{rate:.1f}/s")
 
         yield update
 

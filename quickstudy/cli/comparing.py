@@ -8,11 +8,12 @@ import sys
 from dataclasses import field
 from pathlib import Path
 
+from quickstudy.base.words import plural
 from quickstudy.cli.options import CompareOptions, parse
 from quickstudy.cli.training import device_named, folder_name, kind_named, open_noted, request_of
 from quickstudy.errors import ConfigError
 from quickstudy.experiments import recipes
-from quickstudy.experiments.advice import advise
+from quickstudy.experiments.advice import advise, more_trainings
 from quickstudy.experiments.compare_learners import compare_learners
 from quickstudy.experiments.request import open_tasks
 from quickstudy.learner import Learner
@@ -27,8 +28,8 @@ def compare(argv: list[str]) -> None:
     val, test = (open_tasks(request, split, source_of(train).preprocess) for split in ("val", "test"))
     builders = recipes.builders(learners, kind_named(options.tasks, argv), train, options.network_options())
     print(
-        f"{len(builders) * len(options.seeds)} trainings of {options.minutes:g} minutes, each with tests of some "
-        "minutes more",
+        f"{plural(len(builders), 'learner')}, {plural(len(options.seeds), 'training')} of each, "
+        f"{plural(options.minutes, 'minute')} for each training, and then the tests",
         file=sys.stderr,
     )
     command = f"quickstudy compare {' '.join(word for word in argv if word != '--resume')}"
@@ -46,7 +47,7 @@ def compare(argv: list[str]) -> None:
     from quickstudy.report.writing import write_comparison  # imported late: matplotlib takes a second
 
     print(comparison)
-    print(*advise(comparison), sep="\n")
+    print(*advise(comparison), more_trainings(comparison), sep="\n")
     print(f"report: {write_comparison(comparison, out, png=options.png, csv=options.csv).resolve().as_uri()}")
 
 

@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from quickstudy.base.options import choice, number, switch, word
+from quickstudy.experiments.comparison import MINUTES, SEEDS
 from quickstudy.experiments.request import Request
 from quickstudy.training.settings import TrainSettings
 
@@ -71,8 +72,8 @@ class CompareOptions(TaskOptions):
     """
 
     meta_batch: int = TrainSettings.meta_batch  # tasks per update
-    minutes: float = 2.0  # minutes of training for each learner and seed
-    seeds: tuple[int, ...] = (0,)  # one training of each learner for every seed
+    minutes: float = MINUTES  # minutes of training for each learner and seed
+    seeds: tuple[int, ...] = SEEDS  # one training of each learner for every seed
     episodes: int = 600  # test episodes
     metric: Annotated[str | None, word("what suits the tasks")] = None  # what is scored, such as 'mean absolute error'
     out: Annotated[str | None, word("runs/TASKS-compared")] = None  # folder of the comparison

@@ -8,31 +8,44 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from quickstudy.evaluation.score import half_width
+from quickstudy.evaluation.confidence import Interval, mean_interval
+from quickstudy.evaluation.metric import PLAIN, Format
 
 
 class Amount(NamedTuple):
-    """A mean over test episodes and the half width of its 95 % interval (infinite for one episode)."""
+    """A mean over test episodes and the ends of its 95 % interval (infinite for one episode)."""
 
     mean: float
-    interval: float
+    low: float
+    high: float
+
+    @property
+    def interval(self) -> float:
+        """Half the width of the interval."""
+        return Interval(self.low, self.high).half
 
     @classmethod
-    def of(cls, values: Tensor) -> Amount:
-        """The mean of values [n], one for each episode, and Student's interval for it."""
-        return cls(float(values.mean()), half_width(values))
+    def of(cls, values: Tensor, kind: Format = PLAIN) -> Amount:
+        """The mean of values [n], one for each episode, in the range that `kind` declares."""
+        return cls(float(values.mean()), *mean_interval(values, kind))
+
+    def in_words(self, kind: Format) -> str:
+        """'97.4 % ± 0.3', written as `kind` says."""
+        return kind.between(*self)
 
     def to_dict(self) -> dict[str, float | None]:
-        """Plain values. An infinite interval becomes None, because JSON has no infinity."""
-        return {"mean": self.mean, "interval": None if math.isinf(self.interval) else self.interval}
+        """Plain values. Infinite ones become None, because JSON has no infinity."""
+        each = {"mean": self.mean, "interval": self.interval, "low": self.low, "high": self.high}
+        return {name: value if math.isfinite(value) else None for name, value in each.items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Amount:
         """The amount that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-        mean, interval = float(plain["mean"]), plain["interval"]
+        mean, half = float(plain["mean"]), math.inf if plain["interval"] is None else float(plain["interval"])
         if not math.isfinite(mean):
             raise ValueError("a mean is not finite")
-        return cls(mean, math.inf if interval is None else float(interval))
+        low, high = (plain.get(name, end) for name, end in (("low", mean - half), ("high", mean + half)))
+        return cls(mean, -math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -30,22 +30,46 @@ class Format:
     unit: str = ""  # behind a value, such as " %"
     points: str = ""  # behind a difference of two values, such as " points"
     largest: float | None = None  # the largest possible value, where axes end; None: there is none
+    smallest: float | None = None  # the smallest possible value; intervals keep to both
 
     def __call__(self, mean: float, interval: float, points: bool = False) -> str:
         """'97.4 % ± 0.3', of a mean and the half width of its interval; `points` for a difference of two means."""
         return f"{self.value(mean, points)} {self.half(interval)}"
+
+    def between(self, mean: float, low: float, high: float, points: bool = False) -> str:
+        """'97.4 % ± 0.3', or '99.9 % (99.6 to 100.0)' where the interval is not symmetric."""
+        return f"{self.value(mean, points)} {self.ends(mean, low, high)}"
+
+    def ends(self, mean: float, low: float, high: float) -> str:
+        """The interval alone: '± 0.3', or '(99.6 to 100.0)' where its two sides visibly differ."""
+        if not self.lopsided(mean, low, high):
+            return self.half((high - low) / 2)
+        if not math.isfinite(high):
+            return f"({self.times * low:{self.spec}} and more)"
+        return f"({self.times * low:{self.spec}} to {self.times * high:{self.spec}})"
+
+    def lopsided(self, mean: float, low: float, high: float) -> bool:
+        """Whether the two sides of an interval differ by more than ALIKE and by a digit that is written."""
+        sides = (mean - low, high - mean)
+        alike = len({f"{self.times * side:{self.spread}}" for side in sides}) == 1
+        return math.isfinite(low) and not alike and max(sides) > ALIKE * min(sides)
 
     def value(self, mean: float, points: bool = False) -> str:
         """The value alone: '97.4 %', or '97.4 points' for a difference of two."""
         return f"{self.times * mean:{self.spec}}{self.points if points else self.unit}"
 
     def half(self, interval: float) -> str:
-        """The half width of an interval alone: '± 0.3'; '(no interval)' where it is infinite."""
-        return "(no interval)" if math.isinf(interval) else f"± {self.times * interval:{self.spread}}"
+        """The half width of an interval alone: '± 0.3'; one task has none."""
+        return "(one task: no interval)" if math.isinf(interval) else f"± {self.times * interval:{self.spread}}"
 
     def deviation(self, value: float) -> str:
         """A standard deviation or another distance between values: '0.3 points'."""
         return f"{self.times * value:{self.spread}}{self.points}"
+
+    @property
+    def width(self) -> float | None:
+        """The largest possible difference of two values; None where there is none."""
+        return None if self.largest is None or self.smallest is None else self.largest - self.smallest
 
     @property
     def end(self) -> float | None:
@@ -53,16 +77,21 @@ class Format:
         return None if self.largest is None else self.times * self.largest
 
 
-PERCENT = Format(100.0, ".1f", ".1f", " %", " points", largest=1.0)
+ALIKE = 1.2  # the sides of an interval that differ by less are written as one half width
+PERCENT = Format(100.0, ".1f", ".1f", " %", " points", largest=1.0, smallest=0.0)
 PLAIN = Format()
+ERROR = Format(smallest=0.0)
 
 
 @dataclass(frozen=True)
 class Metric:
     """What is counted in a test episode.
 
+    The format says which values are possible, and by that which interval a mean has: PERCENT is for shares from 0 to 1,
+    ERROR for values from 0 up, PLAIN for all others, such as rewards.
+
     >>> import quickstudy as qs
-    >>> absolute = qs.Metric("mean absolute error", False, qs.Metric.PLAIN, lambda output, y: (output - y).abs().mean())
+    >>> absolute = qs.Metric("mean absolute error", False, qs.Metric.ERROR, lambda output, y: (output - y).abs().mean())
     >>> absolute.in_words(0.152, 0.011)
     '0.152 ± 0.011 mean absolute error'
     """
@@ -75,7 +104,12 @@ class Metric:
     bare: bool = False  # whether values are written without the name behind them, as accuracies are
 
     PERCENT = PERCENT
+    ERROR = ERROR
     PLAIN = PLAIN
+
+    def between(self, mean: float, low: float, high: float, points: bool = False) -> str:
+        """The same with the ends of an interval: '99.9 % (99.6 to 100.0)', '0.152 ± 0.011 mean squared error'."""
+        return f"{self.format.between(mean, low, high, points)}{'' if self.bare else f' {self.name}'}"
 
     @property
     def short(self) -> str:
@@ -110,7 +144,9 @@ class Metric:
     def from_dict(cls, plain: Mapping[str, Any]) -> Metric:
         """The metric that `to_dict` wrote; it can no longer score. Raises KeyError or TypeError for anything else."""
         higher, power, bare = bool(plain["higher_is_better"]), int(plain["power"]), bool(plain["bare"])
-        return cls(str(plain["name"]), higher, Format(**plain["format"]), _from_file, power, bare)
+        # Files of earlier versions name the largest value alone, which only shares have: their smallest is 0.
+        range_ = {} if plain["format"].get("largest") is None else {"smallest": 0.0}
+        return cls(str(plain["name"]), higher, Format(**range_ | plain["format"]), _from_file, power, bare)
 
 
 def _from_file(output: Any, y: Any) -> Tensor:
@@ -165,8 +201,8 @@ def _shapes(tree: Any) -> list[str]:
 
 
 ACCURACY = Metric("accuracy", True, PERCENT, accuracy, bare=True)
-MEAN_SQUARED_ERROR = Metric("mean squared error", False, PLAIN, mean_squared_error, power=2)
-MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", False, PLAIN, mean_absolute_error, power=1)
+MEAN_SQUARED_ERROR = Metric("mean squared error", False, ERROR, mean_squared_error, power=2)
+MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", False, ERROR, mean_absolute_error, power=1)
 # Losses that take values as probabilities of classes: an error of the raw outputs would mean nothing.
 OF_CLASSES = (F.cross_entropy, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.BCELoss, nn.BCEWithLogitsLoss)

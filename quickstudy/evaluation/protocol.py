@@ -64,3 +64,14 @@ def require_same(a: Protocol, b: Protocol, allow: tuple[str, ...] = ()) -> None:
         raise ProtocolError(
             f"these scores were measured under different protocols ({listed}). Evaluate both under the same one.{hint}"
         )
+
+
+def require_equal(a: Protocol, b: Protocol) -> None:
+    """Raise ProtocolError, naming each difference, where the protocols differ in any field, the learner's own too."""
+    if a != b:
+        pairs = ((f.name, getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Protocol))
+        listed = "; ".join(f"{name}: {one!r} against {other!r}" for name, one, other in pairs if one != other)
+        raise ProtocolError(
+            f"trainings of one learner are measured under one protocol, but these differ ({listed}). To compare two "
+            "learners use qs.compare."
+        )

@@ -1,8 +1,9 @@
-"""Scores: the mean over test episodes with its interval, and the paired difference of two."""
+"""Scores: the mean over test episodes, of one training or of several, with its interval."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
+from quickstudy.errors import ConfigError
+from quickstudy.evaluation.confidence import Interval, half_width, mean_difference, mean_interval
+from quickstudy.evaluation.difference import Difference
 from quickstudy.evaluation.metric import METRICS, Metric, metric_named
-from quickstudy.evaluation.protocol import Protocol, require_same
+from quickstudy.evaluation.protocol import Protocol, require_equal, require_same
+
+__all__ = ["Difference", "Score", "by_task", "compare", "half_width", "in_words", "over_what"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +37,34 @@ class Score:
     controls: Mapping[str, Score] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()  # [episodes]; empty if every episode is its own task
     own_metric: Metric | None = None  # the metric, where it is the user's own; else the protocol's name tells it
+    trainings: Tensor | None = None  # float64 [trainings, episodes], whose mean is `values`; None for one training
+
+    @classmethod
+    def of_trainings(cls, scores: Sequence[Score]) -> Score:
+        """One score of several trainings of a learner, each measured under the same protocol, controls included.
+
+        Raises ConfigError for no score, ProtocolError where the protocols differ.
+        """
+        if not scores:
+            raise ConfigError("a score of several trainings needs the score of each; got none.")
+        first, *others = scores
+        for one in others:
+            require_equal(first.protocol, one.protocol)
+        shared = [name for name in first.controls if all(name in one.controls for one in others)]
+        controls = {name: cls.of_trainings([one.controls[name] for one in scores]) for name in shared}
+        each = torch.cat([one.each for one in scores])
+        several = None if len(each) == 1 else each
+        return dataclasses.replace(first, values=each.mean(0), controls=controls, trainings=several)
+
+    @property
+    def each(self) -> Tensor:
+        """The values of every training: [trainings, episodes]."""
+        return self.values[None] if self.trainings is None else self.trainings
+
+    @property
+    def of_tasks(self) -> Tensor:
+        """The mean of each task in every training: [trainings, tasks]."""
+        return torch.stack([by_task(values, self.tasks) for values in self.each])
 
     @property
     def metric(self) -> Metric:
@@ -43,19 +76,36 @@ class Score:
         """The mean over tasks."""
         return float(by_task(self.values, self.tasks).mean())
 
+    @functools.cached_property
+    def ends(self) -> Interval:
+        """The 95 % confidence interval of the mean over tasks and trainings; one task has none."""
+        return mean_interval(self.of_tasks, self.metric.format)
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 95 % confidence interval; minus infinity for one task."""
+        return self.ends.low
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 95 % confidence interval; infinity for one task."""
+        return self.ends.high
+
     @property
     def interval(self) -> float:
-        """The half width of the 95 % confidence interval of the mean over tasks."""
-        return half_width(by_task(self.values, self.tasks))
+        """Half the width of the 95 % confidence interval; infinite for one task."""
+        return self.ends.half
 
     def in_words(self) -> str:
-        """The mean with its interval, '97.4 % ± 0.3' or '0.152 ± 0.011 mean squared error'."""
-        return self.metric.in_words(self.mean, self.interval)
+        """The mean with its interval, '97.4 % ± 0.3', '99.9 % (99.6 to 100.0)', '0.152 ± 0.011 mean squared error'."""
+        return self.metric.between(self.mean, self.low, self.high)
 
     def first(self, n: int) -> Score:
         """The score on the first n episodes, without controls."""
         protocol = dataclasses.replace(self.protocol, episodes=min(n, len(self.values)))
-        return dataclasses.replace(self, values=self.values[:n], protocol=protocol, controls={}, tasks=self.tasks[:n])
+        several = None if self.trainings is None else self.trainings[:, :n]
+        few = {"values": self.values[:n], "tasks": self.tasks[:n], "trainings": several}
+        return dataclasses.replace(self, protocol=protocol, controls={}, **few)
 
     def against(self, control: Score) -> Difference:
         """The paired difference from one of its controls, over the episodes that the control answered.
@@ -65,7 +115,8 @@ class Score:
         return compare(self.first(len(control.values)), control, allow=("transductive",))
 
     def __str__(self) -> str:
-        over = f"{'95 % CI ' * math.isfinite(self.interval)}over {over_what(len(self.values), self.tasks)}"
+        over = f"{'95 % CI ' * math.isfinite(self.low)}over {over_what(len(self.values), self.tasks)}"
+        over += f" and {len(self.each)} trainings" * (len(self.each) > 1)
         return f"{self.in_words()} ({over}; {self.protocol.describe()})"
 
     __repr__ = __str__  # the default would print hundreds of values
@@ -75,9 +126,10 @@ class Score:
         return {
             "text": str(self),
             "mean": self.mean,
-            "interval": None if math.isinf(self.interval) else self.interval,
+            **{name: _finite(getattr(self, name)) for name in ("interval", "low", "high")},
             "protocol": self.protocol.to_dict(),
-            "values": [float(f"{v:.9g}") for v in self.values.tolist()],
+            "values": _short(self.values),
+            **({} if self.trainings is None else {"trainings": list(map(_short, self.trainings))}),
             **({"tasks": list(self.tasks)} if self.tasks else {}),
             **({} if self.metric in METRICS.values() else {"metric": self.metric.to_dict()}),
             "controls": {name: score.to_dict() for name, score in self.controls.items()},
@@ -89,7 +141,10 @@ class Score:
         controls = {name: cls.from_dict(value) for name, value in plain["controls"].items()}
         values, tasks = torch.tensor(plain["values"], dtype=torch.float64), tuple(plain.get("tasks", ()))
         own_metric = Metric.from_dict(plain["metric"]) if "metric" in plain else None
-        return cls(values, Protocol(**plain["protocol"]), controls, tasks, own_metric)
+        trainings = torch.tensor(plain["trainings"], dtype=torch.float64) if "trainings" in plain else None
+        if trainings is not None and trainings.shape[1:] != values.shape:
+            raise ValueError("trainings and values are of other numbers of episodes")
+        return cls(values, Protocol(**plain["protocol"]), controls, tasks, own_metric, trainings)
 
     def save(self, path: str) -> None:
         """Write the score to a JSON file."""
@@ -97,37 +152,14 @@ class Score:
             json.dump(self.to_dict(), file, indent=1)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The paired difference of two scores on the same episodes: a minus b."""
+def _finite(value: float) -> float | None:
+    """None for an infinite value, because JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
-    mean: float
-    interval: float  # half width of the 95 % confidence interval
-    metric: str  # its name
-    own_metric: Metric | None = None  # the metric, where it is the user's own
 
-    @property
-    def decided(self) -> bool:
-        """Whether the interval excludes zero."""
-        return abs(self.mean) > self.interval
-
-    @property
-    def _metric(self) -> Metric:
-        return self.own_metric or metric_named(self.metric)
-
-    def in_words(self) -> str:
-        """Its size without the sign: '1.2 points ± 0.4', or '0.02 ± 0.01 mean squared error'."""
-        return self._metric.in_words(abs(self.mean), self.interval, points=True)
-
-    def signed(self, minus: str = "-", points: bool = True) -> str:
-        """The difference without the metric's name: '+1.2 points ± 0.4', or '-0.02 ± 0.01'; `points`: with its unit."""
-        sign, written = "+" if self.mean >= 0 else minus, self._metric.format
-        unit = written if points else dataclasses.replace(written, points="")
-        return f"{sign}{unit(abs(self.mean), self.interval, points=True)}"
-
-    def __str__(self) -> str:
-        verdict = "decided" if self.decided else "not decided: the interval holds zero"
-        return f"{'+' if self.mean >= 0 else '-'}{self.in_words()} (paired, 95 % CI; {verdict})"
+def _short(values: Tensor) -> list[float]:
+    """Numbers with nine digits, which keeps files small."""
+    return [float(f"{v:.9g}") for v in values.tolist()]
 
 
 def in_words(mean: float, interval: float, metric: str | Metric, points: bool = False) -> str:
@@ -136,11 +168,11 @@ def in_words(mean: float, interval: float, metric: str | Metric, points: bool = 
 
 
 def by_task(values: Tensor, tasks: Sequence[str]) -> Tensor:
-    """The mean of each task's values, sorted by task name; with fewer than two tasks the values themselves.
+    """The mean of each task's values, sorted by task name: [tasks].
 
-    values   [episodes]; `tasks` names the task of each
+    values   [episodes]; `tasks` names the task of each; empty: every episode is its own task
     """
-    if len(set(tasks)) < 2:
+    if not tasks:
         return values
     places = {name: i for i, name in enumerate(sorted(set(tasks)))}
     of = torch.tensor([places[name] for name in tasks])
@@ -154,21 +186,13 @@ def over_what(episodes: int, tasks: Sequence[str]) -> str:
     return f"{episodes} episodes" if not tasks else f"{different} task{'s' * (different > 1)}, {episodes} episodes"
 
 
-def half_width(values: Tensor, confidence: float = 0.95) -> float:
-    """The half width of Student's t interval for the mean of values [n]; infinite for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return math.inf
-    return float(stdtrit(n - 1, 0.5 + confidence / 2)) * float(values.double().std()) / math.sqrt(n)
-
-
 def compare(a: Score, b: Score, allow: tuple[str, ...] = ()) -> Difference:
-    """The paired difference a - b over the same episodes.
+    """The difference a - b over the same episodes: paired over episodes, independent over trainings.
 
     `allow` names protocol fields that may differ, such as ("transductive",).
 
     Raises ProtocolError where the scores were not measured under the same protocol.
     """
     require_same(a.protocol, b.protocol, allow)
-    difference = by_task(a.values - b.values, a.tasks)
-    return Difference(float(difference.mean()), half_width(difference), a.protocol.metric, a.own_metric)
+    mean, ends, p = mean_difference(a.of_tasks, b.of_tasks, a.metric.format.width)
+    return Difference(mean, *ends, p, a.protocol.metric, (len(a.each), len(b.each)), a.own_metric)

@@ -1,6 +1,7 @@
 """Compares learners on the same tasks: each gets the same training time and is tested on the same episodes.
 
-    iterations = minutes / measured seconds of one iteration      a cheaper learner gets more iterations
+    training   ends when its time is used up, and what other processes take of the machine does not count
+               (`training.budget`): a cheaper learner gets more iterations
     test       episode i is drawn from (seed, i) for all learners, and each query is answered by itself (inductive), so
                all scores are paired
 
@@ -12,9 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,28 +24,25 @@ import torch
 from quickstudy.base import files
 from quickstudy.base.machine import machine
 from quickstudy.base.progress import counting_bar
-from quickstudy.base.seeds import derive, generator
+from quickstudy.base.seeds import derive
 from quickstudy.engine import ranks
-from quickstudy.engine.choice.choose import choose_engine
-from quickstudy.episodes import moved
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
 from quickstudy.evaluation.metric import Metric, find_metric, named
 from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
-from quickstudy.experiments.comparison import Entry, LearnerComparison, Trial
+from quickstudy.experiments.comparison import MINUTES, SEEDS, Entry, LearnerComparison, Trial
 from quickstudy.experiments.evaluate_run import adaptation_timing
 from quickstudy.experiments.qualities import calibration_error, inductive, unlabelled
 from quickstudy.learner import Learner, networks
-from quickstudy.tasks.source import describe, source_of
+from quickstudy.tasks.source import describe
 from quickstudy.trained.load import load
 from quickstudy.trained.trained import Trained
+from quickstudy.training.budget import OWN, Budget, used
 from quickstudy.training.checkpoint import read_metrics
-from quickstudy.training.loop import meta_steps
-from quickstudy.training.outer import optimizer_of
 from quickstudy.training.session import train as train_learner
 
 VALIDATIONS, VALIDATED = 5, 50  # validations in a training, and episodes in each: cheap compared with the training
-MEASURED = (3, 20, 5.0)  # to time an iteration: fewest and most iterations, and after how many seconds to stop
+MOST = 10**9  # iterations: the clock ends a training before
 FOUND = "comparison.json"
 
 
@@ -81,9 +77,9 @@ def compare_learners(
     out: str | os.PathLike,
     val: Any = None,
     baselines: Mapping[str, Trained] | None = None,
-    minutes: float = 2.0,
+    minutes: float = MINUTES,
     meta_batch: int = 16,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] = SEEDS,
     episodes: int = 600,
     metric: str | Metric | None = None,
     resume: bool = False,
@@ -97,12 +93,12 @@ def compare_learners(
     train, val, test  task sources; the theta that is best on `val` is tested
     out               folder for comparison.json and a run folder for each training
     baselines         name -> trained object that needs no training, such as `qs.per_task(...)`
-    minutes           of training for each learner and seed, without validation
+    minutes           of training for each learner and seed, without validation, and without what other processes take
     meta_batch        tasks per iteration
-    seeds             one training of each learner for every seed
+    seeds             one training of each learner for every seed. Of one, verdicts hold for these trainings alone
     episodes          test episodes
     metric            what is scored, in validation too: as in `evaluate`
-    resume            continue the same comparison where it was interrupted
+    resume            continue the same comparison where it was interrupted, or with more learners or seeds
     about             plain values to keep among the settings
 
     Learners that diverge are left out, and the reason is in `failed`. Raises ConfigError where the settings make no
@@ -130,9 +126,7 @@ def compare_learners(
             failed[name] = str(error)
     if not entries:
         raise NonFiniteError(f"there is nothing to compare: {'; '.join(f'{n}: {why}' for n, why in failed.items())}")
-    rewards = entries[0].score.metric.higher_is_better
-    best_first = sorted(entries, key=lambda entry: entry.score.mean, reverse=rewards)
-    found = LearnerComparison(tuple(best_first), setup.settings() | {"machine": machine()}, failed)
+    found = LearnerComparison(tuple(entries), setup.settings() | {"machine": machine()}, failed)
     files.write_json(setup.out / FOUND, found.to_dict())
     return found
 
@@ -149,7 +143,9 @@ def _open(setup: Setup) -> None:
     path, now = setup.out / "settings.json", json.loads(json.dumps(setup.settings()))
     if path.exists():
         known = files.read_json(path)
-        if differing := [word for word in now if word != "command" and known.get(word) != now[word]]:
+        more = set(now["seeds"]) >= set(known.get("seeds", ()))
+        free = ("command", "seeds") if more else ("command",)
+        if differing := [word for word in now if word not in free and known.get(word) != now[word]]:
             word = differing[0]
             raise RunError(
                 f"the comparison in {str(setup.out)!r} was made with {word} = {known.get(word)}, now it is {now[word]}."
@@ -199,68 +195,34 @@ def _trial(name: str, build: Callable[[], Learner], seed: int, setup: Setup) -> 
     if (folder / "trial.json").exists():
         return Trial.from_dict(files.read_json(folder / "trial.json"))
     torch.manual_seed(derive(seed, "weights"))
-    learner = build()
-    plan = _plan(learner, folder, seed, setup)
+    if setup.progress:
+        print(folder.name, file=sys.stderr)
     trained = train_learner(
-        learner,
+        build(),
         setup.train,
         out=folder,
         seed=seed,
+        iterations=MOST,
+        budget=Budget(60 * setup.minutes, VALIDATIONS),
         meta_batch=setup.meta_batch,
         val=setup.val,
-        val_every=math.ceil(plan["iterations"] / VALIDATIONS),
         val_episodes=VALIDATED,
         metric=setup.metric,
         resume=folder.exists(),
         device=setup.device,
         progress=setup.progress,
-        **plan,
     )
-    timing, curve = files.read_json(folder / "timing.json"), _curve(folder, plan["iterations"])
-    seconds = timing["sampling"] + timing["computing"]
+    timing = files.read_json(folder / "timing.json")
+    wall = timing["sampling"] + timing["computing"]
     score = _tested(name, trained, setup)
-    trial = Trial(seed, score, plan["iterations"], seconds, tuple((seconds * share, v) for share, v in curve))
+    trial = Trial(seed, score, timing["iterations"], used(timing), _curve(folder), wall)
     files.write_json(folder / "trial.json", trial.to_dict())
     return trial
 
 
-def _plan(learner: Learner, folder: Path, seed: int, setup: Setup) -> dict[str, Any]:
-    """The iterations and the engine of a training; an interrupted training keeps those it began with."""
-    path = setup.out / f"{folder.name}.plan.json"
-    if not path.exists():
-        iterations, engine = iterations_within(60 * setup.minutes, learner, setup, seed)
-        files.write_json(path, {"iterations": iterations, "engine": engine})
-    plan = files.read_json(path)
-    if setup.progress:
-        print(f"{folder.name}: {plan['iterations']:,} iterations", file=sys.stderr)
-    return plan
-
-
-def iterations_within(seconds: float, learner: Learner, setup: Setup, seed: int) -> tuple[int, str]:
-    """How many iterations of the outer loop fit into `seconds` of training, and the engine for them.
-
-    A learner without meta-parameters gets one iteration.
-    """
-    theta = {name: value.detach().clone().to(setup.device) for name, value in learner.init().items()}
-    if not theta:
-        return 1, "loop"
-    source = source_of(setup.train)
-    tasks = source if learner.episodic else source.pooled()
-    first = moved(tasks.draw(setup.meta_batch, generator(seed, "train", 0), learner, theta), setup.device)
-    engine = choose_engine(learner, theta, first, "auto", seed).engine
-    optimizer, (least, most, enough) = optimizer_of(learner.outer())(list(theta.values())), MEASURED
-    sizes = {"iterations": most, "meta_batch": setup.meta_batch, "seed": seed, "engine": engine}
-    taken: list[float] = []
-    for step in meta_steps(learner, theta, tasks, optimizer, **sizes):
-        taken.append(step.sampling + step.computing)
-        if len(taken) > least and sum(taken) > enough:
-            break
-    return max(1, round(seconds / statistics.median(taken[1:]))), engine
-
-
-def _curve(folder: Path, iterations: int) -> list[tuple[float, float]]:
-    """The validation curve: (share of the training's iterations, score on validation tasks)."""
-    return [(line["iteration"] / iterations, line["val"]) for line in read_metrics(folder) if "val" in line]
+def _curve(folder: Path) -> tuple[tuple[float, float], ...]:
+    """The validation curve: (seconds of training that count, score on validation tasks)."""
+    return tuple((line[OWN], line["val"]) for line in read_metrics(folder) if "val" in line)
 
 
 def _tested(name: str, trained: Trained, setup: Setup) -> Score:

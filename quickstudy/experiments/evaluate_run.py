@@ -28,6 +28,7 @@ from quickstudy.engine.fitting import device_of, fitted, for_test, is_transducti
 from quickstudy.episodes import moved, unstack
 from quickstudy.errors import DataError, NonFiniteError, RunError
 from quickstudy.evaluation import controls
+from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.measures.embeddings import FEWEST, task_embeddings
 from quickstudy.evaluation.measures.instances import (
     INSTANCES,
@@ -169,7 +170,7 @@ def _over_steps(
         made = answered[k].first(few.episodes) if k in answered else predictions(trained, tasks, few, steps=k)
         with contextlib.suppress(NonFiniteError):  # more steps than in training may diverge: that point is left out
             curve.append((k, score_of(made)))
-    return [{"steps": k, "mean": score.mean, "interval": score.interval} for k, score in curve]
+    return [{"steps": k, **Amount(score.mean, *score.ends).to_dict()} for k, score in curve]
 
 
 def _write(folder: str | os.PathLike, name: str, plain: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quickstudy.base import files
 from quickstudy.errors import FileFormatError, RunError
+from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.measures.embeddings import TaskEmbeddings
 from quickstudy.evaluation.measures.instances import InstanceAccuracy
 from quickstudy.evaluation.measures.intervals import Calibration
@@ -28,7 +29,15 @@ from quickstudy.training.checkpoint import read_metrics
 Value = TypeVar("Value")
 SCORES = {column: METRICS[name] for name, column in curve.COLUMNS.items()}  # column of metrics.jsonl: the metric in it
 OTHER_SCORES = curve.OTHER  # column of all other metrics
-COLUMNS = ("loss", *SCORES, OTHER_SCORES, "val", "val_interval")  # columns of metrics.jsonl besides the iteration
+COLUMNS = (
+    "loss",
+    *SCORES,
+    OTHER_SCORES,
+    "val",
+    "val_interval",
+    "val_low",
+    "val_high",
+)  # in metrics.jsonl
 EVALUATED = (  # the files that `evaluate` writes
     "scores.json",
     "examples.safetensors",
@@ -58,7 +67,9 @@ class StepsPoint(NamedTuple):
 
     steps: int
     mean: float
-    interval: float
+    interval: float  # half the width of the 95 % interval
+    low: float
+    high: float
 
 
 class Evaluation(NamedTuple):
@@ -242,9 +253,14 @@ def _evaluation(plain: Mapping[str, Any]) -> Evaluation:
             raise ValueError(
                 f"{len(score.values)} values for {score.protocol.episodes} episodes, or some are not finite"
             )
-    curve = [StepsPoint(int(p["steps"]), float(p["mean"]), float(p["interval"])) for p in plain["steps"]]
+    curve = [_steps_point(p) for p in plain["steps"]]
     adapt, predict = (float(plain["timing"][key]) for key in ("adapt_seconds", "predict_seconds"))
     return Evaluation(scores, curve, adapt, predict, dict(plain["machine"]), plain.get("theta"))
+
+
+def _steps_point(plain: Mapping[str, Any]) -> StepsPoint:
+    found = Amount.from_dict(plain)
+    return StepsPoint(int(plain["steps"]), found.mean, found.interval, found.low, found.high)
 
 
 def _timing(plain: Mapping[str, Any]) -> Timing:

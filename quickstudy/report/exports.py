@@ -2,7 +2,8 @@
 
 The files are in a folder beside the page: report-files beside report.html. Tables have one line per number and the run
 in the first column, so one run and a comparison of several give the same tables. Accuracies and other shares are from 0
-to 1. Intervals are half widths at 95 %. A value that does not exist, such as the interval of one episode, is empty.
+to 1. Intervals are at 95 %: half the width, and the two ends, which need not be symmetric. A value that does not exist,
+such as the interval of one episode, is empty.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from quickstudy.errors import ProtocolError
 from quickstudy.evaluation.measures.confusion import READABLE
 from quickstudy.evaluation.measures.movement import KINDS as MOVED
 from quickstudy.evaluation.measures.probabilities import HEADINGS, KINDS
-from quickstudy.evaluation.score import Score, compare
+from quickstudy.evaluation.score import Difference, Score, compare
 from quickstudy.experiments.run import Run
 from quickstudy.report.sections.section import Section
 
@@ -101,8 +102,13 @@ def _ranking(values: Mapping[str, Any]) -> Rows:
         best = group["rows"][0]["score"]
         for row in group["rows"]:
             away = compare(row["score"], best)
-            difference = {"minus_best": away.mean, "difference_interval": away.interval, "decided": away.decided}
-            yield {"run": row["name"], "group": number, **_measured(row["score"]), **difference}
+            yield {
+                "run": row["name"],
+                "group": number,
+                **_measured(row["score"]),
+                "minus_best": away.mean,
+                **_ends(away),
+            }
 
 
 def _learners(values: Mapping[str, Any]) -> Rows:
@@ -118,7 +124,8 @@ def _learners(values: Mapping[str, Any]) -> Rows:
 
 
 def _measured(score: Score) -> dict[str, Any]:
-    return {"mean": score.mean, "interval": score.interval} | score.protocol.to_dict()
+    ends = {name: getattr(score, name) for name in ("mean", "interval", "low", "high")}
+    return ends | {"trainings": len(score.each)} | score.protocol.to_dict()
 
 
 def _difference(score: Score, other: Score) -> dict[str, Any]:
@@ -127,7 +134,13 @@ def _difference(score: Score, other: Score) -> dict[str, Any]:
         away = score.against(other)
     except ProtocolError:
         return {}
-    return {"score_minus_control": away.mean, "difference_interval": away.interval, "decided": away.decided}
+    return {"score_minus_control": away.mean, **_ends(away)}
+
+
+def _ends(away: Difference) -> dict[str, Any]:
+    """The interval of a paired difference, its p-value, and whether it is decided."""
+    ends = {f"difference_{name}": getattr(away, name) for name in ("interval", "low", "high")}
+    return ends | {"p": away.p, "decided": away.decided}
 
 
 def _per_task(run: Run) -> Rows:
@@ -152,7 +165,7 @@ def _calibration(run: Run) -> Rows:
     if answers := run.answers:
         yield {"what": "expected calibration error", "mean": answers.ece}
         for kind, heading in zip(KINDS, HEADINGS, strict=True):
-            yield {"what": heading, **getattr(answers, kind)._asdict()}
+            yield {"what": heading, **getattr(answers, kind).to_dict()}
 
 
 def _reliability(run: Run) -> Rows:
@@ -168,20 +181,22 @@ def _confusion(run: Run) -> Rows:
 def _instances(run: Run) -> Rows:
     if measured := run.instances:
         for instance, amount in zip(measured.instances, measured.amounts, strict=True):
-            yield {"instance": instance, **amount._asdict()}
+            yield {"instance": instance, **amount.to_dict()}
 
 
 def _movement(run: Run) -> Rows:
     for layer in run.movement.layers if run.movement else ():
         for kind in MOVED:
             if amount := getattr(layer, kind):
-                yield {"layer": layer.name, "what": kind, **amount._asdict()}
+                yield {"layer": layer.name, "what": kind, **amount.to_dict()}
 
 
 def _coverage(run: Run) -> Rows:
     for size in run.calibration.sizes if run.calibration else ():
         for level, share in zip(run.calibration.levels, size.coverage, strict=True):  # type: ignore[union-attr]
-            yield {"support_points": size.points, "level": level, "coverage": share.mean, "interval": share.interval}
+            yield {"support_points": size.points, "level": level, "coverage": share.mean} | {
+                name: getattr(share, name) for name in ("interval", "low", "high")
+            }
 
 
 TABLES: dict[str, Callable[[Run], Rows]] = {

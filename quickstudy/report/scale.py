@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from quickstudy.base.figures import whisker
 from quickstudy.evaluation.score import Score
 
 FAR = 5.0  # an axis of errors ends at so many times the smallest: one huge error would shrink all other bars
@@ -18,13 +18,13 @@ class Scale:
     """
 
     def __init__(self, scores: Sequence[Score]) -> None:
-        ends = [(s.mean - _finite(s.interval), s.mean + _finite(s.interval)) for s in scores]
+        ends = [whisker(s.mean, s.ends) for s in scores]
         metric = scores[0].metric
         largest = metric.format.largest
-        negative = any(score.mean < 0 for score in scores)  # an interval around a small share may reach below 0, too
+        negative = any(score.mean < 0 for score in scores)  # means, as the interval of a plain value may reach below 0
         self.low = 0.0 if largest is not None and not negative else min(0.0, *(low for low, _ in ends))
         most = max(*(high for _, high in ends), self.low + 1e-12)
-        near = FAR * min(abs(s.mean) + _finite(s.interval) for s in scores) or most
+        near = FAR * min(max(abs(low), abs(high)) for low, high in ends) or most
         self.high = largest if largest is not None else most if metric.higher_is_better else min(most, near)
 
     def at(self, value: float) -> float:
@@ -33,9 +33,5 @@ class Scale:
     def bar(self, score: Score) -> dict[str, float]:
         """The bar (left, width), its interval (low, wide) and its mean, all in percent of the axis."""
         zero, mean = self.at(0), self.at(score.mean)
-        low, high = (self.at(score.mean + sign * _finite(score.interval)) for sign in (-1, 1))
+        low, high = map(self.at, whisker(score.mean, score.ends))
         return {"left": min(zero, mean), "width": abs(mean - zero), "low": low, "wide": high - low, "mean": mean}
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from quickstudy.base.figures import DASHES, SERIES, Picture, Point, Series, lines, points
 from quickstudy.base.words import duration, percentage_points, plural, size
-from quickstudy.experiments.advice import advise
-from quickstudy.experiments.comparison import Entry, LearnerComparison
+from quickstudy.experiments.advice import advise, more_trainings
+from quickstudy.experiments.comparison import UNEVEN, Entry, LearnerComparison, from_to, had
+from quickstudy.experiments.ranking import Standing, standings
 from quickstudy.report import words
 from quickstudy.report.scale import FAR, Scale
 from quickstudy.report.sections.curves import scaled
@@ -27,9 +29,10 @@ def learners_values(comparison: LearnerComparison) -> dict[str, Any]:
         "score": best.score,
         "advice": asked,
         "under": _under(comparison),
-        "rows": [_row(comparison, entry, scale) for entry in comparison.entries],
+        "more": more_trainings(comparison),
+        "warnings": comparison.warnings,
+        "rows": [_row(i, one, scale) for i, one in enumerate(standings(comparison), 1)],
         "seeds": len(best.trials) > 1 or any(len(entry.trials) > 1 for entry in comparison.entries),
-        "failed": comparison.failed,
         "pictures": [picture for picture in (_curves(comparison), *_costs(comparison)) if picture],
         "settings": comparison.settings,
         "entries": comparison.entries,
@@ -48,28 +51,39 @@ def machine_in_words(machine: Mapping[str, Any]) -> str:
 
 
 def _under(comparison: LearnerComparison) -> str:
-    p, settings = comparison.entries[0].score.protocol, comparison.settings
-    minutes = f"{settings['minutes']:g} minute{'s' * (settings['minutes'] != 1)}"
-    seeds = plural(len(settings["seeds"]), "training", "trainings with other seeds")
+    p = comparison.entries[0].score.protocol
+    seeds = max(len(entry.trials) for entry in comparison.entries)
+    times = "once" if seeds == 1 else f"{seeds} times with other seeds"
     return (
-        f"Every learner was trained for {minutes} ({seeds}), the best theta on validation tasks was kept, and all "
+        f"Every learner was trained {times}, {_time(comparison)}. The best theta on validation tasks was kept, and all "
         f"answered the same {plural(p.episodes, 'test task')} of split “{p.split}”, each query by itself. "
         "Differences are paired."
     )
 
 
-def _row(comparison: LearnerComparison, entry: Entry, scale: Scale) -> dict[str, Any]:
-    best, trial = comparison.entries[0], entry.trials[0]
-    trained = trial.iterations > 0 and trial.seconds > 0
+def _time(comparison: LearnerComparison) -> str:
+    """The time that trainings had, and on a shared machine how long that took."""
+    trials = [trial for entry in comparison.entries if entry.trained for trial in entry.trials]
+    if not trials:
+        return f"for {plural(comparison.settings['minutes'], 'minute')}"
+    own, walls = [trial.seconds for trial in trials], [trial.wall_seconds or trial.seconds for trial in trials]
+    had_time = f"each time for {from_to(own, duration)}" if len(trials) > 1 else f"for {duration(own[0])}"
+    if sum(walls) <= UNEVEN * sum(own):
+        return had_time
+    return f"{had_time} (by the clock on the wall {from_to(walls, duration)}: what other programs took does not count)"
+
+
+def _row(number: int, one: Standing, scale: Scale) -> dict[str, Any]:
+    entry = one.entry
     return {
-        "number": comparison.entries.index(entry) + 1,
+        "number": number,
         "name": entry.name,
         "kind": "meta-learner" if entry.meta else "baseline",
         "score": entry.score,
         "bar": scale.bar(entry.score),
-        "against": ("best", "") if entry is best else _against(comparison, entry),
+        "against": ("best", "") if number == 1 else _against(one),
         "spread": "" if entry.spread is None else entry.score.metric.format.half(entry.spread),
-        "trained": (f"{trial.iterations:,} iterations", duration(trial.seconds)) if trained else ("none", ""),
+        "trained": _trained(entry),
         "adapt": duration(entry.adapt_seconds),
         "answer": duration(entry.predict_seconds),
         "calibration_error": "" if entry.calibration_error is None else percentage_points(entry.calibration_error),
@@ -77,9 +91,19 @@ def _row(comparison: LearnerComparison, entry: Entry, scale: Scale) -> dict[str,
     }
 
 
-def _against(comparison: LearnerComparison, entry: Entry) -> tuple[str, str]:
-    difference = comparison.difference(entry, comparison.entries[0])
-    return words.signed(difference, points=False), "" if difference.decided else "not decided"
+def _trained(entry: Entry) -> tuple[str, str]:
+    iterations, seconds = had(entry)
+    return (f"{iterations} iterations", seconds) if iterations else ("none", "")
+
+
+def _against(one: Standing) -> tuple[str, str]:
+    """The difference from the best with its sign, and why it does or does not rule the entry out."""
+    sign = -1 if one.entry.score.metric.higher_is_better else 1
+    loss = one.loss
+    low, high = sorted((sign * loss.low, sign * loss.high))
+    signed = dataclasses.replace(loss, mean=sign * loss.mean, low=low, high=high)
+    behind = "" if loss.decided else f"behind {one.beaten_by[0]}" if one.beaten_by else ""
+    return words.signed(signed, points=False), "not told apart" if one.may_be_best else behind
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -119,7 +143,13 @@ def _cost(comparison: LearnerComparison, heading: str, label: str, costs: Mappin
     best = comparison.entries[0].score
     unit, most = best.metric.format.times, math.inf if best.metric.higher_is_better else FAR * abs(best.mean)
     shown = [
-        Point(costs[e.name], unit * e.score.mean, unit * e.score.interval, str(i), "s1" if e.meta else "muted")
+        Point(
+            costs[e.name],
+            unit * e.score.mean,
+            (unit * e.score.low, unit * e.score.high),
+            str(i),
+            "s1" if e.meta else "muted",
+        )
         for i, e in enumerate(comparison.entries, 1)
         if e.name in costs and e.score.mean <= most
     ]

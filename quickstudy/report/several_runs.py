@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,22 +131,26 @@ def _how(entry: Entry) -> str:
 
 
 def _spreads(group: list[Entry]) -> list[str]:
-    """Standard deviation between seeds, for runs that differ in their seed alone."""
-    alike: dict[str, list[Entry]] = {}
-    for entry in group:
-        alike.setdefault(repr(entry.run.config._replace(seed=0)), []).append(entry)
-    return [_spread(entries) for entries in alike.values() if len(entries) > 1 and _all_differ(entries)]
+    """What several trainings of one learner give: runs that differ in their seed alone, tested in the same way.
 
-
-def _all_differ(entries: list[Entry]) -> bool:
-    return len({entry.run.config.seed for entry in entries}) == len(entries)
+    A group may hold tests of one training with other inner steps or another ensemble: these are not other trainings.
+    Runs of one seed are one training, and a learner without meta-parameters has none.
+    """
+    alike: dict[tuple[str, Protocol], dict[int, Entry]] = {}
+    for entry in (one for one in group if one.run.parameters != 0):
+        settings = repr(entry.run.config._replace(seed=0))
+        alike.setdefault((settings, entry.score.protocol), {}).setdefault(entry.run.config.seed, entry)
+    return [_spread(list(entries.values())) for entries in alike.values() if len(entries) > 1]
 
 
 def _spread(entries: list[Entry]) -> str:
-    means, written = [entry.score.mean for entry in entries], entries[0].score.metric.format
-    shown = f"{written.value(sum(means) / len(means))}, {written.deviation(stdev(means))}"
+    score = Score.of_trainings([dataclasses.replace(entry.score, controls={}) for entry in entries])
+    apart = score.metric.format.deviation(stdev(entry.score.mean for entry in entries))
     names = ", ".join(entry.name for entry in entries)
-    return f"{len(means)} seeds of the same settings ({names}): mean {shown} standard deviation from seed to seed."
+    return (
+        f"{len(entries)} seeds of the same settings ({names}): {words.both(score)}, an interval that holds their "
+        f"spread; {apart} standard deviation from seed to seed."
+    )
 
 
 # --- learning curves -------------------------------------------------------------------------------------------------
@@ -172,7 +177,7 @@ def _curve(i: int, name: str, run: Run) -> Series | None:
     label = f"{name} ({'validation' if validated else 'training'})"
     turn = i // len(SERIES)  # with more runs than colours, dashes distinguish runs of one colour
     look = (SERIES[i % len(SERIES)], (i + turn) % len(DASHES))
-    return Series(x, scaled(run.metric, y), label, *look, half=band(run) if validated else None)
+    return Series(x, scaled(run.metric, y), label, *look, ends=band(run) if validated else None)
 
 
 def _overlay(series: list[Series], metric: Metric) -> Picture:

@@ -72,13 +72,13 @@ def amount(score: Score) -> str:
 
 
 def spread(score: Score) -> str:
-    """The half width of the interval alone: '± 0.3'."""
-    return score.metric.format.half(score.interval)
+    """The interval alone: '± 0.3', or '(99.6 to 100.0)' where its sides differ."""
+    return score.metric.format.ends(score.mean, score.low, score.high)
 
 
 def both(score: Score) -> str:
     """Mean and interval without the metric's name, for where that stands beside them."""
-    return score.metric.format(score.mean, score.interval)
+    return score.metric.format.between(score.mean, score.low, score.high)
 
 
 def signed(difference: Difference, points: bool = True) -> str:
@@ -135,9 +135,13 @@ MEANINGS: dict[str, Callable[[Score, str], str]] = {  # by name of the metric; _
 def under(score: Score) -> str:
     """The protocol of the headline number: normalisation, inner steps, test tasks and interval."""
     p = score.protocol
-    over = f"95 % interval over {p.episodes:,} test tasks" if p.episodes > 1 else "measured on a single test task"
+    over = f"95 % interval over {p.episodes:,} test tasks"
     if score.tasks:
         over = f"95 % interval over {over_what(p.episodes, score.tasks)}; each task counts once"
+    if math.isinf(score.low):
+        over = "measured on a single test task, so there is no interval"
+    if (trainings := len(score.each)) > 1:
+        over += f"; {trainings} trainings, whose spread it holds"
     seen = " Transductive: the queries of a task were normalised together, so every answer leans on the others."
     return f"{p.describe()}; {over}.{seen if p.transductive else ''}"
 
@@ -148,9 +152,9 @@ def warnings(score: Score) -> list[str]:
     if p.split not in ("test", "val"):
         reasons.append(f"Measured on the split “{p.split}”: nothing shows that these tasks were not trained on.")
     guess = chance(score)
-    if p.episodes < 2:
+    if math.isinf(score.low):
         reasons.append("One test task has no interval: nothing follows from this number.")
-    elif guess is not None and score.mean - score.interval <= guess:
+    elif guess is not None and score.low <= guess:
         reasons.append("Not shown to be better than guessing: the interval reaches down to chance.")
     return reasons
 
@@ -182,7 +186,7 @@ def reading(name: str, score: Score, control: Score, difference: Difference) -> 
         return True, f"{claim}: {label} {amount(control)}."
     if difference.decided:
         return False, f"Not beaten: {label} is better than {score.protocol.learner}."
-    if math.isinf(difference.interval):
+    if math.isinf(difference.low):
         return False, "Not beaten: one test task cannot show it."
     return False, "Not beaten: the interval of the difference holds zero."
 

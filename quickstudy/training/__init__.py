@@ -1,5 +1,6 @@
 """From a learner and tasks to a trained learner: the outer loop, its optimizer, checkpoints and run folders."""
 
+from quickstudy.training.budget import Budget
 from quickstudy.training.curve import LOG_EVERY, SHOWN_TASKS
 from quickstudy.training.loop import Step, meta_steps
 from quickstudy.training.module import as_module
@@ -11,6 +12,7 @@ __all__ = [
     "CHECKPOINT_SECONDS",
     "LOG_EVERY",
     "SHOWN_TASKS",
+    "Budget",
     "Step",
     "TrainSettings",
     "as_module",

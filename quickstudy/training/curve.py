@@ -16,6 +16,7 @@ from quickstudy.errors import ConfigError, EngineWarning, NonFiniteError
 from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, find_metric, metric_for
 from quickstudy.evaluation.predictions import Settings, predictions, score_of
 from quickstudy.learner import Episode, Learner
+from quickstudy.training.budget import OWN
 from quickstudy.training.loop import Step
 from quickstudy.training.opening import Session
 
@@ -40,16 +41,15 @@ def check_scores(session: Session, first: Episodes | None) -> None:
             score_of(predictions(session.trained, session.val, Settings(1, settings.seed, settings.metric, "loop")))
 
 
-def line_of(session: Session, step: Step) -> dict[str, Any]:
-    """The line of metrics.jsonl for this iteration; empty for most iterations."""
-    settings, state = session.settings, session.state
+def line_of(session: Session, step: Step, validates: bool) -> dict[str, Any]:
+    """The line of metrics.jsonl for this iteration, after which a validation is due or not; empty for most."""
+    state = session.state
     line: dict[str, Any] = {}
-    last = step.iteration == settings.iterations
-    validates = session.val is not None and (step.iteration % settings.validation_interval == 0 or last)
-    if step.iteration % LOG_EVERY == 0 or validates or last:
+    if step.iteration % LOG_EVERY == 0 or validates or session.share == 1:
         line = {"iteration": step.iteration, "loss": sum(state.window) / len(state.window)}
         line |= _training_score(session, step.episodes) if ranks.first() else {}
         line["seconds"] = round(state.timing["total"], 3)
+        line |= {OWN: round(state.timing[OWN], 3)} if session.budget else {}
         state.window.clear()
     if validates:
         line |= _validation_score(session)
@@ -95,4 +95,5 @@ def _validation_score(session: Session) -> dict[str, float]:
         warnings.simplefilter("ignore", EngineWarning)  # a learner that trains with replay may not support vmap
         score = score_of(predictions(session.trained, session.val, asked))
     state.remember(score.metric.sign * score.mean)
-    return {"val": score.mean, "val_interval": score.interval}
+    ends = {"val_interval": score.interval, "val_low": score.low, "val_high": score.high}
+    return {"val": score.mean} | ends

@@ -54,24 +54,27 @@ def meta_steps(
     clip: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
+    share: Callable[[int], float] | None = None,
 ) -> Iterator[Step]:
     """Run iterations start+1..iterations, updating theta in place and yielding a Step after each.
 
     Iteration i draws its episodes and random numbers from (seed, i) only, so an interrupted and resumed run gives the
     same result as an uninterrupted one. The next iteration's episodes are drawn in the background, except where `tasks`
     are `on_policy`: then they are drawn after the update, with the learner and the current theta. `optimizer` must have
-    been built on `list(theta.values())`. The other settings are those of `train`, except that `engine` must not be
-    "auto". In a process group the tasks are divided among the ranks, which all yield at the same iterations;
-    `interrupted()` says whether this rank was asked to stop. `watch` compares the engine with the loop now and then.
+    been built on `list(theta.values())`. `share(i)` is the share of the training that is done after i iterations, by
+    default i / iterations. The other settings are those of `train`, except that `engine` must not be "auto". In a
+    process group the tasks are divided among the ranks, which all yield at the same iterations; `interrupted()` says
+    whether this rank was asked to stop. `watch` compares the engine with the loop now and then.
 
     Raises NonFiniteError, before the update, where the loss or a gradient is not finite, OutOfMemoryError where memory
     runs out, EngineError where the watch finds a wrong gradient, and RankError where the other ranks cannot be reached.
     """
     source, device = source_of(tasks), next(iter(theta.values())).device
+    done = share or (lambda iteration: iteration / iterations)
 
     def draw(iteration: int) -> Episodes:
-        share = functools.partial(ranks.draw, source)
-        tasks = moved(drawn_tasks(share, source, learner, theta, meta_batch, seed, iteration, iterations), device)
+        own = functools.partial(ranks.draw, source)
+        tasks = moved(drawn_tasks(own, source, learner, theta, meta_batch, seed, iteration, done), device)
         return numerics.images_channels_last(tasks) if channels_last else tasks
 
     drawn = _now if source.on_policy else _ahead
@@ -81,7 +84,7 @@ def meta_steps(
             episodes = next(batches)
             begun = time.perf_counter()
             with seeds.seeded(seed, ranks.stream("iteration"), iteration):
-                now = learner.at(iteration / iterations)
+                now = learner.at(done(iteration))
                 loss, gradient = _share_gradient(now, theta, episodes, engine, chunk, precision)
             if watch is not None:
                 watch.look(now, theta, episodes)
@@ -112,18 +115,26 @@ def _now(draw: Callable[[int], Episodes], iterations: range) -> Generator[Episod
 
 
 def drawn_tasks(
-    draw: Draw, source: Source, learner: Learner, theta: Theta, n: int, seed: int, iteration: int, iterations: int
+    draw: Draw,
+    source: Source,
+    learner: Learner,
+    theta: Theta,
+    n: int,
+    seed: int,
+    iteration: int,
+    done: Callable[[int], float] = lambda iteration: 0.0,
 ) -> Episodes:
     """`draw(n, generator, learner, theta)` for an iteration: this rank's share of the tasks, or all of them.
 
-    They depend on (seed, iteration) alone, and for a source that is `on_policy` on the learner and theta. A policy may
-    draw its actions from torch's generator, so that is seeded for it, equally on all ranks.
+    They depend on (seed, iteration) alone, and for a source that is `on_policy` on theta and on the learner, as it is
+    when the share `done(iteration)` of the training is done. A policy may draw its actions from torch's generator, so
+    that is seeded for it, equally on all ranks.
     """
     generator = seeds.generator(seed, "train", iteration)
     if not source.on_policy:
         return draw(n, generator, learner, theta)
     with seeds.seeded(seed, "act", iteration):
-        return draw(n, generator, learner.at(iteration / iterations), theta)
+        return draw(n, generator, learner.at(done(iteration)), theta)
 
 
 # --- the gradient and the update -------------------------------------------------------------------------------------

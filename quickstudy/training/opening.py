@@ -14,21 +14,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from quickstudy.base import files
+from quickstudy.base import files, seeds
 from quickstudy.base.machine import machine
+from quickstudy.base.timing import timed
 from quickstudy.engine import numerics, ranks
-from quickstudy.engine.choice.choose import choose_engine, error_in_words
+from quickstudy.engine.choice.choose import choose_engine, error_in_words, share_gradient
+from quickstudy.engine.engines import LOOP
 from quickstudy.engine.fitting import check_episodes
-from quickstudy.episodes import Episodes, first_tasks, moved, unstack
+from quickstudy.episodes import Episodes, device_of_tasks, first_tasks, moved, unstack
 from quickstudy.errors import DataError
 from quickstudy.evaluation.metric import find_metric, named
 from quickstudy.learner import Learner, Theta, describe_learner, networks
 from quickstudy.nn.parameters import constants
 from quickstudy.tasks.source import Source, source_of
 from quickstudy.trained.trained import Trained
+from quickstudy.training.budget import Budget
 from quickstudy.training.checkpoint import TrainingState, begin_run, open_run, save_checkpoint, schedule_state
 from quickstudy.training.loop import drawn_tasks
-from quickstudy.training.outer import described_outer, optimizer_of, schedule_of
+from quickstudy.training.outer import described_outer, optimizer_of, schedule_by_share, schedule_of
 from quickstudy.training.settings import TrainSettings
 
 MakeOptimizer = Callable[[list[Tensor]], Optimizer]
@@ -45,10 +48,25 @@ class Session:
     settings: TrainSettings
     state: TrainingState
     folder: Path | None  # the run folder; None: nothing is written
+    budget: Budget | None = None  # the time for the training; None: all iterations
 
     @property
     def learner(self) -> Learner:
         return self.trained.learner
+
+    @property
+    def share(self) -> float:
+        """The share of the training that is done, from 0 to 1."""
+        done = self.state.iteration / self.settings.iterations
+        return max(done, self.budget.share(self.state.timing)) if self.budget else done
+
+    def validates(self, before: float) -> bool:
+        """Whether a validation is due, after an iteration before which the share `before` was done."""
+        if self.val is None:
+            return False
+        if self.budget:
+            return self.budget.validates(before, self.share)
+        return self.state.iteration % self.settings.validation_interval == 0 or self.share == 1
 
 
 def training_source(learner: Learner, tasks: Any) -> Source:
@@ -68,22 +86,27 @@ def untrained(
 
 
 def new_state(
-    trained: Trained, settings: TrainSettings, optimizer: MakeOptimizer | None, scheduler: MakeScheduler | None
+    trained: Trained,
+    settings: TrainSettings,
+    optimizer: MakeOptimizer | None,
+    scheduler: MakeScheduler | None,
+    budget: Budget | None,
 ) -> TrainingState:
     """The state before the first iteration; what is None is the learner's own choice."""
     outer = trained.learner.outer()
     values = list(trained.theta.values()) or [torch.zeros(())]  # torch refuses an optimizer without parameters
     moves = (optimizer or optimizer_of(outer))(values)
-    schedule = scheduler or schedule_of(outer.schedule, settings.iterations)
-    return TrainingState(trained.theta, moves, schedule(moves) if schedule else None, keep=settings.keep)
+    state = TrainingState(trained.theta, moves, None, keep=settings.keep)
+    by_time = schedule_by_share(outer.schedule, lambda: budget.share(state.timing)) if budget else None
+    schedule = scheduler or (by_time if budget else schedule_of(outer.schedule, settings.iterations))
+    state.scheduler = schedule(moves) if schedule else None
+    return state
 
 
 def first_episodes(session: Session) -> Episodes:
     """The first meta-batch, of all ranks. Raises DataError where the learner cannot use it."""
     settings, theta, source = session.settings, session.trained.theta, session.source
-    drawn = drawn_tasks(
-        source.draw, source, session.learner, theta, settings.meta_batch, settings.seed, 0, settings.iterations
-    )
+    drawn = drawn_tasks(source.draw, source, session.learner, theta, settings.meta_batch, settings.seed, 0)
     first = moved(drawn, next(iter(theta.values())).device)
     if session.learner.episodic:
         check_episodes(session.learner, theta, first)
@@ -119,7 +142,11 @@ def opened(session: Session, resume: bool, about: Mapping[str, Any]) -> tuple[Se
         sizes["ranks"] = ranks.size()
         # All ranks have read the folder, but only one writes to it.
         session = dataclasses.replace(session, folder=session.folder if ranks.first() else None)
-    begin_run(session.folder, config | {"iterations": settings.iterations, **about}, state)
+    length: dict[str, Any] = {"iterations": settings.iterations}
+    if session.budget:
+        ranks.alone("a training that ends by the clock")  # each rank has a clock of its own
+        length["seconds"] = session.budget.seconds
+    begin_run(session.folder, config | length | dict(about), state)
     _write_protocol(session.folder, config | sizes)
     state.chunk = settings.chunk or state.chunk
     return session, resumed
@@ -161,6 +188,13 @@ def _write_protocol(folder: Path | None, training: dict[str, Any]) -> None:
         files.write_json(folder / "protocol.json", {"training": kept, "machine": machine()})
 
 
+def note_iterations(folder: Path, done: int) -> None:
+    """Write into the run folder how many iterations a training had time for."""
+    config, protocol = (files.read_json(folder / name) for name in ("config.json", "protocol.json"))
+    files.write_json(folder / "config.json", config | {"iterations": done})
+    files.write_json(folder / "protocol.json", protocol | {"training": protocol["training"] | {"iterations": done}})
+
+
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +204,8 @@ def choose(session: Session, first: Episodes) -> None:
     began = time.monotonic()
     few = first_tasks(first, -(-settings.meta_batch // ranks.size()))  # as many as the first rank's share
     few = numerics.images_channels_last(few) if settings.channels_last else few
-    wanted = (settings.engine, settings.seed, settings.iterations, settings.chunk, settings.precision)
+    iterations = _iterations_within(session.budget, session, few) if session.budget else settings.iterations
+    wanted = (settings.engine, settings.seed, iterations, settings.chunk, settings.precision)
     choice = ranks.same_engine(choose_engine(learner, theta, few, *wanted))
     state.engine, state.reason, state.chunk, state.checked = choice
     if settings.precision != "float32" or settings.channels_last:
@@ -178,3 +213,11 @@ def choose(session: Session, first: Episodes) -> None:
         state.reason += f"; {error_in_words(learner, theta, few, *numbers)}"
     state.timing["choosing"] = state.timing["total"] = time.monotonic() - began
     save_checkpoint(session.folder, state)
+
+
+def _iterations_within(budget: Budget, session: Session, few: Episodes) -> int:
+    """How many iterations the loop would do in the budget: about how often the chosen engine will run at least."""
+    learner, theta = session.learner, session.trained.theta
+    with seeds.seeded(session.settings.seed, "choose"):
+        seconds = timed(lambda: share_gradient(learner, theta, few, LOOP), device_of_tasks(few))[1]
+    return max(1, int(budget.seconds / max(seconds, 1e-6)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler
 
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.learner import Outer
@@ -28,6 +29,12 @@ SCHEDULES: dict[str, Callable[[int], Schedule | None]] = {  # all iterations -> 
     "linear": lambda iterations: lambda optimizer: LinearLR(optimizer, 1.0, 0.0, iterations),
 }
 
+FALLS: dict[str, Callable[[float], float] | None] = {  # share of the training done -> factor of the learning rate
+    "constant": None,
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "linear": lambda share: 1 - share,
+}
+
 
 def optimizer_of(outer: Outer) -> Callable[[list[Tensor]], Optimizer]:
     """A function from parameters to the torch optimizer that an `Outer` names.
@@ -44,6 +51,12 @@ def schedule_of(name: str, iterations: int) -> Schedule | None:
     `name`: "constant"; "cosine" or "linear", which go down to 0 over all iterations. Raises ConfigError for another.
     """
     return _named("schedule", name, SCHEDULES)(iterations)
+
+
+def schedule_by_share(name: str, share: Callable[[], float]) -> Schedule | None:
+    """As `schedule_of`, where `share()` tells how much of the training is done, from 0 to 1."""
+    fall = _named("schedule", name, FALLS)
+    return fall and (lambda optimizer: LambdaLR(optimizer, lambda _: fall(share())))
 
 
 def _named(what: str, name: str, known: Mapping[str, Part]) -> Part:

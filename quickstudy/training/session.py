@@ -25,6 +25,7 @@ from quickstudy.engine.watch import Watch
 from quickstudy.evaluation.metric import Metric
 from quickstudy.learner import Learner
 from quickstudy.trained.trained import Trained
+from quickstudy.training.budget import OWN, Budget, stopwatch, used
 from quickstudy.training.checkpoint import TrainingState, append_metrics, save_checkpoint
 from quickstudy.training.curve import check_scores, line_of
 from quickstudy.training.loop import Step, meta_steps
@@ -33,6 +34,7 @@ from quickstudy.training.opening import (
     choose,
     first_episodes,
     new_state,
+    note_iterations,
     opened,
     training_source,
     untrained,
@@ -69,6 +71,7 @@ def train(
     device: str | torch.device = "cpu",
     progress: bool = True,
     tensorboard: bool = TrainSettings.tensorboard,
+    budget: Budget | None = None,
     about: dict[str, Any] | None = None,
 ) -> Trained:
     """Meta-train a learner on a task source; returns it with the best theta on validation tasks, else the last one.
@@ -81,6 +84,8 @@ def train(
     resume           continue from the run folder's checkpoint; the result is bit-identical to an uninterrupted run
     device           where theta and the episodes are, such as "cpu" or "cuda"
     progress, about  show a progress bar; plain values to keep in config.json
+    budget           a `quickstudy.training.Budget`, for a training that ends by the clock, after at most `iterations`;
+                     validation is then at equal shares of its time. A resumed run goes on with the time it has left
 
     The rest are settings that the command line shares: `quickstudy.training.TrainSettings` (compile=True is an engine).
     In a process group every rank makes the same call; the first writes the folder, which all must see: docs/scaling.md.
@@ -95,8 +100,8 @@ def train(
     check_settings(settings, folder, val is not None)
     source = training_source(learner, tasks)
     trained = untrained(learner, tasks, source.describe(), device, channels_last)
-    state = new_state(trained, settings, optimizer, scheduler)
-    session = Session(trained, source, val, settings, state, folder)
+    state = new_state(trained, settings, optimizer, scheduler, budget)
+    session = Session(trained, source, val, settings, state, folder, budget)
     first = first_episodes(session) if trained.theta else None  # before anything is written; None: nothing to train
     check_scores(session, first)
     session, resumed = opened(session, resume, about or {})
@@ -110,21 +115,23 @@ def train(
 def _run(session: Session, progress: bool) -> None:
     """The iterations that are left, with their lines of metrics and checkpoints in the run folder."""
     settings, state = session.settings, session.state
-    if _out_of_patience(session):  # this resumes a run that had stopped early
+    if _over(session):  # this resumes a run that had stopped early
         return
     saved, looked = time.monotonic(), state.timing.get("looking", 0.0)
-    clock = _clock(state)
+    clock, counted = _clock(state), stopwatch(next(iter(session.trained.theta.values())).device)
     board = events(session.folder if settings.tensorboard else None, state.timing["total"])
     engine = f"{state.engine} ({state.reason})"
-    bars = training_bar(settings.iterations, state.iteration, engine, progress and ranks.first())
+    most = None if session.budget else settings.iterations
+    bars = training_bar(most, session.share, engine, progress and ranks.first())
     with bars as bar, board as show, _interruptible() as interrupted:
         watch = Watch(state.engine, settings.seed, cost=state.checked)
         for step in _steps(session, interrupted, watch):
-            _account(state, step)
+            before = session.share
+            _account(session, step, counted)
             state.timing["looking"] = looked + watch.spent
             state.timing |= clock()
-            line = line_of(session, step)
-            bar(step, line)
+            line = line_of(session, step, session.validates(before))
+            bar(step, line, session.share)
             append_metrics(session.folder, line)
             show(line)
             stop = step.interrupted if ranks.size() > 1 else interrupted()
@@ -133,7 +140,7 @@ def _run(session: Session, progress: bool) -> None:
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt
-            if _out_of_patience(session):
+            if _over(session):
                 break
 
 
@@ -155,6 +162,7 @@ def _steps(session: Session, interrupted: Callable[[], bool], watch: Watch) -> I
         clip=settings.clip,
         interrupted=interrupted,
         watch=watch,
+        share=(lambda iteration: session.share) if session.budget else None,
     )
 
 
@@ -165,9 +173,10 @@ def _clock(state: TrainingState) -> Callable[[], dict[str, float]]:
     return lambda: {"total": wall + time.monotonic(), "processor": processor + time.process_time()}
 
 
-def _out_of_patience(session: Session) -> bool:
+def _over(session: Session) -> bool:
+    """Whether the training ends here: all of it is done, or validation does not get better."""
     patience = session.settings.patience
-    return patience is not None and session.state.since_best >= patience
+    return session.share >= 1 or (patience is not None and session.state.since_best >= patience)
 
 
 @contextmanager
@@ -190,8 +199,11 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _account(state: TrainingState, step: Step) -> None:
+def _account(session: Session, step: Step, counted: Callable[[float], float]) -> None:
+    state = session.state
     state.iteration = step.iteration
+    if session.budget:
+        state.timing[OWN] = used(state.timing) + counted(step.sampling + step.computing)
     state.timing["sampling"] += step.sampling
     state.timing["computing"] += step.computing
     state.window.append(step.loss)
@@ -209,6 +221,9 @@ def _finish(session: Session) -> Trained:
         save_checkpoint(folder, state)
         final.save(folder / "learner.qs")
         engine = {"engine": state.engine, "reason": state.reason}
-        files.write_json(folder / "timing.json", state.timing | engine | {"machine": machine()})
+        done = {"iterations": state.iteration}
+        files.write_json(folder / "timing.json", state.timing | engine | done | {"machine": machine()})
+        if session.budget:
+            note_iterations(folder, state.iteration)
     ranks.barrier()  # no rank reads the folder before the first has written it
     return final

@@ -205,11 +205,15 @@ def test_wrong_settings_and_values_are_refused():
 # --- the value -------------------------------------------------------------------------------------------------------
 
 
+def around(mean: float, half: float) -> Amount:
+    return Amount(mean, mean - half, mean + half)
+
+
 def found(*shares: float) -> qs.Calibration:
     """Coverage of 90 % intervals, by 1, 2, ... support points; that of 50 % ones is right."""
-    spread = Amount(1.25, 0.1)
+    spread = around(1.25, 0.1)
     sizes = [
-        AtSize(i, (Amount(0.5, 0.01), Amount(share, 0.01)), spread, spread, spread) for i, share in enumerate(shares, 1)
+        AtSize(i, (around(0.5, 0.01), around(share, 0.01)), spread, spread, spread) for i, share in enumerate(shares, 1)
     ]
     return qs.Calibration((0.5, 0.9), tuple(sizes), PROTOCOL)
 
@@ -218,6 +222,13 @@ def test_a_calibration_survives_json_and_prints_as_a_table():
     one = found(0.874, 0.91)
     assert qs.Calibration.from_dict(json.loads(json.dumps(one.to_dict(), allow_nan=False))) == one
     lines = str(one).splitlines()
+    earlier = one.to_dict()
+    earlier["sizes"] = [
+        {"points": s.points, "coverage": [[a.mean, a.interval] for a in s.coverage]}
+        | {kind: [1.25, 0.1] for kind in ("negative_log_likelihood", "std", "error")}
+        for s in one.sizes
+    ]
+    assert str(qs.Calibration.from_dict(earlier)) == str(one)  # files of earlier versions hold half widths alone
     assert lines[0].split("  ")[:1] == ["support points"] and "90 %" in lines[0]
     assert "87.4 ± 1.0" in lines[1] and "1.25 ± 0.1" in lines[1]
     assert "95 % CI over 400 episodes; 10-shot" in lines[-1]
@@ -250,7 +261,7 @@ def test_the_conclusion_follows_the_numbers(shares, said):
 
 def test_few_tasks_are_not_concluded_from():
     one = found(0.9, 0.85)
-    sizes = [dataclasses.replace(s, coverage=tuple(Amount(a.mean, 0.06) for a in s.coverage)) for s in one.sizes]
+    sizes = [dataclasses.replace(s, coverage=tuple(around(a.mean, 0.06) for a in s.coverage)) for s in one.sizes]
     assert "too few tasks to tell" in conclusion(dataclasses.replace(one, sizes=tuple(sizes)))
 
 

@@ -89,7 +89,7 @@ def test_one_score_has_no_interval_and_equal_scores_an_empty_one():
 def test_a_score_prints_its_percentage_first():
     score = score_of([0.96, 0.98, 1.0, 0.94])
     assert str(score).split()[0] == "97.0" and float(str(score).split()[0]) == pytest.approx(100 * score.mean)
-    assert str(score) == "97.0 % ± 4.1 (95 % CI over 4 episodes; 5-way 1-shot, no norm)"
+    assert str(score) == "97.0 % (88.7 to 99.3) (95 % CI over 4 episodes; 5-way 1-shot, no norm)"
     assert repr(score) == str(score)
 
 
@@ -101,7 +101,7 @@ def test_an_error_prints_its_value_first():
 
 def test_mean_and_interval_by_hand():
     values = [0.2, 0.4, 0.9]
-    score = score_of(values)
+    score = score_of(values, metric="reward")
     assert score.mean == pytest.approx(0.5)
     # Student's 0.975 quantile with two degrees of freedom is 4.303.
     assert score.interval == pytest.approx(4.30265 * np.std(values, ddof=1) / math.sqrt(3), rel=1e-5)
@@ -157,12 +157,18 @@ def test_pairing_decides_what_the_two_intervals_cannot():
 @pytest.mark.parametrize(
     ("difference", "text"),
     [
-        (Difference(0.013, 0.004, "accuracy"), "+1.3 points ± 0.4 (paired, 95 % CI; decided)"),
         (
-            Difference(-0.002, 0.004, "accuracy"),
-            "-0.2 points ± 0.4 (paired, 95 % CI; not decided: the interval holds zero)",
+            Difference(0.013, 0.009, 0.017, 0.001, "accuracy"),
+            "+1.3 points ± 0.4 (paired, 95 % CI, these trainings alone; decided)",
         ),
-        (Difference(-0.5, 0.1, "mean squared error"), "-0.5 ± 0.1 mean squared error (paired, 95 % CI; decided)"),
+        (
+            Difference(-0.002, -0.006, 0.002, 0.3, "accuracy", (3, 3)),
+            "-0.2 points ± 0.4 (paired, 95 % CI, over 3 trainings; not decided: the interval holds zero)",
+        ),
+        (
+            Difference(-0.5, -0.6, -0.4, 0.0, "mean squared error", (5, 1)),
+            "-0.5 ± 0.1 mean squared error (paired, 95 % CI, over 5 against 1 trainings; decided)",
+        ),
     ],
 )
 def test_a_difference_in_words(difference, text):
@@ -192,6 +198,40 @@ def test_two_normalisations_of_one_network_compare_only_when_allowed():
     with pytest.raises(ProtocolError, match="transductive: True against False"):
         qs.compare(batch, support)
     assert qs.compare(batch, support, allow=("transductive",)).mean == pytest.approx(batch.mean - support.mean)
+
+
+# --- several trainings -----------------------------------------------------------------------------------------------
+
+
+def trainings(values: Any, **changes: Any) -> Score:
+    """The score of these trainings [trainings, episodes]."""
+    return Score.of_trainings([score_of(row, **changes) for row in values])
+
+
+def test_a_score_of_trainings_is_their_mean_and_survives_json():
+    rows = torch.rand(3, 20, dtype=torch.float64)
+    score = trainings(rows)
+    assert torch.equal(score.values, rows.mean(0))
+    assert score.trainings.shape == (3, 20) and score.first(5).trainings.shape == (3, 5)
+    again = Score.from_dict(json.loads(json.dumps(score.to_dict())))
+    assert again.interval == pytest.approx(score.interval, rel=1e-6) and str(again) == str(score)
+    one = trainings(rows[:1])
+    assert one.trainings is None and "trainings" not in one.to_dict()
+
+
+def test_controls_of_trainings_are_joined_where_every_training_has_them():
+    both = {"nearest_centroid": score_of([0.3, 0.5])}
+    scores = [replace(score_of([0.5, 0.7]), controls=both | {"nil": score_of([0.1, 0.2])}), score_of([0.5, 0.9])]
+    assert Score.of_trainings(scores).controls == {}
+    joined = Score.of_trainings([scores[0], replace(scores[1], controls=both)])
+    assert joined.controls.keys() == both.keys() and joined.controls["nearest_centroid"].mean == pytest.approx(0.4)
+
+
+def test_trainings_under_unlike_protocols_are_no_one_score():
+    with pytest.raises(ProtocolError, match="learner: 'MAML' against 'ProtoNet'"):
+        Score.of_trainings([score_of([0.5, 0.7]), score_of([0.5, 0.7], learner="ProtoNet")])
+    with pytest.raises(ConfigError, match="got none"):
+        Score.of_trainings([])
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

@@ -34,7 +34,10 @@ def score(*values: float, metric: Metric = REWARD, **changes: object) -> Score:
 def test_values_intervals_and_differences_are_written_in_the_metrics_unit() -> None:
     assert PERCENT(0.9741, 0.0032) == "97.4 % ± 0.3" and PERCENT(0.012, 0.003, points=True) == "1.2 points ± 0.3"
     assert PLAIN(0.1523, 0.0112) == "0.152 ± 0.011" and PERCENT.deviation(0.012) == "1.2 points"
-    assert PERCENT(0.5, float("inf")) == "50.0 % (no interval)"
+    assert PERCENT.between(0.9741, 0.971, 0.977) == "97.4 % ± 0.3" == PERCENT.between(0.9741, 0.9711, 0.9772)
+    assert PERCENT.between(0.999, 0.996, 0.9996) == "99.9 % (99.6 to 100.0)"
+    assert PLAIN.between(0.2, 0.1, float("inf")) == "0.2 (0.1 and more)"
+    assert PERCENT(0.5, float("inf")) == "50.0 % (one task: no interval)"
     assert (PERCENT.end, PLAIN.end) == (100.0, None)
     assert (ACCURACY.label, MEAN_SQUARED_ERROR.label) == ("accuracy (%)", "mean squared error")
     assert ACCURACY.in_words(0.9741, 0.0032) == in_words(0.9741, 0.0032, "accuracy") == "97.4 % ± 0.3"
@@ -50,11 +53,11 @@ def test_the_better_value_follows_the_direction() -> None:
 def test_scores_and_differences_are_written_by_their_own_metric() -> None:
     high, low = score(10.0, 12.0, 11.0, 13.0), score(4.0, 6.0, 5.0, 6.5)
     assert str(high).startswith("12 points ± 2.1 reward (95 % CI over 4 episodes; ")
-    assert str(score(10.0)).startswith("10 points (no interval) reward (over 1 episodes; ")
+    assert str(score(10.0)).startswith("10 points (one task: no interval) reward (over 1 episodes; ")
     difference = qs.compare(low, high)
     assert difference.decided and str(difference).startswith("-6 ± 0.4 reward (paired")
     assert difference.signed("−") == "−6 ± 0.4"
-    assert str(Difference(0.012, 0.003, "accuracy")) == "+1.2 points ± 0.3 (paired, 95 % CI; decided)"
+    assert Difference(0.012, 0.009, 0.015, 0.0, "accuracy").signed() == "+1.2 points ± 0.3"
 
 
 def test_a_metric_of_ones_own_survives_a_file_and_its_function_does_not() -> None:

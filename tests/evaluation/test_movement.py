@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,6 @@ from quickstudy.errors import ConfigError, FileFormatError, NonFiniteError
 from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.measures.movement import LayerMovement, Movement, episode_movement, moves_layers
 from quickstudy.evaluation.measures.similarity import cka, relative_change
-from quickstudy.evaluation.score import half_width
 from quickstudy.experiments.evaluate_run import evaluate_run
 from quickstudy.learner import Batch, Episode, Learner
 from quickstudy.nn.hooks import outputs_of
@@ -182,7 +182,7 @@ def test_one_step_of_a_linear_model_by_hand():
     for kind, values in expected.items():
         found = getattr(moved["model"], kind)
         assert found.mean == pytest.approx(np.mean(values), rel=1e-10)
-        assert found.interval == pytest.approx(half_width(torch.tensor(values)), rel=1e-8)
+        assert found == pytest.approx(Amount.of(torch.tensor(np.array(values)), qs.Metric.ERROR), rel=1e-8)
 
 
 @pytest.mark.usefixtures("double")
@@ -214,7 +214,7 @@ def test_without_steps_nothing_moves(name, norm):
     trained = SimpleNamespace(learner=learner, theta=theta)
     still = qs.layer_movement(trained, Given(random_episodes(3, IMAGE, queries=4), []), episodes=3, steps=0)
     for one in still.layers:
-        assert one.weights == one.output == (0, 0)
+        assert one.weights == one.output == (0, 0, 0)
         assert one.representation is not None and one.representation.mean == pytest.approx(0, abs=1e-12)
     moving = qs.layer_movement(trained, Given(random_episodes(3, IMAGE, queries=4), []), episodes=3, steps=2)
     assert moving[moving.most].representation.mean > 1e-6
@@ -231,9 +231,9 @@ def test_what_phi_leaves_out_does_not_move(norm):
     )
     body = [one.name for one in only_head.layers if one.name != "head"]
     assert body == ["conv1", "conv2"] if norm == "none" else ["conv1", "norm1", "conv2", "norm2"]
-    assert all(one.weights == one.output == (0, 0) for one in only_head.layers if one.name in body)
+    assert all(one.weights == one.output == (0, 0, 0) for one in only_head.layers if one.name in body)
     assert only_head.most == "head" and only_head["head"].weights.mean > 0
-    assert only_body["head"].weights == (0, 0) and only_body["head"].representation.mean > 0
+    assert only_body["head"].weights == (0, 0, 0) and only_body["head"].representation.mean > 0
     assert all(only_body[name].weights.mean > 0 for name in body if "conv1" in name)
 
 
@@ -280,7 +280,7 @@ def test_a_layer_that_starts_at_zero_has_no_relative_movement():
     torch.nn.init.zeros_(model.head.bias)
     moved = qs.layer_movement(ready(qs.MAML(model)), clusters(), episodes=3)
     assert moved["head"].weights is None and moved["head"].output is None
-    assert moved["head"].representation == (1, 0)  # from no answer at all to one
+    assert moved["head"].representation == (1, 1, 1)  # from no answer at all to one
     assert "-" in str(moved).splitlines()[-2].split()
 
 
@@ -324,7 +324,7 @@ def test_fine_tuning_for_regression_fits():
     trained, tasks = ready(learner), qs.tasks.sinusoid("test")
     assert moves_layers(trained, tasks)
     moved = qs.layer_movement(trained, tasks, episodes=3)
-    assert moved["layer1"].weights == (0, 0) and moved["head"].weights.mean > 0
+    assert moved["layer1"].weights == (0, 0, 0) and moved["head"].weights.mean > 0
 
 
 def test_wrong_settings_and_values_are_refused():
@@ -339,8 +339,10 @@ def test_wrong_settings_and_values_are_refused():
 
 
 def layer(name: str, change: float, weights: float | None = 0.1, interval: float = 0.01) -> LayerMovement:
-    way = None if weights is None else Amount(weights, interval)
-    return LayerMovement(name, Amount(change, interval), Amount(2 * change, interval), way)
+    def around(mean: float) -> Amount:
+        return Amount(mean, mean - interval, mean + interval)
+
+    return LayerMovement(name, around(change), around(2 * change), None if weights is None else around(weights))
 
 
 def movement(*layers: LayerMovement) -> Movement:
@@ -355,7 +357,7 @@ def test_a_movement_that_is_not_a_number_is_refused():
 
 
 def test_movement_survives_json():
-    one = movement(layer("conv", 0.1, None), LayerMovement("read", None, None, Amount(1 / 3, float("inf"))))
+    one = movement(layer("conv", 0.1, None), LayerMovement("read", None, None, Amount(1 / 3, -math.inf, math.inf)))
     again = Movement.from_dict(json.loads(json.dumps(one.to_dict(), allow_nan=False)))
     assert again == one and again.most == "conv"
 

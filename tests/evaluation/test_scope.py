@@ -19,6 +19,7 @@ from quickstudy.base import seeds
 from quickstudy.cli import main
 from quickstudy.engine import mapping
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
+from quickstudy.evaluation.amount import Amount
 from quickstudy.evaluation.measures.scope import auroc, doubt, false_alarms, sized
 from quickstudy.learner import Episode, Learner, demand
 
@@ -146,9 +147,10 @@ def test_other_classes_by_hand(double):
     assert found.gain.mean == pytest.approx(found.distance.auroc.mean - found.softmax.auroc.mean)
     assert found.answered is not None and found.passed is not None
     assert (found.answered.mean, found.passed.mean) == pytest.approx(tuple(wanted[2:]))
-    assert found.distance.auroc.interval == pytest.approx(
-        2.5706 * np.std(np.array(values)[:, 0], ddof=1) / 6**0.5, 1e-3
-    )
+    each = torch.tensor(values, dtype=torch.float64)
+    assert found.distance.auroc == pytest.approx(Amount.of(each[:, 0], qs.Metric.PERCENT), rel=1e-6)
+    away = each[:, 0] - each[:, 1]
+    assert found.gain.interval == pytest.approx(2.5706 * float(away.std()) / 6**0.5, 1e-3)  # Student's t of 6 episodes
 
 
 def test_inputs_far_away_are_told_by_distance_and_not_by_probability():

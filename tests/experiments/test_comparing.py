@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -11,171 +10,17 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from made_up import comparison, entry, metric_called, own
 from test_baselines import kinds, levels
 
 import quickstudy as qs
 from quickstudy.cli import main
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
-from quickstudy.evaluation.metric import PLAIN, Metric
-from quickstudy.evaluation.score import Score, half_width
-from quickstudy.experiments.advice import Advice, advise, as_good
+from quickstudy.experiments.advice import advise
 from quickstudy.experiments.compare_learners import compare_learners
-from quickstudy.experiments.comparison import Entry, LearnerComparison, Trial
+from quickstudy.experiments.comparison import LearnerComparison
 from quickstudy.experiments.recipes import baselines
 from quickstudy.report.writing import write_comparison
-
-PROTOCOL = qs.Protocol("ProtoNet", "glyphs", "test", 5, 1, 15, "accuracy", 400, 1, False, "support")
-NOISE = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
-
-
-def entry(name: str, *means: float, meta: bool = True, metric: str = "accuracy", **changes: object) -> Entry:
-    """Values of these means over 400 episodes, with noise of its own of 0.01."""
-    drawn = torch.Generator().manual_seed(len(name))
-    noise = NOISE + 0.5 * torch.randn(400, generator=drawn).double()
-    protocol = dataclasses.replace(PROTOCOL, metric=metric)
-    values = [mean + 0.01 * (noise - noise.mean()) for mean in means]
-    trials = tuple(Trial(i, Score(v, protocol), 100, 60.0) for i, v in enumerate(values))
-    given = {"adapt_seconds": 0.01, "predict_seconds": 0.01, "bytes": 10_000} | changes
-    return Entry(name, "ProtoNet", meta, trials, **given)  # type: ignore[arg-type]
-
-
-def metric_called(name: str, higher_is_better: bool) -> Metric:
-    return Metric(name, higher_is_better, PLAIN, lambda output, y: output.mean())
-
-
-def own(one: Entry, metric: Metric) -> Entry:
-    """The entry with its score under another metric."""
-    score = one.trials[0].score
-    protocol = dataclasses.replace(score.protocol, metric=metric.name)
-    trial = dataclasses.replace(one.trials[0], score=dataclasses.replace(score, protocol=protocol, own_metric=metric))
-    return dataclasses.replace(one, trials=(trial,))
-
-
-def comparison(*entries: Entry) -> LearnerComparison:
-    return LearnerComparison(entries, {"minutes": 1, "seeds": [0]})
-
-
-def asked(found: LearnerComparison, word: str) -> Advice:
-    return next(one for one in advise(found) if word in one.question)
-
-
-# --- differences -----------------------------------------------------------------------------------------------------
-
-
-def test_with_one_seed_a_difference_is_that_of_the_episodes() -> None:
-    a, b = entry("a", 0.9), entry("bb", 0.88)
-    found = comparison(a, b).difference(a, b)
-    assert found.mean == pytest.approx(0.02, abs=1e-6)
-    assert found.interval == pytest.approx(half_width(a.score.values - b.score.values))
-
-
-def test_with_several_seeds_the_interval_holds_their_spread() -> None:
-    a, b = entry("a", 0.90, 0.94, 0.89), entry("bb", 0.88, 0.87, 0.90)
-    found = comparison(a, b).difference(a, b)
-    over_episodes = half_width(a.score.values - b.score.values)
-    over_seeds = half_width(torch.tensor([0.02, 0.07, -0.01]))
-    assert found.mean == pytest.approx(0.08 / 3, abs=1e-6)
-    assert found.interval == pytest.approx(math.hypot(over_episodes, over_seeds), rel=1e-4)
-    assert not found.decided
-
-
-def test_a_baseline_of_one_trial_meets_every_seed() -> None:
-    a, b = entry("a", 0.90, 0.91), entry("bb", 0.5, meta=False)
-    found = comparison(a, b).difference(a, b)
-    assert found.mean == pytest.approx(0.405, abs=1e-6)
-    assert found.interval == pytest.approx(half_width(torch.tensor([0.40, 0.41])), rel=0.05)
-
-
-# --- advice ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_cheapest_of_those_that_are_as_good() -> None:
-    best = entry("best", 0.90, adapt_seconds=0.1, bytes=10_000_000)
-    near = entry("nearly", 0.895, adapt_seconds=0.01, bytes=50_000)
-    cheap = entry("cheapest", 0.80, adapt_seconds=0.001, bytes=1000)
-    found = comparison(best, near, cheap)
-    assert [one.name for one in as_good(found)] == ["best", "nearly"]
-    assert asked(found, "accurate").choice == "best"
-    fast, small = asked(found, "fastest"), asked(found, "smallest")
-    assert (fast.choice, small.choice) == ("nearly", "nearly")
-    assert "cheapest takes less, 1 ms" in fast.reason and "10.0 points" in fast.reason
-
-
-def test_what_has_no_file_is_named_as_faster_and_never_as_smaller() -> None:
-    best, quick = entry("best", 0.9), entry("quick", 0.8, adapt_seconds=0.001, bytes=None)
-    fast, small = (asked(comparison(best, quick), question) for question in ("fastest", "smallest"))
-    assert fast.choice == "best" and "quick takes less, 1 ms to learn a task" in fast.reason
-    assert small.choice == "best" and "quick" not in small.reason
-    equal = comparison(entry("filed", 0.9), entry("unfiled", 0.9, adapt_seconds=0.001, bytes=None))
-    assert asked(equal, "fastest").choice == "unfiled" and asked(equal, "smallest").choice == "filed"
-
-
-def test_an_entry_is_read_under_the_names_of_earlier_versions() -> None:
-    one = entry("a", 0.9, calibration_error=0.2)
-    plain = one.to_dict()
-    earlier = {"dishonest": plain.pop("calibration_error"), **plain}
-    assert Entry.from_dict(earlier).calibration_error == one.dishonest == 0.2
-
-
-def test_a_metric_of_ones_own_says_who_is_ahead() -> None:
-    reward = metric_called("reward", higher_is_better=True)
-    best, bar = (
-        own(entry(name, mean, meta=meta), reward) for name, mean, meta in (("a", 9.0, True), ("b", 7.0, False))
-    )
-    found = comparison(best, bar)
-    assert asked(found, "pay").choice == "a" and asked(found, "pay").reason.startswith("Yes: a 9 ±")
-    assert [one.name for one in as_good(found)] == ["a"]
-    cost = metric_called("cost", higher_is_better=False)
-    best, bar = (own(entry(name, mean, meta=meta), cost) for name, mean, meta in (("a", 7.0, True), ("b", 9.0, False)))
-    found = LearnerComparison.from_dict(json.loads(json.dumps(comparison(best, bar).to_dict())))
-    assert asked(found, "pay").choice == "a" and asked(found, "pay").reason.endswith(
-        f"{found.difference(*found.entries)}."
-    )
-    assert not found.entries[0].score.metric.higher_is_better
-
-
-def test_an_error_is_as_good_within_a_twentieth() -> None:
-    metric = "mean squared error"
-    best, near, far = (entry(n, v, metric=metric) for n, v in (("a", 1.0), ("bb", 1.04), ("ccc", 1.06)))
-    assert [one.name for one in as_good(comparison(best, near, far))] == ["a", "bb"]
-
-
-def test_what_is_far_off_and_varies_wildly_is_not_as_good() -> None:
-    metric = "mean squared error"
-    best, wild = entry("best", 1.0, metric=metric), entry("wild", 1.0, metric=metric, adapt_seconds=1e-6)
-    values = torch.cat([torch.ones(399), torch.tensor([4e7])]).double()
-    trial = dataclasses.replace(wild.trials[0], score=dataclasses.replace(wild.score, values=values))
-    found = comparison(best, dataclasses.replace(wild, trials=(trial,)))
-    assert not found.difference(*found.entries).decided
-    assert [one.name for one in as_good(found)] == ["best"]
-    assert asked(found, "fastest").choice == "best" and "wild" not in asked(found, "accurate").reason
-
-
-@pytest.mark.parametrize(
-    ("learner", "baseline", "begins", "choice"),
-    [(0.9, 0.8, "Yes", "meta"), (0.8, 0.9, "No", "plain"), (0.8, 0.8002, "Not shown", "plain")],
-)
-def test_whether_meta_learning_pays(learner: float, baseline: float, begins: str, choice: str) -> None:
-    pair = [entry("meta", learner), entry("plain", baseline, meta=False)]
-    found = comparison(*sorted(pair, key=lambda one: -one.score.mean))
-    told = asked(found, "pay")
-    assert told.reason.startswith(f"{begins}:") and told.choice == choice
-
-
-def test_who_answers_without_labels() -> None:
-    silent, score = entry("a", 0.9), entry("bb", 0.4).score
-    assert asked(comparison(silent), "before").choice == ""
-    able = entry("bb", 0.8, unlabelled=score)
-    assert asked(comparison(silent, able), "before").choice == "bb"
-
-
-def test_whose_probabilities_can_be_believed() -> None:
-    errors = {"best": (0.9, 0.2), "near": (0.899, 0.05), "far": (0.5, 0.01)}
-    best, near, far = (entry(name, mean, calibration_error=error) for name, (mean, error) in errors.items())
-    told = asked(comparison(best, near, far), "believed")
-    assert told.choice == "near" and "5.0 points" in told.reason and "of the best 20.0" in told.reason
-    assert asked(comparison(entry("a", 1.0, metric="mean squared error")), "believed").choice == ""
-
 
 # --- whole comparisons -----------------------------------------------------------------------------------------------
 
@@ -221,7 +66,7 @@ class Slow(torch.nn.Linear):
 
 
 def test_the_time_is_equal_and_the_iterations_follow_from_it(tmp_path: Path) -> None:
-    """An iteration calls the network for support and query: at most 600 / 40 iterations fit into 0.01 minutes."""
+    """An iteration calls the network for support and query: about 600 / 40 iterations fit into 0.01 minutes."""
     tasks, fields = levels(), {"loss": qs.mse_loss, "lr": 0.05, "steps": 1}
     learners = {
         "quick": lambda: qs.MAML(torch.nn.Linear(1, 1), **fields),  # type: ignore[arg-type]
@@ -229,7 +74,9 @@ def test_the_time_is_equal_and_the_iterations_follow_from_it(tmp_path: Path) -> 
     }
     found = compare_learners(learners, tasks, tasks, out=tmp_path, **small(minutes=0.01))  # type: ignore[arg-type]
     quick, slow = (found[name].trials[0].iterations for name in ("quick", "slow"))
-    assert 1 <= slow <= 15 and quick > 1.5 * slow
+    assert 1 <= slow <= 20 and quick > 1.5 * slow
+    times = [found[name].trials[0].seconds for name in ("quick", "slow")]
+    assert min(times) >= 0.6 and max(times) < 0.8
 
 
 def test_a_comparison_goes_on_where_it_was_cut(tmp_path: Path) -> None:
@@ -313,10 +160,10 @@ def test_compare_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     rows = pandas.read_csv(beside / "learners.csv")
     assert len(rows) == 6  # two trainings of two learners, and two baselines
     plain = json.loads((tmp_path / "which" / "comparison.json").read_text())
-    for entry in plain["entries"]:
-        if (name := entry["name"]) in ("protonet", "finetune"):
-            assert [trial["seed"] for trial in entry["trials"]] == [3, 5] and entry["meta"] == (name == "protonet")
-            assert list(rows[rows["name"] == name].meta) == 2 * [entry["meta"]]
+    for one in plain["entries"]:
+        if (name := one["name"]) in ("protonet", "finetune"):
+            assert [trial["seed"] for trial in one["trials"]] == [3, 5] and one["meta"] == (name == "protonet")
+            assert list(rows[rows["name"] == name].meta) == 2 * [one["meta"]]
             assert (tmp_path / "which" / f"{name}-seed5" / "learner.qs").exists()
     assert set(rows.episodes) == {4}
     assert [plain["settings"][word] for word in ("minutes", "meta_batch", "seeds")] == [0.001, 2, [3, 5]]

@@ -151,7 +151,9 @@ def pages(made: Path) -> dict[str, Page]:
 
 def as_percent(score: dict[str, Any]) -> str:
     """A plain score as the page has to write it: percent, its digit spelled out from the episodes' own values."""
-    return f"{100 * np.mean(score['values']):.1f} % ± {100 * score['interval']:.1f}"
+    low, mean, high = 100 * score["low"], 100 * np.mean(score["values"]), 100 * score["high"]
+    assert high - mean < (mean - low) / 1.2  # not symmetric: there are few episodes
+    return f"{mean:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def test_headline_is_the_score_with_its_interval_and_meaning(pages, made):
@@ -341,7 +343,7 @@ def test_regression_is_drawn_and_other_data_is_tabled(pages, tmp_path):
     evaluate_run(tmp_path / "vectors", trained, vectors, episodes=1, names=[], **QUIET)
     page = report(tmp_path / "vectors")
     assert "query truth answer probability 1 A ✓ A" in page.text
-    assert "100.0 % (no interval)" in page.text and "nothing follows from this number" in page.text
+    assert "100.0 % (one task: no interval)" in page.text and "nothing follows from this number" in page.text
     assert letter(30, 40) == "31"
 
 
@@ -486,7 +488,9 @@ def test_runs_under_one_protocol_are_compared_in_pairs(runs):
     for name in ("images", ODD):
         assert as_percent(scores_of(runs / name)["scores"][0]) in page.text
     middle, apart = 50 * (a.mean + b.mean), 100 * abs(a.mean - b.mean) / 2**0.5
-    assert f"mean {middle:.1f} %, {apart:.1f} points standard deviation from seed to seed" in page.text
+    assert f"{apart:.1f} points standard deviation from seed to seed" in page.text
+    over = words.both(qs.Score.of_trainings([dataclasses.replace(one, controls={}) for one in (a, b)]))
+    assert f"): {over}, an interval that holds their spread" in page.text and over.startswith(f"{middle:.1f} %")
     assert (runs / "images" / "report.html").exists()
 
 

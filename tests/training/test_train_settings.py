@@ -23,9 +23,8 @@ from quickstudy.training import TrainSettings, curve, session
 from quickstudy.training.checkpoint import read_metrics
 
 SETTINGS = {one.name: one for one in dataclasses.fields(TrainSettings)}
-ELSEWHERE = set(
-    ["learner", "tasks", "out", "val", "compile", "optimizer", "scheduler", "resume", "device", "progress", "about"]
-)
+ELSEWHERE = {"learner", "tasks", "out", "val", "compile", "optimizer", "scheduler", "resume", "device", "progress"}
+ELSEWHERE |= {"about", "budget"}
 
 
 def train(metric=None, **options):
@@ -80,7 +79,7 @@ def test_the_metrics_direction_chooses_the_checkpoint(monkeypatch, higher):
 
     def answered(trained, tasks, settings):
         thetas.append({name: value.clone() for name, value in trained.theta.items()})
-        return SimpleNamespace(mean=next(scores), interval=0.1, metric=own)
+        return SimpleNamespace(mean=next(scores), low=0.0, high=4.0, interval=0.1, metric=own)
 
     monkeypatch.setattr(session, "check_scores", lambda one, first: None)
     monkeypatch.setattr(curve, "predictions", answered)

@@ -72,7 +72,7 @@ class InstanceAccuracy:
     def leaks(self) -> bool:
         """Whether accuracy is clearly (by two half widths) above what is possible, so the learner has seen labels."""
         bounds = [(self.first, self.chance)] + ([(self[1], self.by_exclusion)] if 1 in self.instances else [])
-        return any(amount.mean - 2 * amount.interval > bound for amount, bound in bounds)
+        return any(amount.low - amount.interval > bound for amount, bound in bounds)
 
     def __str__(self) -> str:
         lines = ["instance  accuracy"]
@@ -112,7 +112,7 @@ class InstanceAccuracy:
 
 def in_words(amount: Amount) -> str:
     """'36.4 % ± 0.5'."""
-    return PERCENT(*amount)
+    return amount.in_words(PERCENT)
 
 
 def _share(plain: Mapping[str, Any]) -> Amount:
@@ -161,7 +161,8 @@ def instance_accuracy(
         return stream_accuracy(learner, theta, stream.support, instances)
 
     table = torch.stack(list(results(one, measure, chosen_engine(one, measure, engine), progress)))
-    first, *amounts = map(Amount.of, finite(table, "an output that is not finite.", "stream").unbind(1))
+    columns = finite(table, "an output that is not finite.", "stream").unbind(1)
+    first, *amounts = (Amount.of(column, PERCENT) for column in columns)
     protocol = protocol_of(learner, source, "accuracy at an instance", episodes, seed, seen=one.first)
     return InstanceAccuracy(tuple(instances), tuple(amounts), first, protocol)
 
@@ -224,5 +225,5 @@ def figure(accuracy: InstanceAccuracy) -> tuple[list[str], list[Bars]]:
     from quickstudy.base.figures import Bars
 
     names = [f"instance {n}" for n in accuracy.instances]
-    means, half = [a.mean for a in accuracy.amounts], [a.interval for a in accuracy.amounts]
-    return names, [Bars("share of right answers", "accuracy", means, half, whole=1.0)]
+    means, ends = [a.mean for a in accuracy.amounts], [(a.low, a.high) for a in accuracy.amounts]
+    return names, [Bars("share of right answers", "accuracy", means, ends, whole=1.0)]

@@ -10,6 +10,7 @@ because errors of queries in one task are correlated; their confidence intervals
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from quickstudy.engine.fitting import for_test
 from quickstudy.episodes import examples, unstack
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.evaluation.amount import Amount, aligned
+from quickstudy.evaluation.metric import ERROR, PERCENT, PLAIN
 from quickstudy.evaluation.passes import Pass, begin, chosen_engine, protocol_of, results
 from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 POINTS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # default numbers of support points
 KINDS = ("negative_log_likelihood", "std", "error")
+BARE_PERCENT = dataclasses.replace(PERCENT, unit="")
 HEADINGS = ("-log p", "std", "mean squared error")
 
 
@@ -88,8 +91,8 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for calibration.json."""
         sizes = [
-            {"points": one.points, "coverage": [list(a) for a in one.coverage]}
-            | {kind: list(getattr(one, kind)) for kind in KINDS}
+            {"points": one.points, "coverage": [a.to_dict() for a in one.coverage]}
+            | {kind: getattr(one, kind).to_dict() for kind in KINDS}
             for one in self.sizes
         ]
         return {"levels": list(self.levels), "sizes": sizes, "protocol": self.protocol.to_dict()}
@@ -112,18 +115,23 @@ class Calibration:
 
 def _size_of(plain: Mapping[str, Any]) -> AtSize:
     likelihood = plain["surprise" if "surprise" in plain else KINDS[0]]  # files of earlier versions have the former
-    amounts = (_amount_of(one) for one in (likelihood, *(plain[kind] for kind in KINDS[1:])))
-    return AtSize(int(plain["points"]), tuple(map(_amount_of, plain["coverage"])), *amounts)
+    amounts = (amount_of(one) for one in (likelihood, *(plain[kind] for kind in KINDS[1:])))
+    return AtSize(int(plain["points"]), tuple(map(amount_of, plain["coverage"])), *amounts)
 
 
 def _row(one: AtSize) -> tuple[str, ...]:
-    inside = (f"{100 * a.mean:.1f} ± {100 * a.interval:.1f}" for a in one.coverage)
-    return (str(one.points), *inside, *(f"{a.mean:.3g} ± {a.interval:.2g}" for a in (getattr(one, k) for k in KINDS)))
+    inside = (a.in_words(BARE_PERCENT) for a in one.coverage)
+    return (str(one.points), *inside, *(getattr(one, kind).in_words(PLAIN) for kind in KINDS))
 
 
-def _amount_of(plain: Sequence[float]) -> Amount:
-    mean, interval = plain
-    return Amount(float(mean), float(interval))
+def amount_of(plain: Mapping[str, Any] | Sequence[float]) -> Amount:
+    """The amount of a file; those of earlier versions hold the mean and the half width alone."""
+    if isinstance(plain, Amount):
+        return plain
+    if not isinstance(plain, Mapping):
+        mean, interval = plain
+        plain = {"mean": mean, "interval": interval}
+    return Amount.from_dict(plain)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -238,7 +246,9 @@ def _measured(learner: Learner, theta: Theta, episode: Episode, points: int, rea
 
 
 def _at_size(points: int, values: Tensor) -> AtSize:
-    amounts = list(map(Amount.of, finite(values, f"a distribution that is not finite with {points} points.").T))
+    columns = finite(values, f"a distribution that is not finite with {points} points.").T
+    kinds = [PERCENT] * (len(columns) - len(KINDS)) + [PLAIN, ERROR, ERROR]
+    amounts = [Amount.of(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     return AtSize(points, tuple(amounts[: -len(KINDS)]), *amounts[-len(KINDS) :])
 
 
@@ -256,11 +266,10 @@ def figure(calibration: Calibration, colours: Mapping[str, str]) -> Figure:
     promised = [100 * level for level in calibration.levels]
     for i, one in enumerate(calibration.sizes):
         colour, dash = colours[SERIES[i % len(SERIES)]], DASHES[i // len(SERIES) % len(DASHES)]
-        inside, half = ([100 * a[k] for a in one.coverage] for k in (0, 1))
+        inside, low, high = ([100 * a[k] for a in one.coverage] for k in (0, 1, 2))
         label = plural(one.points, "point")
         axes.plot(promised, inside, color=colour, linestyle=dash, linewidth=1.6, marker="o", markersize=3, label=label)
         if one is calibration.sizes[-1]:  # the bands of all lines would overlap
-            low, high = ([y + sign * h for y, h in zip(inside, half, strict=True)] for sign in (-1, 1))
             axes.fill_between(promised, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="level of the interval (%)", ylabel="values inside (%)")
     axes.legend(title="support", frameon=False, loc="upper left", fontsize=9)

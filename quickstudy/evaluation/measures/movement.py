@@ -27,6 +27,7 @@ from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.amount import Amount, aligned
 from quickstudy.evaluation.measures.similarity import cka, relative_change
+from quickstudy.evaluation.metric import ERROR, Format
 from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
 from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
@@ -37,6 +38,7 @@ from quickstudy.nn.parameters import own, parameters
 if TYPE_CHECKING:
     from quickstudy.base.figures import Bars
 
+THREE_DIGITS = Format(spec=".3f", spread=".3f")
 KINDS = ("representation", "output", "weights")
 Moves = dict[str, dict[str, Tensor]]  # layer -> kind -> a scalar
 
@@ -101,7 +103,7 @@ def in_words(amount: Amount | None) -> str:
     """'0.123 ± 0.004', '0' where nothing moves at all, '-' where there is no number."""
     if amount is None or amount.mean == 0:
         return "-" if amount is None else "0"
-    return f"{amount.mean:.3f}" + ("" if math.isinf(amount.interval) else f" ± {amount.interval:.3f}")
+    return f"{amount.mean:.3f}" if math.isinf(amount.low) else amount.in_words(THREE_DIGITS)
 
 
 def _representation(one: LayerMovement) -> float:
@@ -205,7 +207,7 @@ def _amount(values: Tensor, name: str) -> Amount | None:
     says = f"the layer {name!r} values that are not finite. Lower the inner learning rate or the steps."
     infinite = values.isinf()  # the layer starts at zero
     finite(values.masked_fill(infinite, 0.0), says)
-    return None if infinite.any() else Amount.of(values)
+    return None if infinite.any() else Amount.of(values, ERROR)
 
 
 # --- which learners --------------------------------------------------------------------------------------------------
@@ -268,5 +270,5 @@ def figure(movement: Movement) -> tuple[list[str], list[Bars]]:
     return [one.name for one in movement.layers], panels
 
 
-def _columns(amounts: list[Amount | None]) -> tuple[list[float | None], list[float]]:
-    return [a and a.mean for a in amounts], [a.interval if a else 0.0 for a in amounts]
+def _columns(amounts: list[Amount | None]) -> tuple[list[float | None], list[tuple[float, float]]]:
+    return [a and a.mean for a in amounts], [(a.low, a.high) if a else (0.0, 0.0) for a in amounts]

@@ -27,7 +27,7 @@ from quickstudy.episodes import Episodes, unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.amount import Amount, aligned
 from quickstudy.evaluation.measures.confusion import Confusion, confusion_of
-from quickstudy.evaluation.metric import ACCURACY
+from quickstudy.evaluation.metric import ACCURACY, ERROR, PERCENT, PLAIN, Format
 from quickstudy.evaluation.predictions import Predictions, Settings, class_names, finite, predictions
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import by_task
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 BINS = 15
 KINDS = ("negative_log_likelihood", "brier", "accuracy", "excess")
+FOUR_DIGITS = Format(spec=".4f", spread=".4f")
+RANGES = (ERROR, Format(smallest=0.0, largest=2.0), PERCENT, PLAIN)  # which values each can have
 HEADINGS = ("-log p", "Brier score", "accuracy", "confidence - accuracy")
 
 
@@ -75,7 +77,7 @@ class Answers:
         return away / sum(one.queries for one in self.bins)
 
     def __str__(self) -> str:
-        rows = [(head, f"{a.mean:.4f} ± {a.interval:.4f}") for head, a in zip(HEADINGS, self._amounts, strict=True)]
+        rows = [(head, a.in_words(FOUR_DIGITS)) for head, a in zip(HEADINGS, self._amounts, strict=True)]
         lines = aligned([("expected calibration error", f"{self.ece:.4f}"), *rows])
         return "\n".join([*lines, f"(95 % CI over {self.protocol.episodes} episodes; {self.protocol.describe()})"])
 
@@ -159,7 +161,9 @@ def calibration_of(made: Predictions, tasks: Any) -> Answers:
     _check_classes(made.truths[0])
     means, bins, tables = zip(*map(_measured, made.outputs, made.truths), strict=True)
     values = finite(torch.stack(means), "probabilities that are not finite.")
-    likelihood, brier, accuracy, excess = (Amount.of(by_task(column, made.tasks)) for column in values.T)
+    likelihood, brier, accuracy, excess = (
+        Amount.of(by_task(column, made.tasks), kind) for column, kind in zip(values.T, RANGES, strict=True)
+    )
     protocol = dataclasses.replace(made.protocol, metric="calibration of probabilities")
     names = class_names(tasks, made)
     confusion = confusion_of(zip(names, tables, strict=True)) if all(names) else None

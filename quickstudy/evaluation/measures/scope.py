@@ -31,10 +31,11 @@ from quickstudy.engine.fitting import for_test, is_transductive
 from quickstudy.episodes import Episodes, is_classification
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation.amount import Amount, aligned
+from quickstudy.evaluation.confidence import mean_difference
+from quickstudy.evaluation.difference import Difference
 from quickstudy.evaluation.metric import PERCENT
 from quickstudy.evaluation.passes import Arrange, Pass, begin, chosen_engine, protocol_of, results
 from quickstudy.evaluation.protocol import Protocol
-from quickstudy.evaluation.score import Difference
 from quickstudy.learner import Episode, Learner, Theta, demand
 from quickstudy.tasks.classes import ClassTasks, scaled
 from quickstudy.trained.adapting import SCOPE
@@ -81,7 +82,7 @@ class OutOfScope:
 
 
 def _percent(amount: Amount) -> str:
-    return PERCENT(*amount)
+    return amount.in_words(PERCENT)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -120,12 +121,12 @@ def out_of_scope(
     one = _begin(trained, tasks, episodes, seed, lambda i, e: _with_foreign(tasks, inputs, seed, i, e))
     halves = (measured.chunk(2, 1) for measured in _of_queries(trained.theta, one, progress))  # own and foreign inputs
     each = [_separated(own.numpy(), rest.numpy(), trained.scope) for own, rest in halves]
-    of_distance, of_softmax, (gain,), kept = map(_amounts, zip(*each, strict=True))
-    answered, passed = kept or (None, None)
+    distance, softmax, gain, kept = zip(*each, strict=True)
+    answered, passed = _amounts(kept) or (None, None)
     return OutOfScope(
-        Separation(*of_distance),
-        Separation(*of_softmax),
-        Difference(*gain, metric="accuracy"),
+        Separation(*_amounts(distance)),
+        Separation(*_amounts(softmax)),
+        _gain(gain),
         answered,
         passed,
         foreign="the pool's other classes" if foreign is None else f"{len(foreign)} given inputs",
@@ -240,7 +241,13 @@ def _separated(own: np.ndarray, foreign: np.ndarray, scope: float | None) -> tup
 
 def _amounts(values: Sequence[Sequence[float]]) -> list[Amount]:
     """values[episode][k] -> an amount for each k."""
-    return [Amount.of(one) for one in torch.tensor(values, dtype=torch.float64).unbind(1)]
+    return [Amount.of(one, PERCENT) for one in torch.tensor(values, dtype=torch.float64).unbind(1)]
+
+
+def _gain(values: Sequence[Sequence[float]]) -> Difference:
+    gain = torch.tensor(values, dtype=torch.float64).T
+    mean, ends, p = mean_difference(gain, torch.zeros_like(gain), PERCENT.width)
+    return Difference(mean, *ends, p, "accuracy")
 
 
 def auroc(own: np.ndarray, foreign: np.ndarray) -> float:

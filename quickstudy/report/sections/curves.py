@@ -48,14 +48,19 @@ def _validation(run: Run) -> list[Series]:
     if not x:
         return []
     best = x[y.index(run.metric.best(y))]
-    shown, half = scaled(run.metric, y), band(run)
-    return [Series(x, shown, "validation, 95 % band", "s1", half=half, marks=len(x) <= 12, ring=best)]
+    return [
+        Series(x, scaled(run.metric, y), "validation, 95 % band", "s1", ends=band(run), marks=len(x) <= 12, ring=best)
+    ]
 
 
-def band(run: Run) -> list[float] | None:
-    """The half widths of the validation scores' intervals, as they are plotted; None where some have none."""
-    half = run.column("val_interval")[1]
-    return scaled(run.metric, half) if len(half) == len(run.column("val")[1]) else None
+def band(run: Run) -> list[tuple[float, float]] | None:
+    """The ends of the validation scores' intervals, as they are plotted; None where some have none."""
+    y, half = run.column("val")[1], run.column("val_interval")[1]
+    low, high = (run.column(f"val_{end}")[1] for end in ("low", "high"))
+    if not len(low) == len(high) == len(y) == len(half):  # runs of earlier versions have half widths alone
+        low, high = ([value + sign * h for value, h in zip(y, half, strict=False)] for sign in (-1, 1))
+    both = list(zip(scaled(run.metric, low), scaled(run.metric, high), strict=True))
+    return both if len(half) == len(y) else None
 
 
 def scaled(metric: Metric, values: Iterable[float]) -> list[float]:
@@ -82,7 +87,10 @@ def steps_section(run: Run) -> Section | None:
         return None
     score, trained = run.evaluation.scores[0], run.config.fields.get("steps")
     rows = [
-        (f"{one.steps}{' (as trained)' if one.steps == trained else ''}", score.metric.format(one.mean, one.interval))
+        (
+            f"{one.steps}{' (as trained)' if one.steps == trained else ''}",
+            score.metric.format.between(one.mean, one.low, one.high),
+        )
         for one in run.evaluation.steps
     ]
     conclusion = "How far adaptation carries, with more or fewer inner steps at test than in training."
@@ -95,9 +103,9 @@ def steps_section(run: Run) -> Section | None:
 def _steps_curve(run: Run, points: list[StepsPoint], score: Score) -> Picture:
     trained, metric = run.config.fields.get("steps"), score.metric
     x = [point.steps for point in points]
-    y, half = (scaled(metric, [getattr(point, name) for point in points]) for name in ("mean", "interval"))
+    y, low, high = (scaled(metric, [getattr(point, name) for point in points]) for name in ("mean", "low", "high"))
     ring = trained if trained in x else None
-    series = Series(x, y, f"{metric.name}, 95 % band", half=half, marks=True, ring=ring)
+    series = Series(x, y, f"{metric.name}, 95 % band", ends=list(zip(low, high, strict=True)), marks=True, ring=ring)
     level = words.level(metric, score.protocol.ways)
     draw = lines([series], "inner steps at test", metric.label, end=metric.format.end, level=level)
     legend = [(series.name, "s1", 0)] + ([("chance", "muted", 2)] if level else [])

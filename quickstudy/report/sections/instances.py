@@ -25,13 +25,13 @@ def section(accuracy: InstanceAccuracy) -> Section:
 def conclusion(accuracy: InstanceAccuracy) -> str:
     """What the figure shows, in two or three sentences."""
     first, last = accuracy.instances[0], accuracy.instances[-1]
-    text = f"{PERCENT(*accuracy[first])} at instance {first} of a class"
-    text += f", {PERCENT(*accuracy[last])} at instance {last}" if last != first else ""
+    text = f"{accuracy[first].in_words(PERCENT)} at instance {first} of a class"
+    text += f", {accuracy[last].in_words(PERCENT)} at instance {last}" if last != first else ""
     text += f", over {plural(accuracy.protocol.episodes, 'stream')} in random order. "
     if accuracy.leaks:
         return text + "That is more than can be known before a label is seen: labels leak into the answers."
     possible, chance = PERCENT.value(accuracy.by_exclusion), PERCENT.value(accuracy.chance)
     return text + (
         f"Before a class was seen no more than {possible} is possible, by excluding the others; "
-        f"the first example of a stream is at {PERCENT(*accuracy.first)} (chance {chance})."
+        f"the first example of a stream is at {accuracy.first.in_words(PERCENT)} (chance {chance})."
     )

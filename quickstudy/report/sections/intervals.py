@@ -5,7 +5,7 @@ from __future__ import annotations
 from quickstudy.base.figures import Picture
 from quickstudy.base.words import plural
 from quickstudy.evaluation.amount import Amount
-from quickstudy.evaluation.measures.intervals import SHOWN, AtSize, Calibration, figure
+from quickstudy.evaluation.measures.intervals import BARE_PERCENT, SHOWN, AtSize, Calibration, figure
 from quickstudy.evaluation.metric import PERCENT, PLAIN
 from quickstudy.report.sections.section import Section
 
@@ -29,8 +29,8 @@ def section(calibration: Calibration) -> Section:
 
 def _row(one: AtSize, calibration: Calibration, levels: list[float]) -> tuple[str, ...]:
     inside = [one.coverage[calibration.levels.index(level)] for level in levels]
-    shares = [PERCENT(*share).replace(" %", "", 1) for share in inside]
-    return (str(one.points), *shares, *(PLAIN(*amount) for amount in (one.negative_log_likelihood, one.std)))
+    shares = [share.in_words(BARE_PERCENT) for share in inside]
+    return (str(one.points), *shares, *(amount.in_words(PLAIN) for amount in (one.negative_log_likelihood, one.std)))
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -55,6 +55,6 @@ def conclusion(calibration: Calibration) -> str:
 def _judged(share: Amount, level: float) -> str:
     if abs(share.mean - level) <= CLOSE:
         return "they keep their promise"
-    if abs(share.mean - level) <= share.interval:
-        return f"too few tasks to tell whether they keep their promise ({PERCENT.half(share.interval)})"
+    if share.low <= level <= share.high:
+        return f"too few tasks to tell whether they keep their promise ({PERCENT.ends(*share)})"
     return "too wide" if share.mean > level else "too narrow, the learner is surer than it should be"

@@ -87,7 +87,7 @@ def _amount(one: LayerMovement) -> Amount:
 
 def _clearly_above(a: LayerMovement, b: LayerMovement) -> bool:
     """Whether a moves more than b, with 95 % intervals that do not overlap."""
-    return _amount(a).mean - _amount(a).interval > _amount(b).mean + _amount(b).interval
+    return _amount(a).low > _amount(b).high
 
 
 def _called(last: LayerMovement) -> str:

@@ -34,8 +34,8 @@ def _rows(answers: Answers) -> list[tuple[str, str]]:
     return [
         ("expected calibration error (ECE)", percentage_points(answers.ece)),
         ("confidence − accuracy", f"{percentage_points(answers.excess.mean)} {PERCENT.half(answers.excess.interval)}"),
-        ("−log p of the true class", f"{THREE_DIGITS(*answers.negative_log_likelihood)} nats{guess}"),
-        ("Brier score", THREE_DIGITS(*answers.brier)),
+        ("−log p of the true class", f"{answers.negative_log_likelihood.in_words(THREE_DIGITS)} nats{guess}"),
+        ("Brier score", answers.brier.in_words(THREE_DIGITS)),
     ]
 
 
