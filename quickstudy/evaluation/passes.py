@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from quickstudy.base import seeds
@@ -27,7 +26,8 @@ from quickstudy.engine.agreement import relative_difference
 from quickstudy.engine.choice import race
 from quickstudy.engine.engines import Engine
 from quickstudy.engine.fitting import check_episodes, check_values, device_of, is_transductive, normalisation_of
-from quickstudy.episodes import Episodes, concat, count, first_tasks, moved, stacked, unstack
+from quickstudy.engine.labels import Allowed
+from quickstudy.episodes import Episodes, are_classes, concat, count, first_tasks, moved, stacked, unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.gathering import gathered
 from quickstudy.evaluation.protocol import Protocol
@@ -54,7 +54,7 @@ class Pass:
     episodes: int  # how many
     seed: int
     first: Episodes  # the first block, checked
-    outputs: int | None  # of the learner; None where that depends on the task
+    labels: Allowed  # which labels the learner's classes have
     seconds: float  # that checking the first block took on one thread, which is about what one task takes
     drew: bool  # whether the learner drew from torch's generator there
     arrange: Arrange | None = None
@@ -77,7 +77,7 @@ class Pass:
         if number == 0:
             return self.first
         drawn = _drawn(self.source, self.places(number), self.seed, self.device, self.learner, self.theta)
-        check_values(drawn, self.outputs)
+        check_values(drawn, self.labels)
         return drawn
 
     def arranged(self, block: Episodes, start: int) -> Episodes:
@@ -111,8 +111,8 @@ def begin(
     check(first)
     checked = functools.partial(seeds.watching_generator, lambda: check_episodes(learner, theta, first))
     with _one_thread():
-        (outputs, drew), seconds = timed(checked, device_of(theta))
-    return Pass(learner, theta, source, episodes, seed, first, outputs, seconds, drew, arrange)
+        (labels, drew), seconds = timed(checked, device_of(theta))
+    return Pass(learner, theta, source, episodes, seed, first, labels, seconds, drew, arrange)
 
 
 @contextmanager
@@ -268,7 +268,7 @@ def _sizes(episodes: Episodes) -> dict[str, Any]:
 
 
 def _sizes_of(support: Any, query: Any) -> dict[str, Any]:
-    ways = len(support.unique()) if isinstance(support, Tensor) and not support.is_floating_point() else None
+    ways = len(support[support >= 0].unique()) if are_classes(support) else None  # below 0: a loss ignores it
     shown, asked = (len(pytree.tree_leaves(y)[0]) for y in (support, query))
     return {"ways": ways, "shots": shown // (ways or 1), "queries": asked // (ways or 1)}
 

@@ -32,8 +32,8 @@ class TrainSettings:
                      meta-batch, reported, and kept in timing.json
     val_every        validation scores theta on `val_episodes` episodes of the validation tasks and keeps the best
     keep             the thetas are in `Trained.best`, for an ensemble at evaluation
-    metric           a name or a `Metric` of your own: what the learning curve shows and validation goes by. None: as
-                     the tasks suggest; where their answers can be scored in several ways, the curve shows the loss
+    metric           a name or a `Metric` of your own: what the learning curve shows and validation goes by. None: what
+                     fits the learner's loss; where none is certain, the curve shows the loss
     """
 
     iterations: int = 2000  # updates of the outer loop
