@@ -61,9 +61,10 @@ def chosen_metric(asked: str | Metric | None, learner: Learner, ways: int | None
     none, and as `metric_for`.
     """
     metric = metric_for(learner, ways, episode) if asked is None else find_metric(asked)
-    reads = metric.of in (accuracy, label_accuracy)
-    loss = setting(learner, "loss")
-    return dataclasses.replace(metric, of=functools.partial(metric.of, loss=loss)) if reads else metric
+    for reads in (accuracy, label_accuracy):
+        if metric.of is reads:
+            return dataclasses.replace(metric, of=functools.partial(reads, loss=setting(learner, "loss")))
+    return metric
 
 
 def metric_for(learner: Learner, ways: int | None, episode: Episode) -> Metric:

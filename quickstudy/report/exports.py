@@ -151,6 +151,7 @@ def _steps(run: Run) -> Rows:
 def _calibration(run: Run) -> Rows:
     if answers := run.answers:
         yield {"what": "expected calibration error", "mean": answers.ece}
+        yield {"what": "expected calibration error, debiased", "mean": answers.debiased_ece}
         for kind, heading in zip(KINDS, HEADINGS, strict=True):
             yield {"what": heading, **getattr(answers, kind)._asdict()}
 
