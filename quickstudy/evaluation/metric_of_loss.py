@@ -60,7 +60,11 @@ def chosen_metric(asked: str | Metric | None, learner: Learner, ways: int | None
     The library's own metrics read outputs and labels as the learner's loss does. Raises ConfigError for a name that is
     none, and as `metric_for`.
     """
-    metric = metric_for(learner, ways, episode) if asked is None else find_metric(asked)
+    return as_read(metric_for(learner, ways, episode) if asked is None else find_metric(asked), learner)
+
+
+def as_read(metric: Metric, learner: Learner) -> Metric:
+    """The metric, if it is the library's own, with outputs and labels read as the learner's loss does."""
     for reads in (accuracy, label_accuracy):
         if metric.of is reads:
             return dataclasses.replace(metric, of=functools.partial(reads, loss=setting(learner, "loss")))

@@ -13,7 +13,7 @@ from quickstudy.errors import NonFiniteError
 from quickstudy.evaluation.controls import CONTROLS, check_control, control
 from quickstudy.evaluation.ensemble import mean_answer
 from quickstudy.evaluation.metric import Metric
-from quickstudy.evaluation.metric_of_loss import metric_by_kind
+from quickstudy.evaluation.metric_of_loss import as_read, metric_by_kind
 from quickstudy.evaluation.passes import BLOCK, protocol_of, sample_block, sample_blocks, tasks_of
 from quickstudy.evaluation.predictions import Predictions, Settings, predicted, predictions, score_of
 from quickstudy.evaluation.score import Score
@@ -101,5 +101,5 @@ def scores_of(made: dict[str, Predictions]) -> dict[str, Score]:
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:
     """What fits the learner's loss, such as the accuracy on the query set: a scalar, also under `vmap`."""
-    metric = metric_by_kind(learner, setting(learner, "ways"), episode.query.y)
+    metric = as_read(metric_by_kind(learner, setting(learner, "ways"), episode.query.y), learner)
     return metric.of(mean_answer(learner, (theta,), episode), episode.query.y)

@@ -137,7 +137,7 @@ def evaluate_run(
             _write(folder, "movement.json", movement.to_dict())
     _look_at_tasks(folder, trained, tasks, settings, own if steps is None and ensemble == 1 else None)
     if ranks.first():
-        keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
+        keep_examples(Path(folder), trained, tasks, seed, steps, episodes, own.metric)
     return scores
 
 
