@@ -50,8 +50,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 15
-KINDS = ("negative_log_likelihood", "brier", "accuracy", "excess")
-HEADINGS = ("-log p", "Brier score", "accuracy", "confidence - accuracy")
+HEADINGS = {  # of what is measured in each episode
+    "negative_log_likelihood": "-log p",
+    "brier": "Brier score",
+    "accuracy": "accuracy",
+    "excess": "confidence - accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ class Answers:
         return away / sum(one.queries for one in self.bins)
 
     def __str__(self) -> str:
-        rows = [(head, f"{a.mean:.4f} ± {a.interval:.4f}") for head, a in zip(HEADINGS, self._amounts, strict=True)]
+        amounts = {heading: getattr(self, kind) for kind, heading in HEADINGS.items()}
+        rows = [(heading, f"{a.mean:.4f} ± {a.interval:.4f}") for heading, a in amounts.items()]
         errors = [("expected calibration error", f"{self.ece:.4f}")]
         if self.debiased_ece is not None:
             errors.append(("without the bias of chance", f"{self.debiased_ece:.4f}"))
@@ -99,16 +104,12 @@ class Answers:
 
     __repr__ = __str__
 
-    @property
-    def _amounts(self) -> list[Amount]:
-        return [getattr(self, kind) for kind in KINDS]
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for answers.json."""
         return {
             "ece": self.ece,
             "debiased_ece": self.debiased_ece,
-            **{kind: getattr(self, kind).to_dict() for kind in KINDS},
+            **{kind: getattr(self, kind).to_dict() for kind in HEADINGS},
             "bins": [vars(one) for one in self.bins],
             "protocol": self.protocol.to_dict(),
             "confusion": self.confusion and self.confusion.to_dict(),
@@ -124,12 +125,11 @@ class Answers:
         if not bins or any(not (one.queries > 0 and 0 <= one.accuracy <= 1) for one in bins):
             raise ValueError("a bin holds no queries, or an accuracy that is none")
         confusion = None if plain["confusion"] is None else Confusion.from_dict(plain["confusion"])
-        likelihood = plain["surprise" if "surprise" in plain else KINDS[0]]  # files of earlier versions have the former
-        brier, accuracy, excess = (Amount.from_dict(plain[kind]) for kind in KINDS[1:])
+        plain = {"negative_log_likelihood": plain.get("surprise"), **plain}  # its name in earlier files
+        amounts = {kind: Amount.from_dict(plain[kind]) for kind in HEADINGS}
+        debiased = None if plain.get("debiased_ece") is None else float(plain["debiased_ece"])
         protocol = Protocol(**plain["protocol"])
-        unbiased = plain.get("debiased_ece")
-        debiased = None if unbiased is None else float(unbiased)
-        return cls(Amount.from_dict(likelihood), brier, accuracy, excess, bins, protocol, confusion, debiased)
+        return cls(**amounts, bins=bins, protocol=protocol, confusion=confusion, debiased_ece=debiased)
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the reliability curve: accuracy against confidence. `path` ends with .png, .svg or .pdf."""
@@ -181,13 +181,14 @@ def calibration_of(made: Predictions, tasks: Any) -> Answers:
     loss = setting(made.learner, "loss")
     pairs = (counted(*pair, loss) for pair in zip(made.outputs, made.truths, strict=True))
     means, bins, tables = zip(*(_measured(*pair) for pair in pairs), strict=True)
-    values = finite(torch.stack(means), "probabilities that are not finite.")
-    likelihood, brier, accuracy, excess = (Amount.of(by_task(column, made.tasks)) for column in values.T)
+    columns = {kind: torch.stack([one[kind] for one in means]) for kind in HEADINGS}
+    finite(torch.stack(list(columns.values()), 1), "probabilities that are not finite.")
+    amounts = {kind: Amount.of(by_task(column, made.tasks)) for kind, column in columns.items()}
     protocol = dataclasses.replace(made.protocol, metric="calibration of probabilities")
     names = class_names(tasks, made)
     confusion = confusion_of(zip(names, tables, strict=True)) if all(names) else None
     filled, debiased = tuple(_bins(torch.stack(bins).sum(0))), _debiased(torch.stack(bins), made.tasks)
-    return Answers(likelihood, brier, accuracy, excess, filled, protocol, confusion, debiased)
+    return Answers(**amounts, bins=filled, protocol=protocol, confusion=confusion, debiased_ece=debiased)
 
 
 def _check(first: Episodes) -> None:
@@ -203,8 +204,8 @@ def _check_classes(y: Any) -> None:
         )
 
 
-def _measured(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An episode's means [4] as in KINDS, sums over bins [3, BINS], and counts by truth and answer [ways, ways].
+def _measured(output: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """An episode's means by kind, its sums over bins [3, BINS], and counts by truth and answer [ways, ways].
 
     output [m, ways] holds logits, y [m] classes. All is in float64: in float32 a confident answer is exactly 1.
     """
@@ -217,8 +218,13 @@ def _measured(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     brier = ((p - truth) ** 2).sum(1)
     place = ((BINS * sure).ceil() - 1).clamp(0, BINS - 1)
     bins = torch.stack([torch.ones_like(sure), sure, right]) @ _one_hot(place, BINS)
-    means = torch.stack([part.mean() for part in (negative_log_likelihood, brier, right, sure - right)])
-    return means, bins, truth.T @ _one_hot(answer, p.shape[1])
+    parts = {
+        "negative_log_likelihood": negative_log_likelihood,
+        "brier": brier,
+        "accuracy": right,
+        "excess": sure - right,
+    }
+    return {kind: part.mean() for kind, part in parts.items()}, bins, truth.T @ _one_hot(answer, p.shape[1])
 
 
 def _debiased(sums: Tensor, tasks: Sequence[str]) -> float | None:
