@@ -79,16 +79,20 @@ def test_settings_are_frozen():
 @pytest.mark.parametrize("higher", [True, False])
 def test_the_metrics_direction_chooses_the_checkpoint(monkeypatch, higher):
     """Three validations score 1, 3, 2: the best theta is the second where more is better, else the first."""
-    scores, thetas = iter((1.0, 3.0, 2.0)), []
+    scores, thetas = iter((0.0, 1.0, 3.0, 2.0)), []  # the first before the training, whether it can be scored
     own = Metric("own", higher, Metric.PLAIN, lambda output, y: (output - y).abs().max())
 
-    def scored(trained, tasks, **options):
+    def answered(trained, tasks, settings):
         thetas.append({name: value.clone() for name, value in trained.theta.items()})
-        return SimpleNamespace(mean=next(scores), interval=0.1, metric=own)
+        return SimpleNamespace(metric=settings.metric)
 
-    monkeypatch.setattr(curve, "evaluate", scored)
+    def scored(made):
+        return SimpleNamespace(mean=next(scores), interval=0.1, metric=made.metric)
+
+    monkeypatch.setattr(curve, "predictions", answered)
+    monkeypatch.setattr(curve, "score_of", scored)
     trained = train(own)
-    best = thetas[1 if higher else 0]
+    best = thetas[2 if higher else 1]
     assert all(torch.equal(trained.theta[name], best[name]) for name in best)
 
 
