@@ -35,7 +35,7 @@ class Predictions:
     """The outputs of one learner on test episodes, and what they should have been. Tensors are on the CPU."""
 
     learner: Learner  # with its test settings
-    outputs: tuple[Any, ...]  # of each episode's queries: logits [m, ways], values [m, d], or nested tensors
+    outputs: tuple[Any, ...]  # of each episode's queries: logits [m, ways, ...], values [m, d], or nested tensors
     truths: tuple[Any, ...]  # of each episode's queries: y, with classes numbered as the columns of the output
     tasks: tuple[str, ...]  # the name of each episode's task; empty if every episode is a new task
     classes: tuple[tuple[int, ...], ...]  # the source's numbers for the output's columns; () where they are the same

@@ -48,7 +48,7 @@ class TrainSettings:
     val_episodes: int = 100  # episodes of a validation
     patience: Annotated[int | None, number("never")] = None  # stop after so many validations without improvement
     keep: int = 1  # how many checkpoints, the best on validation, are kept for 'evaluate --ensemble'
-    metric: Annotated[str | None, word("what suits the tasks")] = None  # what is scored, such as 'mean absolute error'
+    metric: Annotated[str | None, word("what fits the loss")] = None  # what is scored, such as 'mean absolute error'
     clip: Annotated[float | None, number("none")] = None  # largest norm of the meta-gradient
     tensorboard: Annotated[bool, switch] = False  # also write the curve for TensorBoard to the run folder
 

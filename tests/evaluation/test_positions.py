@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy.base import seeds
+from quickstudy.cli import main
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.evaluation import controls
 from quickstudy.evaluation.scoring import episode_score
@@ -156,7 +157,10 @@ def test_a_run_on_tags_has_its_controls_and_its_page(tmp_path: Path) -> None:
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert answers["confusion"] is None and answers["accuracy"]["mean"] == pytest.approx(scores[0].mean)
     assert read_run(tmp_path).metric.name == "accuracy" and not (tmp_path / "examples.safetensors").exists()
-    assert "Are the probabilities calibrated?" in write_report([tmp_path], csv=True).read_text("utf-8")
+    page = write_report([tmp_path], csv=True).read_text("utf-8")
+    assert "Are the probabilities calibrated?" in page and "of the labels in unseen tasks answered right" not in page
+    assert "of the labels in tasks answered right, after 8 support examples." in page
+    assert main.run(["report", str(tmp_path)]) == 0
 
 
 def test_measures_of_one_class_per_example_say_that_tags_are_none() -> None:
