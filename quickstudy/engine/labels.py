@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,6 +96,47 @@ def counted(output: Tensor, y: Tensor, loss: Any = None) -> tuple[Tensor, Tensor
 def classes_on_axis(y: Tensor) -> str:
     """The shape of the logits for labels y, in words: '[5, classes, 7]' for labels [5, 7]."""
     return f"[{', '.join(map(str, [*y.shape[:1], 'classes', *y.shape[1:]]))}]"
+
+
+# --- labels that are each there or not -------------------------------------------------------------------------------
+
+
+class Labelled(NamedTuple):
+    """How a loss of labels that are each there or not, such as several of one picture, reads outputs and targets."""
+
+    logits: bool  # whether an output is the logit of the label's probability, or the probability itself
+    low: float = 0.0  # the target of a label that is not there; 1 is that of one that is
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """Above which output a label is answered with yes, and above which target it is one."""
+        return (0.0 if self.logits else 0.5), (self.low + 1) / 2
+
+    def target(self, output: Tensor) -> Tensor:
+        """The expected target of each label, from `low` to 1, that an output stands for."""
+        share = output.sigmoid() if self.logits else output
+        return self.low + (1 - self.low) * share
+
+    def output(self, target: Tensor) -> Tensor:
+        """The output that stands for an expected target, such as the mean of some."""
+        share = (target - self.low) / (1 - self.low)
+        return share.logit(1e-6) if self.logits else share
+
+
+OF_LABELS = {
+    F.binary_cross_entropy_with_logits: Labelled(logits=True),
+    F.multilabel_soft_margin_loss: Labelled(logits=True),
+    F.binary_cross_entropy: Labelled(logits=False),
+    F.soft_margin_loss: Labelled(logits=True, low=-1.0),
+}
+
+
+def labelled(loss: Any) -> Labelled | None:
+    """How the loss reads labels that are each there or not; None for other losses."""
+    return OF_LABELS.get(function_of(loss))
+
+
+# --- which labels are allowed ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

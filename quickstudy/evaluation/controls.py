@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quickstudy.base import seeds
-from quickstudy.engine.labels import function_of, takes_classes
+from quickstudy.engine.labels import function_of, labelled, takes_classes
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.evaluation.metric import OF_LABELS
 from quickstudy.evaluation.metric_of_loss import OF_VALUES
 from quickstudy.learner import Learner, Theta, networks, setting, takes
 from quickstudy.learners.gradient.maml import MAML
@@ -27,12 +25,6 @@ from quickstudy.nn.parameters import own
 from quickstudy.tasks.changed import ChangedSupport, shuffled
 from quickstudy.tasks.source import Source, source_of
 
-# What a share of labels is as an output, for the losses of labels that read logits.
-LOGITS_OF_LABELS: dict[Callable, Callable[[Tensor], Tensor]] = {
-    F.binary_cross_entropy_with_logits: lambda share: share.logit(1e-6),
-    F.multilabel_soft_margin_loss: lambda share: share.logit(1e-6),
-    F.soft_margin_loss: lambda mean: ((1 + mean) / 2).logit(1e-6),  # of labels -1 and 1
-}
 Variant = tuple[Learner, Theta, Any]  # a learner, its theta and the tasks it is tested on
 
 
@@ -99,8 +91,8 @@ def nearest_centroid(learner: Learner, theta: Theta, tasks: Source) -> Variant:
 
 def linear_probe(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """A linear model of the raw input, fitted on the support set; of labels by the learner's loss."""
-    loss = setting(learner, "loss")
-    logits = tasks.ways is None and function_of(loss) in LOGITS_OF_LABELS
+    loss, labels = setting(learner, "loss"), labelled(setting(learner, "loss"))
+    logits = tasks.ways is None and labels is not None and labels.logits
     return LinearProbe(tasks.ways, loss=loss if logits else None), {}, tasks
 
 
@@ -108,7 +100,8 @@ def support_mean(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """The mean of the support targets for every query. Raises ConfigError for classification tasks."""
     if tasks.ways is not None:
         raise ConfigError("support_mean is a control for values; these tasks have classes.")
-    return SupportMean(LOGITS_OF_LABELS.get(function_of(setting(learner, "loss")))), {}, tasks
+    labels = labelled(setting(learner, "loss"))
+    return SupportMean(labels and labels.output), {}, tasks
 
 
 def nil(learner: Learner, theta: Theta, tasks: Source) -> Variant:
@@ -190,8 +183,8 @@ def _numbers(tasks: Source) -> bool:
 
 def _reads_values(learner: Learner, tasks: Source) -> bool:
     """Whether answers are values, or labels, and the loss says what an output means: a logit, or the value itself."""
-    loss = function_of(setting(learner, "loss"))
-    return tasks.ways is None and (loss is None or loss in OF_VALUES or loss in OF_LABELS)
+    loss = setting(learner, "loss")
+    return tasks.ways is None and (loss is None or function_of(loss) in OF_VALUES or labelled(loss) is not None)
 
 
 CONTROLS: dict[str, Control] = {

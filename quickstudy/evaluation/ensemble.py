@@ -19,12 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from quickstudy.engine.labels import class_axis, function_of, takes_classes
+from quickstudy.engine.labels import class_axis, labelled, takes_classes
 from quickstudy.errors import ConfigError
 from quickstudy.learner import Episode, Learner, Theta, setting
-
-# Losses of labels that are each there or not, which take their logits.
-LOGITS_OF_LABELS = (F.binary_cross_entropy_with_logits, F.multilabel_soft_margin_loss, F.soft_margin_loss)
 
 
 def best_thetas(trained: Any, count: int) -> tuple[Theta, ...]:
@@ -68,7 +65,7 @@ def mean_answer(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> 
 def _mean(outputs: Tensor, y: Tensor, loss: Any) -> Tensor:
     """The mean of outputs [n, m, ...] to queries with targets y [m, ...]."""
     # In float32 the probability of a confident answer is exactly 1, so two contradicting ones would always tie.
-    if y.is_floating_point() and function_of(loss) in LOGITS_OF_LABELS:
+    if y.is_floating_point() and (labels := labelled(loss)) and labels.logits:
         yes, no = (F.logsigmoid(sign * outputs.double()).logsumexp(0) for sign in (1, -1))
         return yes - no
     soft = y.is_floating_point() and takes_classes(loss)  # class probabilities, of the output's shape

@@ -9,13 +9,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from quickstudy.engine.labels import class_axis, classes_on_axis, function_of, ignored_by
+from quickstudy.engine.labels import OF_LABELS, class_axis, classes_on_axis, function_of, ignored_by
 from quickstudy.errors import ConfigError, suggest
 
 
@@ -135,22 +135,6 @@ def accuracy(output: Tensor, y: Tensor, loss: Any = None) -> Tensor:
     return right.double().sum() / counts.sum() + unknown
 
 
-class Middle(NamedTuple):
-    """Above which output a label is answered with yes, and above which target it is one."""
-
-    output: float
-    target: float
-
-
-# Losses of labels that are each there or not, such as several tags of one picture.
-OF_LABELS = {
-    F.binary_cross_entropy_with_logits: Middle(0.0, 0.5),  # a probability of 1/2 is a logit of 0
-    F.multilabel_soft_margin_loss: Middle(0.0, 0.5),
-    F.binary_cross_entropy: Middle(0.5, 0.5),
-    F.soft_margin_loss: Middle(0.0, 0.0),  # its targets are -1 and 1
-}
-
-
 def label_accuracy(output: Tensor, y: Tensor, loss: Any = F.binary_cross_entropy_with_logits) -> Tensor:
     """Of labels y [m, d] that are each there or not: the share that is answered right, over queries and labels.
 
@@ -160,9 +144,9 @@ def label_accuracy(output: Tensor, y: Tensor, loss: Any = F.binary_cross_entropy
     Raises ConfigError where output and y differ in shape, and where the loss does not tell logits from probabilities.
     """
     _require("label accuracy", output, y, loss)
-    middle = OF_LABELS[function_of(loss)]
-    yes = output > middle.output
-    right = (yes & (y >= middle.target)) | (~yes & (y <= middle.target))
+    of_output, of_target = OF_LABELS[function_of(loss)].middle
+    yes = output > of_output
+    right = (yes & (y >= of_target)) | (~yes & (y <= of_target))
     return right.double().mean() + 0 * output.sum()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from quickstudy.engine.labels import OF_CLASSES, function_of
+from quickstudy.engine.labels import OF_CLASSES, OF_LABELS, function_of
 from quickstudy.episodes import Episode, are_classes
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.metric import (
@@ -31,7 +31,6 @@ from quickstudy.evaluation.metric import (
     MEAN_ABSOLUTE_ERROR,
     MEAN_SQUARED_ERROR,
     METRICS,
-    OF_LABELS,
     PLAIN,
     Metric,
     accuracy,
@@ -132,9 +131,9 @@ def _wrong_values(loss: Any, y: Any) -> str | None:
             "cross_entropy takes class numbers, or probabilities of two classes or more, which sum to 1; for values "
             "train with loss=qs.mse_loss"
         )
-    low = -1 if loss is F.soft_margin_loss else 0
-    if loss in OF_LABELS and not low <= float(y.min()) <= float(y.max()) <= 1:
-        return f"{loss.__name__} takes labels from {low} to 1"
+    labels = OF_LABELS.get(loss)
+    if labels and not labels.low <= float(y.min()) <= float(y.max()) <= 1:
+        return f"{loss.__name__} takes labels from {labels.low:g} to 1"
     return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quickstudy.base import files, seeds
 from quickstudy.engine.fitting import device_of, fitted, for_test
+from quickstudy.engine.labels import labelled
 from quickstudy.episodes import are_classes, class_numbers, moved, unstack
 from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.predictions import in_order
@@ -77,6 +78,9 @@ def _example(trained: Trained, tasks: Any, learner: Learner, episode: Episode) -
     parts |= {"query.x": episode.query.x, "query.y": episode.query.y, "output": output}
     if not all(isinstance(part, Tensor) for part in parts.values()):
         return parts, output
+    labels = labelled(setting(learner, "loss"))
+    if labels is not None:  # a page shows how probable each label is
+        return parts | {"output": labels.target(output)}, output
     values = episode.query.y.is_floating_point()
     if values and output.is_floating_point() and episode.query.x.shape[1:] == (1,):
         parts |= _curves(trained, tasks, episode, with_own((0, 1, 10), learner))

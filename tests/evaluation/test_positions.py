@@ -216,3 +216,8 @@ def test_a_page_of_labels_shows_their_accuracy_and_no_squared_error(tmp_path: Pa
     score = evaluate_run(tmp_path, trained, Several(), episodes=4, engine="loop", progress=False, names=[])[0]
     page = write_report([tmp_path]).read_text("utf-8")
     assert f"label accuracy {100 * float(score.values[0]):.1f} %" in page and "squared error" not in page
+    shown = read_run(tmp_path).examples[0]  # probabilities beside labels, not logits
+    assert 0 <= float(shown.output.min()) <= float(shown.output.max()) <= 1
+    assert float(((shown.output > 0.5) == (shown.query_y > 0.5)).float().mean()) == pytest.approx(
+        float(score.values[0])
+    )
