@@ -139,6 +139,8 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> Allowe
 def _labels(learner: Learner, output: Any, y: Any, several: bool) -> Allowed:
     """The labels of the learner's classes; `several`: tasks may differ in their ways."""
     labels = allowed(output, y, setting(learner, "loss"))
+    if setting(learner, "ways") is not None and not labels.positions:  # such a learner reads labels beside its loss
+        labels = dataclasses.replace(labels, ignored=None)
     own_ways = several and setting(learner, "ways") is not None and not learner.fixed_ways
     return dataclasses.replace(labels, outputs=None) if own_ways else labels
 

@@ -13,11 +13,12 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.base import trees
 from quickstudy.engine.fitting import check_episodes, device_of, for_test, is_transductive, with_ways
+from quickstudy.engine.labels import labelled
 from quickstudy.errors import DataError, suggest
 from quickstudy.learner import Batch, Episode, Learner, Theta, setting, takes
 from quickstudy.nn.parameters import first_non_finite
 from quickstudy.tasks.texts.sentences import Encoder
-from quickstudy.trained.positions import classes_of, labels_of
+from quickstudy.trained.positions import check_numbers, classes_of, labels_of
 from quickstudy.trained.readers.known import reader_of
 from quickstudy.trained.readers.reader import Reader
 from quickstudy.trained.reading import as_answers, as_features, as_inputs, like_theta
@@ -93,16 +94,18 @@ def _answers(basis: Basis, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Any]
     values = y.numpy() if isinstance(y, Tensor) else y
     if len(values) != n:
         raise DataError(f"x has {n} examples, but y has {len(values)}. Give one answer for each example.")
-    if values.ndim > 1 and (labels := labels_of(values, setting(basis.learner, "loss"))) is not None:
+    loss, several = setting(basis.learner, "loss"), values[:1].size > 1  # a column [n, 1] is one class each
+    if several and (labels := labels_of(values, loss)) is not None:
         return labels.names, labels.numbers.to(device_of(basis.theta))
-    if values.dtype.kind == "b" and values.ndim > 1:  # labels that are each there or not
+    if values.dtype.kind == "b" and values.ndim > 1 and labelled(loss):
         values = values.astype(np.float32)
     if values.dtype.kind == "f" and values.ndim == 1:
         raise DataError("y holds real numbers [n]. For classes give names or integers, for values [n, d].")
-    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and values[:1].size > 1):  # several numbers per example
+    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and several):
         return None, like_theta(torch.as_tensor(values), basis.theta)
     device = device_of(basis.theta)
     names, numbers = np.unique(values, return_inverse=True)
+    check_numbers(names, loss)
     if _same_everywhere(basis):
         return _known_classes(list(basis.preprocess["classes"]), names, numbers, device)
     if len(names) < 2:

@@ -59,13 +59,23 @@ def _named(y: np.ndarray, loss: Any) -> Labels:
     names, places = np.unique(y[given].astype(str), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"the labels are {names.tolist()} alone. Give examples of two classes or more.")
-    if 0 <= ignored < len(names):
-        raise DataError(
-            f"the loss ignores the label {ignored}, which would be the number of {names[ignored]!r}. Give numbers in "
-            "place of names."
-        )
+    check_numbers(names, loss)
     numbers[given] = torch.as_tensor(places.reshape(-1))
     return Labels(tuple(names.tolist()), numbers)
+
+
+def check_numbers(names: np.ndarray, loss: Any) -> None:
+    """Raise DataError where the loss would ignore a class, because its number is the one that it ignores."""
+    ignored = ignored_by(loss)
+    if takes_classes(loss) and 0 <= ignored < len(names):
+        raise DataError(
+            f"the loss ignores the label {ignored}, which would be the number of the class {str(names[ignored])!r}. "
+            "Train with another ignore_index, such as torch's own, -100."
+        )
+    if takes_classes(loss) and ignored in names.tolist():
+        raise DataError(
+            f"y holds {ignored}, which the loss ignores, so it is no class. Leave examples without a label out."
+        )
 
 
 def classes_of(learner: Learner, theta: Theta, phi: Any, support: Batch, names: tuple[Any, ...] | None) -> Classes:

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.base import files, trees
 from quickstudy.engine.fitting import UNREADABLE
+from quickstudy.engine.labels import labelled
 from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
-from quickstudy.learner import Theta, demand, networks
+from quickstudy.learner import Theta, demand, networks, setting
 from quickstudy.nn.model import prepare
 from quickstudy.tasks.texts.sentences import Encoder
 from quickstudy.trained.adapting import SCOPE, Basis, Learned, learn
@@ -81,6 +82,7 @@ class Predictor(nn.Module):
         """Class labels as they were given to `adapt` (a list), or values [m, d] for regression in the unit of y.
 
         After labels of positions, such as tags [n, T], an answer is a list of T labels, after masks a list of lists.
+        After labels that are each there or not, for a binary cross entropy, it is the probability of each, [m, d].
         x is as for `adapt`, m inputs. After several targets, the answer is what the learner's `predict` gives. `reject`
         is a distance: an input farther than that from every class gets None instead of a label. True takes the distance
         that `quickstudy.scoped` chose on validation tasks.
@@ -91,7 +93,8 @@ class Predictor(nn.Module):
         near = None if reject is False else (self.distance(x) <= self._reach(reject)).tolist()
         output = self._answer(x)
         if self.classes is None:
-            return in_units(self.preprocess, output)
+            several = labelled(setting(self.learner, "loss"))
+            return in_units(self.preprocess, output) if several is None else several.target(output)
         labels = named(output.argmax(self.axis).tolist(), self.classes)
         return labels if near is None else [name if n else None for name, n in zip(labels, near, strict=True)]
 

@@ -41,7 +41,7 @@ def test_numbers_are_outputs_as_in_training_and_come_back_as_lists() -> None:
     p = predictor.predict_proba(xq)
     assert p.shape == (40, 3, 3)
     assert_close(p.sum(1), torch.ones(40, 3), 1e-6)
-    without_two = trained().adapt(x[:, :, :1], y[:, :1].masked_fill(y[:, :1] == 2, 1))  # a class that is not shown
+    without_two = trained().adapt(x, y.masked_fill(y == 2, 1))  # a class that is not shown
     assert without_two.classes == (0, 1, 2)
 
 
@@ -124,11 +124,26 @@ def test_labels_that_cannot_be_learned_are_refused(loss: Any, y: Any, says: str)
         trained(loss).adapt(task(2)[0], y)
 
 
-def test_several_labels_that_are_each_there_or_not_are_values() -> None:
+def test_of_one_class_for_each_example_none_is_ignored_in_silence() -> None:
+    x, y = torch.randn(6, 4), [[0], [1], [2], [0], [1], [2]]  # a column is one class each
+    learner = qs.MAML(nn.Linear(4, 3), lr=0.1)
+    assert qs.Trained(learner, learner.init()).adapt(x, y).classes == (0, 1, 2)
+    for loss, given, says in (
+        (nn.CrossEntropyLoss(ignore_index=0), list("abcabc"), "ignores the label 0.*'a'"),
+        (nn.CrossEntropyLoss(), [-100, 0, 1, 2, 0, 1], "y holds -100"),
+    ):
+        learner = qs.MAML(nn.Linear(4, 3), loss=loss, lr=0.1)
+        with pytest.raises(DataError, match=says):
+            qs.Trained(learner, learner.init()).adapt(x, given)
+
+
+def test_of_several_labels_the_answer_is_the_probability_of_each() -> None:
     torch.manual_seed(0)
     x = torch.randn(20, 3)
     predictor = trained(nn.BCEWithLogitsLoss(), nn.Linear(3, 2)).adapt(x, (x[:, :2] > 0).numpy())
-    assert predictor.classes is None and float(((predictor.predict(x) > 0) == (x[:, :2] > 0)).float().mean()) > 0.9
+    p = predictor.predict(x)
+    assert predictor.classes is None and float(((p > 0.5) == (x[:, :2] > 0)).float().mean()) > 0.9
+    assert_close(p, predictor(x).sigmoid(), 0)
 
 
 def test_an_answer_of_several_labels_is_printed_without_one_probability() -> None:
