@@ -14,15 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.layers.cases import CASES
-from benchmarks.layers.measure import CAUGHT, ENGINES, FIRST, RIGHT, SECOND, WRONG, verdicts, verdicts_of_torch
+from benchmarks.layers.measure import CAUGHT, ORDERS, RIGHT, WRONG, verdicts, verdicts_of_torch
 from benchmarks.markdown import table
 from benchmarks.provenance import COMMIT, RESULTS
 from quickstudy.base import files
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.base.machine import machine
 
-ORDERS = (FIRST, SECOND)
-COLUMNS = [f"{engine.name}, {order.name}" for order in ORDERS for engine in ENGINES]
+COLUMNS = [order.name for order in ORDERS]
 Found = Mapping[str, Mapping[str, str]]  # name of an order -> verdicts by engine
 
 
@@ -34,7 +33,7 @@ def main() -> None:
     found = {case.name: {order.name: verdicts(case, order) for order in ORDERS} for case in cases}
     bare = {case.name: {order.name: verdicts_of_torch(case, order) for order in ORDERS} for case in cases}
     about = {"commit": COMMIT, "machine": machine()}
-    differing = {name: one for name, one in bare.items() if any(one.values()) and _flat(one) != _flat(found[name])}
+    differing = {name: one for name, one in bare.items() if any(one.values()) and one != found[name]}
     text = page(found, differing, about)
     if only:
         print(text)
@@ -44,41 +43,39 @@ def main() -> None:
 
 
 def page(found: Mapping[str, Found], bare: Mapping[str, Found], about: Mapping[str, Any]) -> str:
-    safe = [name for name, one in found.items() if set(_flat(one)) == {RIGHT}]
+    safe = [name for name, one in found.items() if {v for each in one.values() for v in each.values()} == {RIGHT}]
     none = [name for name, one in found.items() if "loop" in one["second"]]
     rest = {name: one for name, one in found.items() if name not in safe and name not in none}
-    caught = [name for name, one in rest.items() if CAUGHT in _flat(one)]
-    wrong = [name for name, one in rest.items() if WRONG in _flat(one)]
+    wrong = [name for name, one in rest.items() if any(WRONG in each.values() for each in one.values())]
     lines = [
         "# Which layers the engines differentiate rightly",
         "",
         f"`python -m benchmarks.layers`, commit {about['commit']}, {machine_in_words(about['machine'])}.",
-        "Meta-gradients of MAML with two inner steps in float64, against the loop's, on tasks of which every second one",
-        "holds padding, ties, zeros or repeated indices.",
-        "First order is `first_order=True`. `threads` runs the loop's own operations, `compile` those of `replay`.",
+        "Meta-gradients of MAML with two inner steps in float64, against the loop's, on tasks of which every second",
+        "one holds padding, ties, zeros or repeated indices. First: `first_order=True`. Second, torch.func: a learner",
+        "of the user's own whose inner gradient is `torch.func.grad`. `threads` runs the loop's own operations,",
+        "`compile` those of `replay`.",
         "",
         f"{len(found)} layers and functions: {len(safe)} are right on every engine, {len(rest)} are refused by one at",
         f"least, {len(none)} have no second derivative in torch, {len(wrong)} are wrong without being refused.",
         "",
-        "## Right on every engine, in both orders",
+        "## Right on every engine",
         "",
         _listed(safe),
         "",
         "## Replaced",
         "",
-        "The library puts its own layers in the place of `Embedding`, `BatchNorm1d` to `3d`, `LayerNorm`, `GroupNorm` and",
-        "`Conv2d`, the last four also for cheaper or forward-mode derivatives. Where torch's own gives another result:",
+        "The library puts its own layers in the place of `Embedding`, `BatchNorm1d` to `3d`, `LayerNorm`, `GroupNorm`",
+        "and `Conv2d`, also for cheaper or forward-mode derivatives. Where torch's own gives another result:",
         "",
-        *table(["layer", *COLUMNS], [[name, *_marks(one)] for name, one in bare.items()]),
+        *table(["layer", *COLUMNS], [[name, *_cells(one)] for name, one in bare.items()]),
         "",
         "## Refused",
         "",
-        '"wrong" is found by the comparison with the loop, on the first tasks or later, and another engine takes its',
-        'place or the run stops; "cannot" is refused by torch or the recorder. The loop and threads run all of them.',
+        "Wrong is found by the comparison with the loop, on the first tasks or later, and another engine takes its",
+        'place or the run stops; "no" is refused by torch or the recorder. The loop and threads run all of them.',
         "",
-        *table(["layer or function", *COLUMNS], [[name, *_marks(one)] for name, one in rest.items()]),
-        "",
-        f"Wrong and found: {_listed(caught) or 'none'}.",
+        *table(["layer or function", *COLUMNS], [[name, *_cells(one)] for name, one in rest.items()]),
         "",
         "## No second derivative",
         "",
@@ -89,12 +86,19 @@ def page(found: Mapping[str, Found], bare: Mapping[str, Found], about: Mapping[s
     return "\n".join(lines) + "\n"
 
 
-def _flat(one: Found) -> list[str]:
-    return [one[order.name].get(engine.name, one[order.name].get("loop", "")) for order in ORDERS for engine in ENGINES]
+WORDS = {RIGHT: "", CAUGHT: "wrong on", WRONG: "WRONG, UNSEEN on"}
 
 
-def _marks(one: Found) -> list[str]:
-    return [{RIGHT: "right", CAUGHT: "wrong", WRONG: "**wrong, unseen**"}.get(v, "cannot") for v in _flat(one)]
+def _cells(one: Found) -> list[str]:
+    return [_cell(one[order.name]) for order in ORDERS]
+
+
+def _cell(found: Mapping[str, str]) -> str:
+    """What is not right, such as 'wrong on vmap; no replay'."""
+    by_word: dict[str, list[str]] = {}
+    for engine, verdict in found.items():
+        by_word.setdefault(WORDS.get(verdict, "no"), []).append(engine)
+    return "; ".join(f"{word} {', '.join(names)}" for word, names in by_word.items() if word) or "right"
 
 
 def _listed(names: Sequence[str]) -> str:

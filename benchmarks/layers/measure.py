@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quickstudy as qs
@@ -15,14 +17,41 @@ from quickstudy.engine import agreement
 from quickstudy.engine.draws import InLogicalOrder
 from quickstudy.engine.engines import BY_NAME, LOOP, Engine
 from quickstudy.errors import first_line
-from quickstudy.learner import Learner, Theta
-from quickstudy.nn.model import safe_layer
+from quickstudy.learner import Batch, Episode, Learner, Network, Theta
+from quickstudy.nn.model import call, safe_layer
+from quickstudy.nn.parameters import parameters
 
 ENGINES = tuple(BY_NAME[name] for name in ("vmap", "replay", "replay-threads"))  # compile runs replay's operations
 WAYS = 3
 TASKS = 4  # every second one is awkward
 CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError)
 RIGHT, CAUGHT, WRONG = "right", "wrong, refused", "wrong"
+
+
+@dataclass(frozen=True)
+class ByTransform(Learner):
+    """MAML as users write it, with torch's own transform for the inner gradient. Its rules under `vmap` show here."""
+
+    model: Network
+    lr: float = 0.1
+    steps: int = 2
+
+    def init(self) -> Theta:
+        return parameters(self.model)
+
+    def adapt(self, theta: Theta, support: Batch) -> Theta:
+        phi = theta
+        for _ in range(self.steps):
+            gradient = torch.func.grad(lambda p: F.cross_entropy(call(self.model, p, support.x), support.y))(phi)
+            phi = {name: value - self.lr * gradient[name] for name, value in phi.items()}
+        return phi
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        return call(self.model, phi, x)
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        output = self.predict(theta, self.adapt(theta, episode.support), episode.query.x)
+        return F.cross_entropy(output, episode.query.y)
 
 
 class Order(NamedTuple):
@@ -34,6 +63,8 @@ class Order(NamedTuple):
 
 FIRST = Order("first", lambda model: qs.MAML(model, lr=0.1, steps=2, first_order=True))
 SECOND = Order("second", lambda model: qs.MAML(model, lr=0.1, steps=2))
+TRANSFORM = Order("second, torch.func", lambda model: ByTransform(model))
+ORDERS = (FIRST, SECOND, TRANSFORM)
 
 
 class Headed(nn.Module):
@@ -73,10 +104,10 @@ def _double(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
-def verdicts(case: Case, order: Order) -> dict[str, str]:
+def verdicts(case: Case, order: Order, engines: Sequence[Engine] = ENGINES) -> dict[str, str]:
     """What each engine does, by its name: RIGHT, CAUGHT, WRONG, or why it cannot; under "loop" if even that cannot."""
     torch.manual_seed(0)
-    return _verdicts(case.build(), case, order)
+    return _verdicts(case.build(), case, order, engines)
 
 
 def verdicts_of_torch(case: Case, order: Order) -> dict[str, str]:
@@ -88,10 +119,10 @@ def verdicts_of_torch(case: Case, order: Order) -> dict[str, str]:
         # A class of the same name that is not torch's own is left alone.
         layer.__class__ = type(type(layer).__name__, (type(layer),), {})
     left = [layer for layer in kept if safe_layer(layer) is layer]
-    return _verdicts(body, case, order) if left else {}
+    return _verdicts(body, case, order, ENGINES) if left else {}
 
 
-def _verdicts(body: nn.Module, case: Case, order: Order) -> dict[str, str]:
+def _verdicts(body: nn.Module, case: Case, order: Order, engines: Sequence[Engine]) -> dict[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -99,7 +130,7 @@ def _verdicts(body: nn.Module, case: Case, order: Order) -> dict[str, str]:
             wanted = _gradients(one, LOOP)
         except CANNOT as error:
             return {"loop": first_line(error)}
-        return {engine.name: _verdict(one, engine, wanted) for engine in ENGINES}
+        return {engine.name: _verdict(one, engine, wanted) for engine in engines}
 
 
 def _verdict(one: Subject, engine: Engine, wanted: Any) -> str:

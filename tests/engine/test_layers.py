@@ -7,15 +7,22 @@ import json
 import pytest
 
 from benchmarks.layers.cases import CASES, Case
-from benchmarks.layers.measure import RIGHT, SECOND, WRONG, verdicts
+from benchmarks.layers.measure import RIGHT, SECOND, TRANSFORM, WRONG, Order, verdicts
 from benchmarks.provenance import RESULTS
+from quickstudy.engine.engines import BY_NAME
 
 KNOWN = json.loads((RESULTS / "layers.json").read_text(encoding="utf-8"))["found"]
 
 
+ENGINES_OF = {SECOND: ("vmap", "replay"), TRANSFORM: ("vmap",)}
+
+
+@pytest.mark.parametrize("order", ENGINES_OF, ids=lambda order: order.name)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_no_engine_is_wrong_without_being_refused(case: Case) -> None:
-    found = verdicts(case, SECOND)
+def test_no_engine_is_wrong_without_being_refused(case: Case, order: Order) -> None:
+    names = ENGINES_OF[order]
+    found = verdicts(case, order, [BY_NAME[name] for name in names])
     assert WRONG not in found.values()
-    lost = {name for name, was in KNOWN[case.name][SECOND.name].items() if was == RIGHT and found.get(name) != RIGHT}
+    known = KNOWN[case.name][order.name]
+    lost = [name for name in names if known.get(name) == RIGHT and found.get(name) != RIGHT]
     assert not lost, "what the published table calls right is right no longer"

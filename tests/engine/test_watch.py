@@ -279,3 +279,25 @@ class Numbers:
 
 def test_engines_that_are_never_wrong_here_are_known() -> None:
     assert {name for name, one in BY_NAME.items() if one.own_operations} == {"loop", "threads"}
+
+
+# --- the check by finite differences ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [looked_up, by_function])
+def test_the_check_by_differences_does_not_call_padding_an_error(read: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    """The loss depends on the row for padding, and its gradient is zero by definition."""
+    table = padded() if read is looked_up else nn.Embedding(WORDS, WIDTH)
+    episodes = Words().sample(1, torch.Generator().manual_seed(0))
+    found = qs.check_meta_gradient(maml(Net(table, read)), mapping.unstack(episodes)[0])
+    assert found.ok, str(found)
+    assert {one.name: one.verdict for one in found.entries}["table.weight"] == "right"
+
+
+def test_the_check_by_differences_still_finds_a_row_that_is_cut_off() -> None:
+    def cut(table: nn.Module, t: Tensor) -> Tensor:
+        return torch.where((t == 7)[..., None], table(t).detach(), table(t)).mean(1)
+
+    episode = mapping.unstack(Words().sample(1, torch.Generator().manual_seed(0)))[0]
+    episode.query.x[:, 0] = 7
+    assert not qs.check_meta_gradient(maml(Net(padded(), cut)), episode).ok
