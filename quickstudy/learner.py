@@ -40,6 +40,8 @@ Theta = dict[str, Tensor]
 class Batch(NamedTuple):
     """Inputs x [n, ...] and their targets (answers) y: class numbers [n] (int64) or values [n, d].
 
+    Where each position of an input has a class, such as the words of a text or the pixels of a picture, class numbers
+    are [n, ...], and outputs are [n, classes, ...] as torch's cross entropy takes them.
     Both may be dicts, tuples or lists of tensors with n rows each: token numbers and their mask, several targets.
     """
 

@@ -88,5 +88,8 @@ def _answers(predictor: Predictor, x: Any, names: list[str], reject: bool) -> li
     if predictor.classes is None:
         values = [value if len(value) > 1 else value[0] for value in torch.as_tensor(labels).tolist()]
         return [{"input": n, "label": v, "probability": None} for n, v in zip(names, values, strict=True)]
-    rows = zip(names, labels, predictor.predict_proba(x).amax(1).tolist(), strict=True)
+    sure = predictor.predict_proba(x).amax(predictor.axis)
+    if sure.dim() > 1:  # of several labels there is no one probability
+        return [{"input": n, "label": k, "probability": None} for n, k in zip(names, labels, strict=True)]
+    rows = zip(names, labels, sure.tolist(), strict=True)
     return [{"input": n, "label": k, "probability": None if k is None else round(p, 6)} for n, k, p in rows]

@@ -9,6 +9,7 @@ from quickstudy.base import files
 from quickstudy.cli.options import EvaluateOptions, ReportOptions, parse
 from quickstudy.engine import ranks
 from quickstudy.errors import ConfigError
+from quickstudy.evaluation.metric import METRICS
 from quickstudy.experiments import evaluate_run
 from quickstudy.experiments.request import Request, open_tasks
 
@@ -36,7 +37,7 @@ def _evaluate(options: EvaluateOptions) -> None:
         steps=options.steps,
         ensemble=options.ensemble,
         names=None if options.controls is None else list(options.controls),
-        metric=options.metric,
+        metric=options.metric or _metric_of_run(options.run),
         engine=options.engine,
     )
     common = {"episodes": options.episodes, "seed": options.seed, "engine": options.engine}
@@ -56,6 +57,12 @@ def _evaluate(options: EvaluateOptions) -> None:
     if instances:
         print(instances)
     print(f"next: quickstudy report {options.run}")
+
+
+def _metric_of_run(run: str) -> str | None:
+    """The name of the metric that the training was asked for, if it is one of ours; None: what fits the loss."""
+    metric = files.read_json(Path(run) / "config.json").get("metric")
+    return metric if isinstance(metric, str) and metric in METRICS else None
 
 
 def request_of_run(run: str) -> Request:

@@ -75,7 +75,7 @@ class CompareOptions(TaskOptions):
     minutes: float = MINUTES  # minutes of training for each learner and seed
     seeds: tuple[int, ...] = SEEDS  # one training of each learner for every seed
     episodes: int = 600  # test episodes
-    metric: Annotated[str | None, word("what suits the tasks")] = None  # what is scored, such as 'mean absolute error'
+    metric: Annotated[str | None, word("what fits the loss")] = None  # what is scored, such as 'mean absolute error'
     out: Annotated[str | None, word("runs/TASKS-compared")] = None  # folder of the comparison
     resume: Annotated[bool, switch] = False  # continue a comparison that was interrupted
     png: Annotated[bool, switch] = False  # also write the plots as pictures, into comparison-files
@@ -97,7 +97,7 @@ class EvaluateOptions:
     split: Literal["test", "val", "train"] = "test"  # which classes or tasks
     data: Annotated[str | None, word("where training found it")] = None  # folder of the data set
     controls: Annotated[tuple[str, ...] | None, word("all that make sense")] = None  # controls to run
-    metric: Annotated[str | None, word("what suits the tasks")] = None  # what is scored, such as 'mean absolute error'
+    metric: Annotated[str | None, word("as in training")] = None  # what is scored, such as 'mean absolute error'
     instances: Annotated[tuple[int, ...] | None, number("1 2 5 10")] = None  # streams: instances of a class to score
     engine: Literal["auto", "vmap", "threads", "loop"] = "auto"  # how tasks are computed together
 

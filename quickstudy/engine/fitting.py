@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from quickstudy.base import trees
-from quickstudy.episodes import Episodes, class_numbers, count, is_classification, stacked, tensor_sizes, unstack, whole
+from quickstudy.engine.labels import Allowed, allowed, class_axis, classes_on_axis, takes_classes
+from quickstudy.episodes import Episodes, class_numbers, count, stacked, tensor_sizes, unstack, whole
 from quickstudy.errors import ConfigError, DataError, ModelWarning, QuickstudyError, first_line
 from quickstudy.learner import Episode, Learner, Theta, networks, setting, takes
 from quickstudy.nn.model import noting_writes
@@ -104,11 +105,11 @@ def _normalised(learner: Learner, policy: str) -> dict[str, Any]:
     return {name: with_normalisation(model, policy) for name, model in networks(learner).items()}
 
 
-def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | None:
+def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> Allowed:
     """Refuse episodes that the learner cannot use.
 
-    Returns its number of outputs for classes; None if that depends on the task, and where answers are not classes.
-    Raises DataError where there are NaNs, wrong shapes, or labels for which the model has no output.
+    Returns which labels its classes have. Raises DataError where there are NaNs, wrong shapes, or labels for which the
+    model has no output.
     """
     _check_finite(episodes)
     fits, one = fitted(learner, unstack(episodes)[0]) if isinstance(episodes, list) else (learner, unstack(episodes)[0])
@@ -117,8 +118,9 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | 
         with torch.no_grad(), noting_writes() as written:
             # Check labels first, with the unadapted model, because torch's own error does not name the label.
             output = untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x)
-            outputs = None if isinstance(episodes, list) and not learner.fixed_ways else _outputs(output, episodes)
-            _check_answers(output, one.query.y, episodes, outputs)
+            labels = _labels(learner, output, one.query.y, several=isinstance(episodes, list))
+            _check_answers(learner, output, one.query.y)
+            check_values(episodes, labels)
             fits.predict(theta, fits.adapt(theta, one.support), one.query.x)
     except QuickstudyError:
         raise
@@ -131,7 +133,16 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | 
             "built for."
         ) from error
     _warn_of_writes(written)
-    return outputs
+    return labels
+
+
+def _labels(learner: Learner, output: Any, y: Any, several: bool) -> Allowed:
+    """The labels of the learner's classes; `several`: tasks may differ in their ways."""
+    labels = allowed(output, y, setting(learner, "loss"))
+    if setting(learner, "ways") is not None and not labels.positions:  # such a learner reads labels beside its loss
+        labels = dataclasses.replace(labels, ignored=None)
+    own_ways = several and setting(learner, "ways") is not None and not learner.fixed_ways
+    return dataclasses.replace(labels, outputs=None) if own_ways else labels
 
 
 def _warn_of_writes(written: Collection[str]) -> None:
@@ -146,22 +157,31 @@ def _warn_of_writes(written: Collection[str]) -> None:
         )
 
 
-def _outputs(output: Any, episodes: Episodes) -> int | None:
-    """The number of classes that an output [n, classes] can name."""
-    return output.shape[1] if isinstance(output, Tensor) and is_classification(episodes) else None
-
-
-def check_values(episodes: Episodes, outputs: int | None) -> None:
-    """Raise DataError for NaN, and for labels outside 0..outputs-1, which would silently give a wrong score."""
+def check_values(episodes: Episodes, labels: Allowed | None = None) -> None:
+    """Raise DataError for NaN, and for labels that are not allowed, which would silently give a wrong score."""
     _check_finite(episodes)
-    if not is_classification(episodes):
+    axes, labels = 1 if isinstance(episodes, list) else 2, labels or Allowed()
+    for one in whole(episodes):
+        for name, batch in zip(("support", "query"), one, strict=True):
+            if (y := labels.of(batch.y, axes)) is not None and y.numel():
+                _check_labels(name, y, labels, axes)
+
+
+def _check_labels(name: str, y: Tensor, labels: Allowed, axes: int) -> None:
+    counts = torch.ones_like(y, dtype=torch.bool) if labels.ignored is None else y != labels.ignored
+    if not counts.flatten(axes - 1).any(-1).all():
+        raise DataError(
+            f"a {name} set has no label but {labels.ignored}, which the loss ignores: nothing is left of it to learn "
+            "from or to score. Leave such tasks out."
+        )
+    low, high = int(y[counts].min()), int(y[counts].max())
+    if low >= 0 and (labels.outputs is None or high < labels.outputs):
         return
-    labels = torch.cat([batch.y.reshape(-1) for one in whole(episodes) for batch in one])
-    if int(labels.min()) >= 0 and (outputs is None or int(labels.max()) < outputs):
-        return
-    most = "" if outputs is None else f"..{outputs - 1}, as the model has {outputs} outputs"
+    n = labels.outputs
+    most = " or more" if n is None else f"..{n - 1}, as the model has {n} outputs"
+    besides = "" if labels.ignored is None else f" (or {labels.ignored}, which counts nowhere)"
     raise DataError(
-        f"labels must be 0{most or ' or more'}; got {_span(labels)}. "
+        f"labels must be 0{most}{besides}; got {low}..{high}. "
         "Renumber the labels, or build the model with as many outputs as there are classes."
     )
 
@@ -187,14 +207,20 @@ def _finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 
 
-def _check_answers(output: Any, y: Any, episodes: Episodes, outputs: int | None) -> None:
-    single = isinstance(output, Tensor) and isinstance(y, Tensor)  # a loss for several targets decides what fits
-    if single and y.is_floating_point() and output.shape != y.shape:
+def _check_answers(learner: Learner, output: Any, y: Any) -> None:
+    if not (isinstance(output, Tensor) and isinstance(y, Tensor)):  # a loss for several targets decides what fits
+        return
+    if y.is_floating_point() and output.shape != y.shape:
         raise DataError(
             f"the model answers with shape {tuple(output.shape)}, but the tasks' y has shape {tuple(y.shape)}. "
             "For regression give y as [n, d] and a model with d outputs."
         )
-    check_values(episodes, outputs)
+    loss = setting(learner, "loss")
+    if not y.is_floating_point() and y.dim() > 1 and takes_classes(loss) and class_axis(output, y, loss) is None:
+        raise DataError(
+            f"labels {list(y.shape)} need outputs {classes_on_axis(y)}: torch's cross entropy has the classes on axis "
+            f"1. The model answers with {list(output.shape)}; move its axis of classes with output.movedim(-1, 1)."
+        )
 
 
 def _span(y: Any) -> str:

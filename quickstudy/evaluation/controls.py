@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from quickstudy.base import seeds
+from quickstudy.engine.labels import function_of, labelled, takes_classes
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, suggest
+from quickstudy.evaluation.metric_of_loss import OF_VALUES
 from quickstudy.learner import Learner, Theta, networks, setting, takes
+from quickstudy.learners.gradient.maml import MAML
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.reference import NIL, LinearProbe, SupportMean, loss_for
 from quickstudy.learners.transfer.finetune import FineTune
@@ -87,15 +90,18 @@ def nearest_centroid(learner: Learner, theta: Theta, tasks: Source) -> Variant:
 
 
 def linear_probe(learner: Learner, theta: Theta, tasks: Source) -> Variant:
-    """A linear model of the raw input, fitted on the support set."""
-    return LinearProbe(tasks.ways), {}, tasks
+    """A linear model of the raw input, fitted on the support set; of labels by the learner's loss."""
+    loss, labels = setting(learner, "loss"), labelled(setting(learner, "loss"))
+    logits = tasks.ways is None and labels is not None and labels.logits
+    return LinearProbe(tasks.ways, loss=loss if logits else None), {}, tasks
 
 
 def support_mean(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     """The mean of the support targets for every query. Raises ConfigError for classification tasks."""
     if tasks.ways is not None:
         raise ConfigError("support_mean is a control for values; these tasks have classes.")
-    return SupportMean(), {}, tasks
+    labels = labelled(setting(learner, "loss"))
+    return SupportMean(labels and labels.output), {}, tasks
 
 
 def nil(learner: Learner, theta: Theta, tasks: Source) -> Variant:
@@ -115,9 +121,14 @@ def nil(learner: Learner, theta: Theta, tasks: Source) -> Variant:
 
 
 def _has_head(learner: Learner) -> bool:
-    """Whether the last layer of the learner's model that holds parameters is linear."""
+    """Whether the learner has a model that ends in a linear layer."""
     model = setting(learner, "model")
-    layers = [layer for layer in model.modules() if layer._parameters] if isinstance(model, nn.Module) else []
+    return isinstance(model, nn.Module) and _ends_linear(model)
+
+
+def _ends_linear(model: nn.Module) -> bool:
+    """Whether the last layer that holds parameters is linear."""
+    layers = [layer for layer in model.modules() if layer._parameters]
     return bool(layers) and isinstance(layers[-1], nn.Linear)
 
 
@@ -129,17 +140,23 @@ def from_scratch(learner: Learner, theta: Theta, tasks: Source) -> Variant:
     own_networks = networks(learner)
     if not own_networks:
         raise ConfigError(f"{type(learner).__name__} has no network to train from scratch.")
-    model = _with_head(next(iter(own_networks.values())), tasks)
-    scratch = FineTune(model, loss_for(tasks.ways), tasks.ways, lr=0.01, steps=100, fit="all")
+    model = _with_head(next(iter(own_networks.values())), tasks, setting(learner, "loss"))
+    loss = setting(learner, "loss") or loss_for(tasks.ways)
+    if _ends_linear(model):
+        scratch: Learner = FineTune(model, loss, tasks.ways, lr=0.01, steps=100, fit="all")
+    else:  # such as a network for masks, which ends in a convolution
+        scratch = MAML(model, loss, lr=0.01, steps=100, first_order=True)
     return scratch, scratch.init(), tasks
 
 
-def _with_head(model: nn.Module, tasks: Source) -> nn.Module:
-    """A randomly initialised copy of the network that ends in a linear layer; an encoder gets one on top."""
+def _with_head(model: nn.Module, tasks: Source, loss: Any) -> nn.Module:
+    """A randomly initialised copy of the network that answers these tasks; an encoder gets a linear layer on top."""
     fresh = rerandomised(model)
     example = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
     with torch.no_grad():
         output = fresh(example.x)
+    if example.y.dim() > 1 and (output.shape == example.y.shape or takes_classes(loss)):
+        return fresh
     width, wanted = output.flatten(1).shape[1], tasks.ways or example.y.shape[-1]
     return fresh if output.shape[1:] == (wanted,) else nn.Sequential(fresh, nn.Flatten(), nn.Linear(width, wanted))
 
@@ -164,12 +181,20 @@ def _numbers(tasks: Source) -> bool:
     return isinstance(support.x, Tensor) and isinstance(support.y, Tensor) and support.x.is_floating_point()
 
 
+def _reads_values(learner: Learner, tasks: Source) -> bool:
+    """Whether answers are values, or labels, and the loss says what an output means: a logit, or the value itself."""
+    loss = setting(learner, "loss")
+    return tasks.ways is None and (loss is None or function_of(loss) in OF_VALUES or labelled(loss) is not None)
+
+
 CONTROLS: dict[str, Control] = {
     "zero_steps": Control(zero_steps, lambda learner, tasks: takes(learner, "steps")),
     "shuffled_labels": Control(shuffled_labels, lambda learner, tasks: True),
     "nearest_centroid": Control(nearest_centroid, lambda learner, tasks: tasks.ways is not None, numeric=True),
-    "support_mean": Control(support_mean, lambda learner, tasks: tasks.ways is None, numeric=True),
-    "linear_probe": Control(linear_probe, lambda learner, tasks: True, numeric=True),
+    "support_mean": Control(support_mean, _reads_values, numeric=True),
+    "linear_probe": Control(
+        linear_probe, lambda one, tasks: bool(tasks.ways) or _reads_values(one, tasks), numeric=True
+    ),
     "nil": Control(nil, lambda learner, tasks: tasks.ways is not None and _has_head(learner), numeric=True),
     "from_scratch": Control(from_scratch, lambda learner, tasks: bool(networks(learner)), numeric=True, dear=True),
 }

@@ -1,6 +1,7 @@
 """Ensembles of checkpoints: several thetas of one training each learn the task, and their answers are averaged.
 
     classes    p(y | x) = 1/n sum_i softmax(f_i(x)),    f_i(x) = predict(theta_i, adapt(theta_i, support), x)
+    labels     p(y | x) = 1/n sum_i sigmoid(f_i(x)),    each there or not, where the loss reads f as logits
     values     y(x)     = 1/n sum_i f_i(x)
 
 Antoniou, Edwards, Storkey: How to train your MAML, ICLR 2019, https://arxiv.org/abs/1810.09502: the five best on
@@ -14,11 +15,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from quickstudy.engine.labels import class_axis, labelled, takes_classes
 from quickstudy.errors import ConfigError
-from quickstudy.learner import Episode, Learner, Theta
+from quickstudy.learner import Episode, Learner, Theta, setting
 
 
 def best_thetas(trained: Any, count: int) -> tuple[Theta, ...]:
@@ -36,10 +39,11 @@ def best_thetas(trained: Any, count: int) -> tuple[Theta, ...]:
 
 
 def mean_answer(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> Any:
-    """The mean answer to the query set: for classes the log of the mean probabilities [m, ways], in float64.
+    """The mean answer to the query set: for classes the log of the mean probabilities [m, ways, ...], in float64.
 
-    Values [m, d] are averaged as they are. Where the tasks have several targets, each part of the output is averaged as
-    the target at its place. With a single theta the learner's output is returned unchanged.
+    The classes stand where `class_axis` finds them. Of labels that are each there or not it is the logit of the mean
+    probability. Values [m, d] are averaged as they are. Where the tasks have several targets, each part of the output
+    is averaged as the target at its place. With a single theta the learner's output is returned unchanged.
 
     Raises ConfigError where the output is not nested as the targets are.
     """
@@ -53,13 +57,20 @@ def mean_answer(learner: Learner, thetas: Sequence[Theta], episode: Episode) -> 
             f"an ensemble averages outputs that are nested as the targets are. The targets are {structure}, the output "
             f"of {type(learner).__name__} is {structures[0]}. Evaluate it without `ensemble`."
         )
-    mean = [_mean(torch.stack(parts), y) for parts, y in zip(zip(*flat, strict=True), targets, strict=True)]
+    loss = setting(learner, "loss")
+    mean = [_mean(torch.stack(parts), y, loss) for parts, y in zip(zip(*flat, strict=True), targets, strict=True)]
     return pytree.tree_unflatten(mean, structure)
 
 
-def _mean(outputs: Tensor, y: Tensor) -> Tensor:
+def _mean(outputs: Tensor, y: Tensor, loss: Any) -> Tensor:
     """The mean of outputs [n, m, ...] to queries with targets y [m, ...]."""
-    if y.is_floating_point():
-        return outputs.mean(0)
     # In float32 the probability of a confident answer is exactly 1, so two contradicting ones would always tie.
-    return outputs.log_softmax(-1, dtype=torch.float64).logsumexp(0) - math.log(len(outputs))
+    if y.is_floating_point() and (labels := labelled(loss)) and labels.logits:
+        yes, no = (F.logsigmoid(sign * outputs.double()).logsumexp(0) for sign in (1, -1))
+        return yes - no
+    soft = y.is_floating_point() and takes_classes(loss)  # class probabilities, of the output's shape
+    axis = 1 if soft else None if y.is_floating_point() else class_axis(outputs[0], y, loss)
+    if axis is None:
+        return outputs.mean(0)
+    log_p = outputs.movedim(0, -1).log_softmax(axis if axis > 0 else -2, dtype=torch.float64)
+    return log_p.logsumexp(-1) - math.log(len(outputs))

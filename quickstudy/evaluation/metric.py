@@ -1,6 +1,6 @@
 """What a score counts: a metric is a value, found by its name in METRICS or given by the user.
 
-Which one a learner and its tasks give by default is said here and nowhere else, see `metric_for`.
+Which one a learner and its tasks give by default is said in `quickstudy.evaluation.metric_of_loss`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from quickstudy.episodes import Episode
+from quickstudy.engine.labels import OF_LABELS, class_axis, classes_on_axis, function_of, ignored_by
 from quickstudy.errors import ConfigError, suggest
-from quickstudy.learner import Learner, setting
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ ERROR = Format(smallest=0.0)
 
 @dataclass(frozen=True)
 class Metric:
-    """What is counted in a test episode.
+    """What is counted in a test episode. Two are equal where their values read alike, whatever computes them.
 
     The format says which values are possible, and by that which interval a mean has: PERCENT is for shares from 0 to 1,
     ERROR for values from 0 up, PLAIN for all others, such as rewards.
@@ -99,7 +98,7 @@ class Metric:
     name: str
     higher_is_better: bool
     format: Format
-    of: Callable[[Any, Any], Tensor]  # output of one task's queries and their y -> a scalar
+    of: Callable[[Any, Any], Tensor] = field(compare=False)  # output of one task's queries and their y -> a scalar
     power: int = 0  # of the target's unit that a value carries: 0 for a share, 1 for an error, 2 for its square
     bare: bool = False  # whether values are written without the name behind them, as accuracies are
 
@@ -153,15 +152,38 @@ def _from_file(output: Any, y: Any) -> Tensor:
     raise ConfigError("this metric was read from a file, which holds no function: score with the qs.Metric itself.")
 
 
-def accuracy(output: Tensor, y: Tensor) -> Tensor:
-    """The share of queries [m] whose largest logit [m, ways] is that of their class; NaN where a logit is NaN.
+def accuracy(output: Tensor, y: Tensor, loss: Any = None) -> Tensor:
+    """The share of labels y [m, ...] whose class has the largest logit of output [m, ways, ...]; NaN for NaN logits.
 
-    Raises ConfigError where y is not one class number per query.
+    The classes stand where `class_axis` finds them, and labels that the loss ignores count nowhere. Cross entropy also
+    takes class probabilities y [m, ways, ...]: an answer is right where no class is more probable than it.
+
+    Raises ConfigError where y is neither.
     """
-    classes = _tensors(output, y) and output.dim() == 2 and not y.is_floating_point() and y.shape == output.shape[:1]
-    _require(classes, "accuracy", output, y)
+    _require("accuracy", output, y, loss)
     # NaN logits would count as a wrong answer in silence: carry them into the score, where they are refused.
-    return (output.argmax(1) == y).double().mean() + 0 * output.sum()
+    unknown = 0 * output.sum()
+    if y.is_floating_point():
+        right = y.gather(1, output.argmax(1, keepdim=True)) == y.amax(1, keepdim=True)
+        return right.double().mean() + unknown
+    counts = y != ignored_by(loss)
+    right = (output.argmax(class_axis(output, y, loss)) == y) & counts
+    return right.double().sum() / counts.sum() + unknown
+
+
+def label_accuracy(output: Tensor, y: Tensor, loss: Any = F.binary_cross_entropy_with_logits) -> Tensor:
+    """Of labels y [m, d] that are each there or not: the share that is answered right, over queries and labels.
+
+    One minus the Hamming loss. What says yes follows from the loss, see OF_LABELS. A target exactly in the middle, of
+    which neither answer is likelier, is answered right by both.
+
+    Raises ConfigError where output and y differ in shape, and where the loss does not tell logits from probabilities.
+    """
+    _require("label accuracy", output, y, loss)
+    of_output, of_target = OF_LABELS[function_of(loss)].middle
+    yes = output > of_output
+    right = (yes & (y >= of_target)) | (~yes & (y <= of_target))
+    return right.double().mean() + 0 * output.sum()
 
 
 def mean_squared_error(output: Tensor, y: Tensor) -> Tensor:
@@ -169,7 +191,7 @@ def mean_squared_error(output: Tensor, y: Tensor) -> Tensor:
 
     Raises ConfigError where output and y differ in shape.
     """
-    _require(_tensors(output, y) and output.shape == y.shape, "mean squared error", output, y)
+    _require("mean squared error", output, y)
     return ((output - y) ** 2).mean()
 
 
@@ -178,35 +200,69 @@ def mean_absolute_error(output: Tensor, y: Tensor) -> Tensor:
 
     Raises ConfigError where output and y differ in shape.
     """
-    _require(_tensors(output, y) and output.shape == y.shape, "mean absolute error", output, y)
+    _require("mean absolute error", output, y)
     return (output - y).abs().mean()
 
 
-def _tensors(output: Any, y: Any) -> bool:
-    return isinstance(output, Tensor) and isinstance(y, Tensor)
+# --- what a metric can score -----------------------------------------------------------------------------------------
 
 
-def _require(fits: bool, name: str, output: Any, y: Any) -> None:
+def _are_classes(output: Tensor, y: Tensor, loss: Any) -> bool:
+    if y.is_floating_point():
+        return function_of(loss) is F.cross_entropy and output.shape == y.shape and y.dim() > 1
+    return class_axis(output, y, loss) is not None
+
+
+def _are_labels(output: Tensor, y: Tensor, loss: Any) -> bool:
+    return output.shape == y.shape and function_of(loss) in OF_LABELS
+
+
+def _are_values(output: Tensor, y: Tensor, loss: Any) -> bool:
+    return output.shape == y.shape
+
+
+SCORABLE: dict[str, Callable[[Tensor, Tensor, Any], bool]] = {  # what each of METRICS can score
+    "accuracy": _are_classes,
+    "label accuracy": _are_labels,
+    "mean squared error": _are_values,
+    "mean absolute error": _are_values,
+}
+
+
+def _require(name: str, output: Any, y: Any, loss: Any = None) -> None:
     """Refuse what torch would broadcast to a number without a meaning."""
-    if not fits:
-        shapes = [", ".join(_shapes(tree)) for tree in (output, y)]
-        raise ConfigError(
-            f"{name} cannot score outputs {shapes[0]} against answers {shapes[1]}. Choose another metric=, or give a "
-            "qs.Metric of your own."
-        )
+    single = isinstance(output, Tensor) and isinstance(y, Tensor)
+    if single and SCORABLE[name](output, y, loss):
+        return
+    fitting = [other for other, scores in SCORABLE.items() if single and scores(output, y, loss)]
+    others = f"These fit them: metric={' or '.join(map(repr, fitting))}." if fitting else "None of ours fits them."
+    raise ConfigError(
+        f"{name} cannot score outputs {in_shapes(output)} against answers {in_shapes(y)}.{_reason(name, y, loss)} "
+        f"{others} Or give one of your own: metric=qs.Metric(...)."
+    )
 
 
-def _shapes(tree: Any) -> list[str]:
-    return [f"{list(leaf.shape)} {leaf.dtype}" for leaf in pytree.tree_leaves(tree)]
+def _reason(name: str, y: Any, loss: Any) -> str:
+    if name == "label accuracy" and function_of(loss) not in OF_LABELS:
+        return " Whether outputs are logits or probabilities follows from the loss, which must be one of torch's."
+    if name == "accuracy" and isinstance(y, Tensor) and not y.is_floating_point():
+        return f" Labels {list(y.shape)} need logits {classes_on_axis(y)}."
+    return ""
+
+
+def in_shapes(tree: Any) -> str:
+    """The shapes and types of a nested value's tensors, for messages: '[5, 3] torch.float32'."""
+    return ", ".join(f"{list(leaf.shape)} {leaf.dtype}" for leaf in pytree.tree_leaves(tree))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
 
 
 ACCURACY = Metric("accuracy", True, PERCENT, accuracy, bare=True)
+LABEL_ACCURACY = Metric("label accuracy", True, PERCENT, label_accuracy)
 MEAN_SQUARED_ERROR = Metric("mean squared error", False, ERROR, mean_squared_error, power=2)
 MEAN_ABSOLUTE_ERROR = Metric("mean absolute error", False, ERROR, mean_absolute_error, power=1)
-# Losses that take values as probabilities of classes: an error of the raw outputs would mean nothing.
-OF_CLASSES = (F.cross_entropy, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
-MODULES_OF_CLASSES = (nn.CrossEntropyLoss, nn.BCELoss, nn.BCEWithLogitsLoss)
-METRICS = {one.name: one for one in (ACCURACY, MEAN_SQUARED_ERROR, MEAN_ABSOLUTE_ERROR)}
+METRICS = {one.name: one for one in (ACCURACY, LABEL_ACCURACY, MEAN_SQUARED_ERROR, MEAN_ABSOLUTE_ERROR)}
 
 
 def named(metric: Metric) -> str | dict[str, Any]:
@@ -226,26 +282,6 @@ def find_metric(metric: str | Metric) -> Metric:
 def metric_named(name: str) -> Metric:
     """How values under this name are read and written, such as the name in a protocol that an earlier version wrote.
 
-    A name that is none of METRICS stands for plain values, of which higher is better unless it names an error.
+    A name that is none of METRICS stands for plain values; higher is better, unless it names an error or a loss.
     """
-    return METRICS.get(name) or Metric(name, not name.endswith("error"), PLAIN, _from_file)
-
-
-def metric_for(learner: Learner, ways: int | None, episode: Episode) -> Metric:
-    """The metric that a learner and its tasks give where none is named.
-
-    Classes give accuracy: tasks that declare `ways`, or class numbers [n] for a learner whose loss is cross entropy.
-    Values [n, d] of one tensor give the mean squared error, unless the loss is one for classes. Nothing else is
-    guessed: raises ConfigError for answers that can be read in several ways (several targets, whole numbers under a
-    loss for values, probabilities of classes), which asks for `metric=`. `episode` is one task.
-    """
-    y, loss = episode.query.y, setting(learner, "loss")
-    one, of_classes = isinstance(y, Tensor), loss in OF_CLASSES or isinstance(loss, MODULES_OF_CLASSES)
-    if one and y.dim() == 1 and not y.is_floating_point() and (ways is not None or loss is None or of_classes):
-        return ACCURACY
-    if one and y.is_floating_point() and ways is None and not of_classes:
-        return MEAN_SQUARED_ERROR
-    raise ConfigError(
-        f"these answers can be scored in several ways (y: {', '.join(_shapes(y))}). Say which: metric='accuracy', "
-        "metric='mean squared error', or a qs.Metric of your own."
-    )
+    return METRICS.get(name) or Metric(name, not name.endswith(("error", "loss")), PLAIN, _from_file)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from quickstudy.base import seeds
@@ -26,8 +25,9 @@ from quickstudy.engine import agreement, mapping, ranks
 from quickstudy.engine.choice import race
 from quickstudy.engine.engines import Engine, find_engine
 from quickstudy.engine.fitting import check_episodes, check_values, device_of, is_transductive, normalisation_of
+from quickstudy.engine.labels import Allowed
 from quickstudy.engine.watch import Watch
-from quickstudy.episodes import Episodes, concat, count, first_tasks, moved, stacked, unstack
+from quickstudy.episodes import Episodes, are_classes, concat, count, first_tasks, moved, stacked, unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.gathering import gathered
 from quickstudy.evaluation.protocol import Protocol
@@ -55,7 +55,7 @@ class Pass:
     episodes: int  # how many
     seed: int
     first: Episodes  # the first block, checked
-    outputs: int | None  # of the learner; None where that depends on the task
+    labels: Allowed  # which labels the learner's classes have
     seconds: float  # that checking the first block took on one thread, which is about what one task takes
     drew: bool  # whether the learner drew from torch's generator there
     arrange: Arrange | None = None
@@ -78,7 +78,7 @@ class Pass:
         if number == 0:
             return self.first
         drawn = _drawn(self.source, self.places(number), self.seed, self.device, self.learner, self.theta)
-        check_values(drawn, self.outputs)
+        check_values(drawn, self.labels)
         return drawn
 
     def arranged(self, block: Episodes, start: int) -> Episodes:
@@ -112,8 +112,8 @@ def begin(
     check(first)
     checked = functools.partial(seeds.watching_generator, lambda: check_episodes(learner, theta, first))
     with _one_thread():
-        (outputs, drew), seconds = timed(checked, device_of(theta))
-    return Pass(learner, theta, source, episodes, seed, first, outputs, seconds, drew, arrange)
+        (labels, drew), seconds = timed(checked, device_of(theta))
+    return Pass(learner, theta, source, episodes, seed, first, labels, seconds, drew, arrange)
 
 
 @contextmanager
@@ -287,7 +287,7 @@ def _sizes(episodes: Episodes) -> dict[str, Any]:
 
 
 def _sizes_of(support: Any, query: Any) -> dict[str, Any]:
-    ways = len(support.unique()) if isinstance(support, Tensor) and not support.is_floating_point() else None
+    ways = len(support[support >= 0].unique()) if are_classes(support) else None  # below 0: a loss ignores it
     shown, asked = (len(pytree.tree_leaves(y)[0]) for y in (support, query))
     return {"ways": ways, "shots": shown // (ways or 1), "queries": asked // (ways or 1)}
 

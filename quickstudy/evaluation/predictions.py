@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.engine.fitting import for_test
+from quickstudy.engine.fitting import UNREADABLE, for_test
 from quickstudy.engine.watch import Watch
 from quickstudy.episodes import Episodes, class_numbers, count, first_tasks, unstack
-from quickstudy.errors import ConfigError, EngineError, EngineWarning, NonFiniteError
+from quickstudy.errors import ConfigError, EngineError, EngineWarning, NonFiniteError, first_line
 from quickstudy.evaluation import passes
 from quickstudy.evaluation.ensemble import best_thetas, mean_answer
-from quickstudy.evaluation.metric import METRICS, Metric, find_metric, metric_for
+from quickstudy.evaluation.metric import METRICS, Metric, in_shapes
+from quickstudy.evaluation.metric_of_loss import chosen_metric
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import Score
 from quickstudy.learner import Episode, Learner, Theta, setting
@@ -34,7 +35,7 @@ class Predictions:
     """The outputs of one learner on test episodes, and what they should have been. Tensors are on the CPU."""
 
     learner: Learner  # with its test settings
-    outputs: tuple[Any, ...]  # of each episode's queries: logits [m, ways], values [m, d], or nested tensors
+    outputs: tuple[Any, ...]  # of each episode's queries: logits [m, ways, ...], values [m, d], or nested tensors
     truths: tuple[Any, ...]  # of each episode's queries: y, with classes numbered as the columns of the output
     tasks: tuple[str, ...]  # the name of each episode's task; empty if every episode is a new task
     classes: tuple[tuple[int, ...], ...]  # the source's numbers for the output's columns; () where they are the same
@@ -89,7 +90,7 @@ def predicted(learner: Learner, thetas: Sequence[Theta], tasks: Any, settings: S
     """The answers of a learner with its test settings, averaged over `thetas`; see `predictions`."""
     episodes, seed = settings.episodes, settings.seed
     source, one = source_of(tasks), passes.begin(learner, thetas[0], tasks, episodes, seed, check=settings.check)
-    metric = _metric(learner, source.ways, one.first, settings.metric)
+    metric = chosen_metric(settings.metric, learner, source.ways, unstack(first_tasks(one.first, 1))[0])
 
     def answer(learner: Learner, episode: Episode) -> tuple[Any, Any]:
         return mean_answer(learner, thetas, episode), episode.query.y
@@ -126,10 +127,6 @@ def _results(
         return list(passes.results(one, answer, "loop", None, beside)), "loop"
 
 
-def _metric(learner: Learner, ways: int | None, first: Episodes, asked: str | Metric | None) -> Metric:
-    return find_metric(asked) if asked is not None else metric_for(learner, ways, unstack(first_tasks(first, 1))[0])
-
-
 def _class_numbers(block: Episodes) -> list[Tensor]:
     """The class numbers of each task of a list, which a learner with `ways` sees as 0..ways-1; empty if stacked."""
     numbers = [class_numbers(one) if isinstance(block, list) else () for one in unstack(block)]
@@ -156,7 +153,13 @@ def score_of(made: Predictions) -> Score:
 
 
 def _value(metric: Metric, output: Any, y: Any) -> Tensor:
-    value = torch.as_tensor(metric.of(output, y), dtype=torch.float64).detach()
+    try:
+        value = torch.as_tensor(metric.of(output, y), dtype=torch.float64).detach()
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"{metric.name} cannot score outputs {in_shapes(output)} against answers {in_shapes(y)}: "
+            f"{first_line(error)}. Say what to score with metric=, such as a qs.Metric of your own."
+        ) from error
     if value.numel() != 1:
         raise ConfigError(
             f"the metric {metric.name!r} gives a value of shape {tuple(value.shape)} for an episode. Give one number: "

@@ -34,14 +34,19 @@ class Protocol:
     def describe(self) -> str:
         """The protocol in a few words: '5-way 1-shot, transductive batch norm'."""
         size = f"{self.ways}-way {self.shots}-shot" if self.ways else f"{self.shots}-shot"
+        return ", ".join([size, *self.of_the_learner])
+
+    @property
+    def of_the_learner(self) -> list[str]:
+        """What belongs to the learner and not to the tasks, in words: normalisation, inner steps, ensemble, control."""
         kind = {"none": "no norm", "running": "running batch norm"}.get(
             self.normalisation, f"{self.normalisation} norm"
         )
-        words = [size, f"transductive {kind}" if self.transductive else kind]
+        words = [f"transductive {kind}" if self.transductive else kind]
         words += [f"{self.steps} inner step{'s' * (self.steps != 1)}"] if self.steps is not None else []
         words += [f"ensemble of {self.ensemble}"] if self.ensemble > 1 else []
         words += [f"control: {self.control}"] if self.control else []
-        return ", ".join(words)
+        return words
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: field name -> value."""

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from quickstudy.episodes import is_classification
 from quickstudy.errors import NonFiniteError
 from quickstudy.evaluation.controls import CONTROLS, check_control, control
 from quickstudy.evaluation.ensemble import mean_answer
-from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric
+from quickstudy.evaluation.metric import Metric
+from quickstudy.evaluation.metric_of_loss import as_read, metric_by_kind
 from quickstudy.evaluation.passes import BLOCK, protocol_of, sample_block, sample_blocks, tasks_of
 from quickstudy.evaluation.predictions import Predictions, Settings, predicted, predictions, score_of
 from quickstudy.evaluation.score import Score
-from quickstudy.learner import Episode, Learner, Theta
+from quickstudy.learner import Episode, Learner, Theta, setting
 
 __all__ = [
     "BLOCK",
@@ -56,14 +56,14 @@ def evaluate(
                    probabilities or values) are averaged. This needs training with `keep`
     controls       names from `controls.CONTROLS`. They use the best theta only; a dear one answers the first episodes
                    only, see `Control.episodes`
-    metric         what is counted: a name in `metric.METRICS`, or a `Metric`; None: what learner and tasks give,
-                   accuracy or mean squared error. Errors are in the target's own unit
+    metric         what is counted: a name in `metric.METRICS`, or a `Metric`; None: what fits the learner's loss, see
+                   `metric_of_loss`, or the loss itself. Errors are in the target's own unit
     engine         "auto" times the engines
     progress       is called with the number of episodes done since the last call
 
     In a process group every rank makes the same call: the ranks divide the episodes, and all get the score.
 
-    Raises ConfigError where a setting does not fit the learner, where answers can be scored in several ways, and where
+    Raises ConfigError where a setting does not fit the learner, where no metric is certain for the answers, and where
     training kept fewer thetas than the ensemble needs, DataError where the learner cannot use the tasks, NonFiniteError
     where an output is not finite, and RankError where other ranks cannot be reached.
     """
@@ -100,6 +100,6 @@ def scores_of(made: dict[str, Predictions]) -> dict[str, Score]:
 
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:
-    """The accuracy on the query set, or the mean squared error for real-valued answers: a scalar, also under `vmap`."""
-    metric = ACCURACY if is_classification([episode]) else MEAN_SQUARED_ERROR
+    """What fits the learner's loss, such as the accuracy on the query set: a scalar, also under `vmap`."""
+    metric = as_read(metric_by_kind(learner, setting(learner, "ways"), episode.query.y), learner)
     return metric.of(mean_answer(learner, (theta,), episode), episode.query.y)

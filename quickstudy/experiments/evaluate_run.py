@@ -25,6 +25,7 @@ from quickstudy.base.progress import counting_bar
 from quickstudy.base.timing import timed
 from quickstudy.engine import ranks
 from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive, normalisation_of
+from quickstudy.engine.labels import class_axis, takes_classes
 from quickstudy.episodes import moved, unstack
 from quickstudy.errors import DataError, NonFiniteError, RunError
 from quickstudy.evaluation import controls
@@ -137,15 +138,17 @@ def evaluate_run(
             _write(folder, "movement.json", movement.to_dict())
     _look_at_tasks(folder, trained, tasks, settings, own if steps is None and ensemble == 1 else None)
     if ranks.first():
-        keep_examples(Path(folder), trained, tasks, seed, steps, episodes)
+        keep_examples(Path(folder), trained, tasks, seed, steps, episodes, own.metric)
     return scores
 
 
 def _answers_classes(made: Predictions, tasks: Any) -> bool:
-    """Whether each answer is one class, so that its probability can be measured."""
-    y, output = made.truths[0], made.outputs[0]
-    one = isinstance(y, Tensor) and isinstance(output, Tensor) and y.shape == output.shape[:1]
-    return one and not y.is_floating_point() and source_of(tasks).ways is not None
+    """Whether answers are classes, of examples or of their positions, so that their probabilities can be measured."""
+    y, output, loss = made.truths[0], made.outputs[0], setting(made.learner, "loss")
+    if not isinstance(y, Tensor) or not isinstance(output, Tensor) or y.is_floating_point():
+        return False
+    declared = source_of(tasks).ways is not None and y.shape == output.shape[:1] and output.dim() == 2
+    return declared or (takes_classes(loss) and class_axis(output, y, loss) is not None)
 
 
 def _episodes_to_do(learner: Learner, names: Sequence[str], episodes: int, moving: int, ensemble: int) -> int:

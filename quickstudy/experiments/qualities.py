@@ -63,13 +63,14 @@ def _ignores_answers(learner: Learner, trained: Trained, tasks: Any) -> bool:
 
 
 def calibration_error(trained: Trained, tasks: Any, episodes: int) -> float | None:
-    """Expected calibration error for classes; for values, how far the coverage of 90 % intervals is from 90 %.
+    """Expected calibration error for classes, debiased; for values, how far 90 % intervals are from 90 % coverage.
 
-    None for values without a predicted distribution.
+    None for a single task of classes, and for values without a predicted distribution.
     """
     trained, few = inductive(trained), min(episodes, CALIBRATED)
     if source_of(tasks).ways:
-        return classification_calibration(trained, tasks, episodes=few).ece
+        debiased = classification_calibration(trained, tasks, episodes=few).debiased_ece
+        return None if debiased is None else max(0.0, debiased)  # chance may take that of a calibrated one below 0
     if not offers(trained.learner, "distribution"):
         return None
     measured = interval_coverage(trained, tasks, episodes=few, levels=(0.9,)).sizes[-1]

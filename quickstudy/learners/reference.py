@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quickstudy.base import trees
 from quickstudy.inner.descent import descend
-from quickstudy.learner import Batch, Episode, Learner, Network, Theta, Ways
+from quickstudy.learner import Batch, Episode, Learner, Network, NotAnOption, Theta, Ways
 from quickstudy.learners.parts.distance import class_means
 from quickstudy.learners.parts.encoding import raw
 from quickstudy.nn.hooks import input_of
@@ -22,13 +22,19 @@ from quickstudy.nn.statistics import statistics
 
 @dataclass(frozen=True, eq=False)
 class SupportMean(Learner):
-    """y = mean of the support targets."""
+    """y = link(mean of the support targets).
+
+    `link` turns the mean into what the loss reads: the logit of a share where it reads logits.
+    """
+
+    link: Callable[[Tensor], Tensor] | None = None  # None: the mean as it is
 
     def init(self) -> Theta:
         return {}
 
     def adapt(self, theta: Theta, support: Batch) -> Tensor:
-        return support.y.mean(0)
+        mean = support.y.mean(0)
+        return mean if self.link is None else self.link(mean)
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         return phi.expand(trees.size(x), *phi.shape)
@@ -52,11 +58,13 @@ class LinearProbe(Learner):
 
     z = (x - mean) / scale has mean squared length 1. Regression takes the minimum-norm solution pinv(Z) (Y - mean Y).
     Classification descends from zero on the cross entropy with learning rate 1, which is safe because the curvature in
-    (weight, bias) is then at most 1.
+    (weight, bias) is then at most 1. So is that of each of d labels under a binary cross entropy of logits, which the
+    mean over labels divides by d: `loss`, where given, is descended on with learning rate d.
     """
 
-    ways: Ways | None = None  # classes in a task; None for regression
+    ways: Ways | None = None  # classes in a task; None for regression and for labels
     steps: int = 100  # gradient steps (classification)
+    loss: NotAnOption[Callable[[Tensor, Tensor], Tensor] | None] = None  # of labels that are each there or not
 
     def init(self) -> Theta:
         return {}
@@ -66,15 +74,16 @@ class LinearProbe(Learner):
         centre = x.mean(0)
         scale = ((x - centre) ** 2).sum(1).mean().sqrt().clamp(min=1e-12)
         z = (x - centre) / scale
-        if self.ways is None:
+        if self.ways is None and self.loss is None:
             level = support.y.mean(0)
             return Line(centre, scale, torch.linalg.pinv(z) @ (support.y - level), level)
-        start = {"weight": z.new_zeros(z.shape[1], self.ways), "bias": z.new_zeros(self.ways)}
+        outputs, loss = self.ways or support.y.shape[1], self.loss or F.cross_entropy
+        start = {"weight": z.new_zeros(z.shape[1], outputs), "bias": z.new_zeros(outputs)}
         phi = descend(
-            lambda p, z, y: F.cross_entropy(z @ p["weight"] + p["bias"], y),
+            lambda p, z, y: loss(z @ p["weight"] + p["bias"], y),
             start,
             given=(z, support.y),
-            lr=1.0,
+            lr=1.0 if self.loss is None else float(outputs),
             steps=self.steps,
             adjoint="first_order",
         )
@@ -85,7 +94,7 @@ class LinearProbe(Learner):
 
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         output = self.predict(theta, self.adapt(theta, episode.support), episode.query.x)
-        return loss_for(self.ways)(output, episode.query.y)
+        return (self.loss or loss_for(self.ways))(output, episode.query.y)
 
 
 class Likeness(NamedTuple):

@@ -48,17 +48,28 @@ def outputs_of(
 ) -> dict[str, list[Tensor]]:
     """The outputs of the named layers when the model is called on x [n, ...]: one tensor for each call of a layer.
 
-    Left out are layers that are never called (because another layer uses their weights) and layers whose output does
-    not have one row per example.
+    Layers come in the order in which the model first calls them, which need not be that in which it holds them. Left
+    out are layers that are never called (because another layer uses their weights) and layers whose output does not
+    have one row per example.
     """
     seen: dict[str, list[Tensor]] = {}
-    handles = [own_copy(model).now.get_submodule(name).register_forward_hook(_keep(name, seen)) for name in layers]
+    modules = {name: own_copy(model).now.get_submodule(name) for name in layers}
+    handles = [module.register_forward_hook(_keep(name, seen)) for name, module in modules.items()]
+    # A layer that holds others ends after them, and is named where it begins.
+    handles += [module.register_forward_pre_hook(_begin(name, seen)) for name, module in modules.items()]
     try:
         call(model, params, x)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: found for name in layers if (found := seen.get(name)) and all(len(h) == trees.size(x) for h in found)}
+    return {name: found for name, found in seen.items() if found and all(len(h) == trees.size(x) for h in found)}
+
+
+def _begin(name: str, seen: dict[str, list[Tensor]]):
+    def hook(layer: nn.Module, inputs: Any) -> None:
+        seen.setdefault(name, [])
+
+    return hook
 
 
 def _keep(name: str, seen: dict[str, list[Tensor]]):

@@ -21,7 +21,7 @@ from quickstudy.base.figures import Picture, save, with_legend
 from quickstudy.errors import ProtocolError
 from quickstudy.evaluation.measures.confusion import READABLE
 from quickstudy.evaluation.measures.movement import KINDS as MOVED
-from quickstudy.evaluation.measures.probabilities import HEADINGS, KINDS
+from quickstudy.evaluation.measures.probabilities import HEADINGS
 from quickstudy.evaluation.score import Difference, Score, compare
 from quickstudy.experiments.run import Run
 from quickstudy.report.sections.section import Section
@@ -164,7 +164,8 @@ def _steps(run: Run) -> Rows:
 def _calibration(run: Run) -> Rows:
     if answers := run.answers:
         yield {"what": "expected calibration error", "mean": answers.ece}
-        for kind, heading in zip(KINDS, HEADINGS, strict=True):
+        yield {"what": "expected calibration error, debiased", "mean": answers.debiased_ece}
+        for kind, heading in HEADINGS.items():
             yield {"what": heading, **getattr(answers, kind).to_dict()}
 
 

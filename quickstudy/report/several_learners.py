@@ -124,7 +124,8 @@ def _curves(comparison: LearnerComparison) -> Picture | None:
     ends = "; ".join(f"{s.name} {s.y[-1]:.3g}" for s in series)
     draw = lines(series, "seconds of training", f"validation {metric.label}", end=metric.format.end)
     legend = [(s.name, s.colour, s.dash) for s in series]
-    caption = f"At the end: {ends}. What still gets better would gain from more time."
+    seed = f" with seed {shown[0].trials[0].seed}" if any(len(entry.trials) > 1 for entry in shown) else ""
+    caption = f"At the end{seed}: {ends}. What still gets better would gain from more time."
     return Picture("What training time buys", draw, f"Line plot: {caption}", legend, caption)
 
 

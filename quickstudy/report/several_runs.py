@@ -127,7 +127,7 @@ def _against(entry: Entry, group: list[Entry]) -> str:
 
 def _how(entry: Entry) -> str:
     """The part of the protocol that belongs to the learner, not to the tasks: normalisation and inner steps."""
-    return ", ".join(entry.score.protocol.describe().split(", ")[1:])
+    return ", ".join(entry.score.protocol.of_the_learner)
 
 
 def _spreads(group: list[Entry]) -> list[str]:

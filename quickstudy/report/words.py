@@ -8,7 +8,7 @@ from typing import Any
 
 from quickstudy.base.words import percent, plural
 from quickstudy.evaluation import protocol
-from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric
+from quickstudy.evaluation.metric import ACCURACY, LABEL_ACCURACY, MEAN_SQUARED_ERROR, Metric
 from quickstudy.evaluation.score import Difference, Score, over_what
 from quickstudy.experiments.run import Config, Run, Timing
 
@@ -109,9 +109,15 @@ def meaning(score: Score) -> str:
 
 def _of_accuracy(score: Score, unseen: str) -> str:
     p = score.protocol
+    if p.ways is None:  # classes are those of outputs, and not of a task
+        return _of_labels(score, unseen)
     example, kind, kinds = NOUNS.get(p.tasks, ("example", "class", "classes"))
-    guess = f"; guessing among {p.ways} gives {percent(1 / p.ways)}" if p.ways else ""
-    return f"of {example}s of {unseen}{kinds} named right, from {plural(p.shots, example)} of each {kind}{guess}."
+    guess = f"guessing among {p.ways} gives {percent(1 / p.ways)}"
+    return f"of {example}s of {unseen}{kinds} named right, from {plural(p.shots, example)} of each {kind}; {guess}."
+
+
+def _of_labels(score: Score, unseen: str) -> str:
+    return f"of the labels in {unseen}tasks answered right, after {plural(score.protocol.shots, 'support example')}."
 
 
 def _of_squares(score: Score, unseen: str) -> str:
@@ -128,6 +134,7 @@ def _of_values(score: Score, unseen: str) -> str:
 
 MEANINGS: dict[str, Callable[[Score, str], str]] = {  # by name of the metric; _of_values for all others
     ACCURACY.name: _of_accuracy,
+    LABEL_ACCURACY.name: _of_labels,
     MEAN_SQUARED_ERROR.name: _of_squares,
 }
 

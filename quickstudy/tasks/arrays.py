@@ -48,9 +48,11 @@ class ArrayTasks:
 def from_arrays(tasks: Sequence[Mapping[str, Any]], *, split: str = "train", name: str = "arrays") -> ArrayTasks:
     """A task source from dicts with `support`, `support_labels`, `query`, `query_labels` (arrays or tensors).
 
-    support [n, ...], support_labels [n] class numbers 0..ways-1 or [n, d] values; query and query_labels likewise. Any
-    of them may be a dict or a tuple of arrays with n rows each: several inputs, which are the arguments of a model by
-    name or in order, and several targets, for a loss of your own.
+    support [n, ...], support_labels [n] class numbers 0..ways-1 or [n, d] values; query and query_labels likewise.
+    Whole numbers of another shape than [n] are class numbers of positions, such as tags [n, T] or masks [n, H, W]:
+    those of a model's outputs, and one that its loss ignores. Any of the four may be a dict or a tuple of arrays with
+    n rows each: several inputs, which are the arguments of a model by name or in order, and several targets, for a
+    loss of your own.
 
     A single array of inputs becomes floats, uint8 images scaled to [0, 1]. Of several, whole numbers keep their type:
     they are tokens, masks or categories. All tasks must have the same shapes. Raises DataError, naming the task, where

@@ -13,10 +13,12 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.base import trees
 from quickstudy.engine.fitting import check_episodes, device_of, for_test, is_transductive, with_ways
+from quickstudy.engine.labels import labelled
 from quickstudy.errors import DataError, suggest
 from quickstudy.learner import Batch, Episode, Learner, Theta, setting, takes
 from quickstudy.nn.parameters import first_non_finite
 from quickstudy.tasks.texts.sentences import Encoder
+from quickstudy.trained.positions import check_numbers, classes_of, labels_of
 from quickstudy.trained.readers.known import reader_of
 from quickstudy.trained.readers.reader import Reader
 from quickstudy.trained.reading import as_answers, as_features, as_inputs, like_theta
@@ -50,6 +52,7 @@ class Learned(NamedTuple):
     learner: Learner  # in the task's ways, and normalising as the task asks
     phi: Any
     classes: tuple[Any, ...] | None  # in the order of the output's columns; None for values
+    axis: int = 1  # of the output, on which the classes stand
 
 
 def learn(basis: Basis, shown: SupportSet, known: bool = False) -> Learned:
@@ -58,11 +61,11 @@ def learn(basis: Basis, shown: SupportSet, known: bool = False) -> Learned:
     `known`: the learner has read such examples before. The check that it can then be left out takes longer than
     learning. Raises DataError as `Trained.adapt`.
     """
-    learner, classes, support = one_task(basis, shown, known)
+    learner, names, support = one_task(basis, shown, known)
     with torch.no_grad():
         phi = learner.adapt(basis.theta, support)
     _check_finite(phi)
-    return Learned(learner, phi, classes)
+    return Learned(learner, phi, *classes_of(learner, basis.theta, phi, support, names))
 
 
 def support_set(basis: Basis, x: Any, y: Any, transductive: bool) -> SupportSet:
@@ -73,7 +76,8 @@ def support_set(basis: Basis, x: Any, y: Any, transductive: bool) -> SupportSet:
 def one_task(basis: Basis, shown: SupportSet, known: bool = False) -> tuple[Learner, tuple[Any, ...] | None, Batch]:
     """The learner for this task, the names of its classes, and its support set as the learner reads it."""
     names, target = _answers(basis, basis.reader.targets(basis.preprocess, shown.y), trees.size(shown.x))
-    learner = _for_task(basis.learner, names, shown.transductive)
+    of_examples = names if isinstance(target, Tensor) and target.dim() == 1 else None
+    learner = _for_task(basis.learner, of_examples, shown.transductive)
     with torch.no_grad():
         support = Batch(as_features(shown.x, basis.extractor, basis.theta), target)
     # New classes may be more than the learner has outputs for; those with `ways` were asked above.
@@ -84,18 +88,24 @@ def one_task(basis: Basis, shown: SupportSet, known: bool = False) -> tuple[Lear
 
 
 def _answers(basis: Basis, y: Any, n: int) -> tuple[tuple[Any, ...] | None, Any]:
-    """Class names in order and numbers [n]; or None, and values [n, d] or several targets."""
+    """Class names in order and numbers [n, ...]; or None, and values [n, d], numbers of outputs or several targets."""
     if not isinstance(y, (np.ndarray, Tensor)):
         return None, _several(basis.theta, y, n)
     values = y.numpy() if isinstance(y, Tensor) else y
     if len(values) != n:
         raise DataError(f"x has {n} examples, but y has {len(values)}. Give one answer for each example.")
+    loss, several = setting(basis.learner, "loss"), values[:1].size > 1  # a column [n, 1] is one class each
+    if several and (labels := labels_of(values, loss)) is not None:
+        return labels.names, labels.numbers.to(device_of(basis.theta))
+    if values.dtype.kind == "b" and values.ndim > 1 and labelled(loss):
+        values = values.astype(np.float32)
     if values.dtype.kind == "f" and values.ndim == 1:
         raise DataError("y holds real numbers [n]. For classes give names or integers, for values [n, d].")
-    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and values[:1].size > 1):  # several numbers per example
+    if values.dtype.kind == "f" or (values.dtype.kind in "iu" and several):
         return None, like_theta(torch.as_tensor(values), basis.theta)
     device = device_of(basis.theta)
     names, numbers = np.unique(values, return_inverse=True)
+    check_numbers(names, loss)
     if _same_everywhere(basis):
         return _known_classes(list(basis.preprocess["classes"]), names, numbers, device)
     if len(names) < 2:

@@ -45,6 +45,6 @@ def load(path: str | os.PathLike, *, text_encoder: Any = None, **fields: Any) ->
         kept = header.get("support")
         shown = unpack_support(kept, tensors, type(learner).__module__) if kept else None
         basis = Basis(learner, theta, header["preprocess"], extractor, asked)
-        return Predictor(basis, Learned(learner, phi, classes), shown)
+        return Predictor(basis, Learned(learner, phi, classes, header.get("axis", 1)), shown)
     best = (theta, *files.unpack(header["best"], tensors)) if "best" in header else ()
     return Trained(learner, theta, header["tasks"], header["preprocess"], best, extractor, asked)

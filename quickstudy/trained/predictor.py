@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from scipy.special import ndtri
 from torch import Tensor, nn
@@ -13,12 +14,14 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.base import files, trees
 from quickstudy.engine.fitting import UNREADABLE
+from quickstudy.engine.labels import labelled
 from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
-from quickstudy.learner import Theta, demand, networks
+from quickstudy.learner import Theta, demand, networks, setting
 from quickstudy.nn.model import prepare
 from quickstudy.tasks.texts.sentences import Encoder
 from quickstudy.trained.adapting import SCOPE, Basis, Learned, learn
 from quickstudy.trained.learner_file import extractor_header, extractor_tensors, learner_header, learner_tensors
+from quickstudy.trained.positions import named
 from quickstudy.trained.reading import as_answers, as_features, in_units
 from quickstudy.trained.support import SupportSet, pack_support
 
@@ -28,7 +31,8 @@ Answer = TypeVar("Answer")
 class Predictor(nn.Module):
     """A learner adapted to one task: an `nn.Module` that answers and can be exported with `torch.export`.
 
-    `classes` are the class names in the order of the output's columns; None for regression. `support` is the support
+    `classes` are the class names in the order of the output's columns; None for regression. They stand on `axis` of the
+    output, which is 1 but for a loss that has them last. `support` is the support
     set, from which `update` and `forget` learn the task again; None if it was loaded from a file saved without it.
     """
 
@@ -39,7 +43,7 @@ class Predictor(nn.Module):
     def __init__(self, basis: Basis, learned: Learned, support: SupportSet | None = None) -> None:
         super().__init__()
         self.support, theta = support, basis.theta
-        self.learner, phi, self.classes = learned
+        self.learner, phi, self.classes, self.axis = learned
         self.preprocess = dict(basis.preprocess)
         # Not submodules: train() must not reach them.
         self.__dict__ |= {"extractor": basis.extractor, "text_encoder": basis.text_encoder}
@@ -69,14 +73,16 @@ class Predictor(nn.Module):
         return Basis(learner, theta, self.preprocess, self.extractor, self.text_encoder)
 
     def forward(self, x: Any) -> Any:
-        """Logits [m, classes] or values [m, d] for m inputs as the learner reads them."""
+        """Logits [m, classes, ...] or values [m, d] for m inputs as the learner reads them."""
         output = self.learner.predict(*self._read(x))
-        return output if self.classes is None else output[:, : len(self.classes)]
+        return output if self.classes is None else output.narrow(self.axis, 0, len(self.classes))
 
     @torch.no_grad()
     def predict(self, x: Any, *, reject: float | bool = False) -> Any:
         """Class labels as they were given to `adapt` (a list), or values [m, d] for regression in the unit of y.
 
+        After labels of positions, such as tags [n, T], an answer is a list of T labels, after masks a list of lists.
+        After labels that are each there or not, for a binary cross entropy, it is the probability of each, [m, d].
         x is as for `adapt`, m inputs. After several targets, the answer is what the learner's `predict` gives. `reject`
         is a distance: an input farther than that from every class gets None instead of a label. True takes the distance
         that `quickstudy.scoped` chose on validation tasks.
@@ -87,8 +93,9 @@ class Predictor(nn.Module):
         near = None if reject is False else (self.distance(x) <= self._reach(reject)).tolist()
         output = self._answer(x)
         if self.classes is None:
-            return in_units(self.preprocess, output)
-        labels = [self.classes[i] for i in output.argmax(1).tolist()]
+            several = labelled(setting(self.learner, "loss"))
+            return in_units(self.preprocess, output) if several is None else several.target(output)
+        labels = named(output.argmax(self.axis).tolist(), self.classes)
         return labels if near is None else [name if n else None for name, n in zip(labels, near, strict=True)]
 
     @torch.no_grad()
@@ -134,17 +141,17 @@ class Predictor(nn.Module):
 
     @torch.no_grad()
     def predict_proba(self, x: Any) -> Tensor:
-        """Class probabilities [m, classes], columns in the order of `classes`.
+        """Class probabilities [m, classes], columns in the order of `classes`; of positions [m, classes, ...].
 
         Raises ConfigError for regression, DataError for inputs that it cannot read.
         """
         if self.classes is None:
             raise ConfigError("predict_proba is for classification; this predictor gives real values: use predict.")
-        return self._answer(x).softmax(1)
+        return self._answer(x).softmax(self.axis)
 
     @torch.no_grad()
     def logits(self, x: Any) -> Tensor:
-        """What `predict_proba` is the softmax of: [m, classes]. Raises as it does."""
+        """What `predict_proba` is the softmax of: [m, classes, ...]. Raises as it does."""
         if self.classes is None:
             raise ConfigError("logits are for classification; this predictor gives real values: use predict.")
         return self._answer(x)
@@ -175,6 +182,8 @@ class Predictor(nn.Module):
         shown, n = self._kept(), trees.size(self._kept().x)
         if unknown := [i for i in examples if not 0 <= i < n]:
             raise DataError(f"there is no example {unknown[0]}: {n} were shown, numbered from 0.")
+        if classes and isinstance(shown.y, np.ndarray) and shown.y.ndim > 1:
+            raise DataError("labels stand at the positions of examples here: forget whole examples, by their numbers.")
         if unknown := [name for name in classes if name not in shown.names]:
             raise DataError(f"no example of the class {unknown[0]!r} was shown; the classes are {self.classes}.")
         gone = set(examples) | {i for i, name in enumerate(shown.names) if name in list(classes)}
@@ -225,6 +234,7 @@ class Predictor(nn.Module):
         kept = self.support if support else None
         header = {
             "classes": None if self.classes is None else list(self.classes),
+            "axis": self.axis,
             "preprocess": self.preprocess,
             "names": list(theta),
             "phi": files.pack(phi, tensors, "phi"),

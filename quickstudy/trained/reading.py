@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quickstudy.base import trees
 from quickstudy.engine.fitting import device_of, not_finite
-from quickstudy.errors import DataError
+from quickstudy.errors import DataError, first_line
 from quickstudy.learner import Theta
 from quickstudy.tasks.classes import scaled
 from quickstudy.tasks.features import extract
@@ -64,11 +64,17 @@ def _precision(theta: Theta) -> torch.dtype | None:
 def as_answers(y: Any) -> Any:
     """Answers as an array of names, class numbers or values; several targets as a dict or tuple of tensors.
 
-    Raises DataError where one of several targets does not hold numbers.
+    Raises DataError where one of several targets does not hold numbers, and for lists of unequal lengths.
     """
     if trees.is_nested(y):
         return trees.converted(y, _target)
-    return y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    try:
+        return y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    except ValueError as error:
+        raise DataError(
+            f"the labels of y differ in their number: {first_line(error)}. Give lists of equal length, with None, or "
+            "the number that the loss ignores, where there is no label."
+        ) from error
 
 
 def _target(place: str, array: Any) -> Tensor:

@@ -60,7 +60,9 @@ class Trained:
         model's arguments by name or in order, of which whole numbers keep their type. A learner trained on a table also
         takes rows with the same columns (a DataFrame or a list of dicts), one trained on texts a list of texts. y is
         [n] class names or numbers, or [n, d] values for regression in the target's unit; for tables the values may also
-        be [n]. Several targets are a dict or tuple of class numbers and values. Unless `transductive`, an answer never
+        be [n]. Labels of positions, for a model with logits [n, classes, ...] under torch's cross entropy, are [n, T]
+        or [n, H, W]: numbers of outputs as in training, or names, with None where there is no label. Several targets
+        are a dict or tuple of class numbers and values. Unless `transductive`, an answer never
         depends on the other inputs of the call. Learners that need no examples (`from_nothing`, the neural processes)
         also take an empty support set of values.
 

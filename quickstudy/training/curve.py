@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from typing import Any
 
@@ -13,7 +14,8 @@ from quickstudy.engine import agreement, mapping, ranks
 from quickstudy.engine.watch import Watch
 from quickstudy.episodes import Episodes, first_tasks, unstack
 from quickstudy.errors import ConfigError, EngineWarning, NonFiniteError
-from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, find_metric, metric_for
+from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric
+from quickstudy.evaluation.metric_of_loss import chosen_metric
 from quickstudy.evaluation.predictions import Settings, predictions, score_of
 from quickstudy.learner import Episode, Learner
 from quickstudy.training.budget import OWN
@@ -27,18 +29,26 @@ COLUMNS = {ACCURACY.name: "accuracy", MEAN_SQUARED_ERROR.name: "error"}
 OTHER = "score"
 
 
-def check_scores(session: Session, first: Episodes | None) -> None:
-    """Score some tasks before the training, so that what cannot be scored is found before it, and not after a part.
+def with_metric(session: Session, first: Episodes | None) -> Session:
+    """The session with the one metric of its curve and its validation, by which some tasks have been scored.
 
-    `first`: the first meta-batch. Raises ConfigError where the metric does not suit the answers or none is certain for
-    validation, DataError where the learner cannot use the validation tasks.
+    So what cannot be scored is found before the training, and not after a part of it. `first`: the first meta-batch.
+    Raises ConfigError where the metric does not suit the answers or none is certain for validation, DataError where
+    the learner cannot use the validation tasks.
     """
     settings = session.settings
-    if first is not None and settings.metric is not None:
-        _training_score(session, first)
-    if session.val is not None:
-        with seeds.seeded(settings.seed, "validation"), contextlib.suppress(NonFiniteError):
-            score_of(predictions(session.trained, session.val, Settings(1, settings.seed, settings.metric, "loop")))
+    if first is not None:
+        session = dataclasses.replace(session, metric=_metric(session, first))
+        if settings.metric is not None:
+            _training_score(session, first)
+    if session.val is None:
+        return session
+    asked = Settings(1, settings.seed, session.metric or settings.metric, "loop")
+    with seeds.seeded(settings.seed, "validation"):
+        made = predictions(session.trained, session.val, asked)
+        with contextlib.suppress(NonFiniteError):
+            score_of(made)
+    return dataclasses.replace(session, metric=made.metric)
 
 
 def line_of(session: Session, step: Step, validates: bool) -> dict[str, Any]:
@@ -58,8 +68,8 @@ def line_of(session: Session, step: Step, validates: bool) -> dict[str, Any]:
 
 def _training_score(session: Session, episodes: Episodes) -> dict[str, float]:
     """The metric on some training tasks, in the unit of the answers; nothing where no metric is certain."""
-    metric, few = _metric(session, episodes), first_tasks(episodes, SHOWN_TASKS)
-    if metric is None:
+    metric, few = session.metric, first_tasks(episodes, SHOWN_TASKS)
+    if metric is None or not session.learner.episodic:
         return {}
 
     def score(learner: Learner, episode: Episode) -> Tensor:
@@ -72,15 +82,16 @@ def _training_score(session: Session, episodes: Episodes) -> dict[str, float]:
 
 
 def _metric(session: Session, episodes: Episodes) -> Metric | None:
-    """The metric that was named, else that of the tasks; None for a pretraining learner, and where none is certain."""
+    """The metric that was named, else what fits; None for a pretraining learner, and where none is certain."""
     if not session.learner.episodic:
         return None
-    if session.settings.metric is not None:
-        return find_metric(session.settings.metric)
+    one, asked = unstack(first_tasks(episodes, 1))[0], session.settings.metric
     try:
-        return metric_for(session.learner, session.source.ways, unstack(first_tasks(episodes, 1))[0])
-    except ConfigError:  # the answers can be scored in several ways
-        return None
+        return chosen_metric(asked, session.learner, session.source.ways, one)
+    except ConfigError:
+        if asked is not None or session.val is not None:
+            raise
+        return None  # the curve shows the loss
 
 
 def _validation_score(session: Session) -> dict[str, float]:
@@ -90,7 +101,7 @@ def _validation_score(session: Session) -> dict[str, float]:
     if state.watch is None:
         state.watch = Watch(mapping.without_program(state.engine), seed, agreement.answers)
     engine = "loop" if state.watch.failed else state.watch.engine.name
-    asked = Settings(settings.val_episodes, seed, settings.metric, engine, watch=state.watch)
+    asked = Settings(settings.val_episodes, seed, session.metric, engine, watch=state.watch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineWarning)  # a learner that trains with replay may not support vmap
         score = score_of(predictions(session.trained, session.val, asked))

@@ -23,7 +23,7 @@ from quickstudy.engine.engines import LOOP
 from quickstudy.engine.fitting import check_episodes
 from quickstudy.episodes import Episodes, device_of_tasks, first_tasks, moved, unstack
 from quickstudy.errors import DataError
-from quickstudy.evaluation.metric import find_metric, named
+from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, find_metric, named
 from quickstudy.learner import Learner, Theta, describe_learner, networks
 from quickstudy.nn.parameters import constants
 from quickstudy.tasks.source import Source, source_of
@@ -49,6 +49,7 @@ class Session:
     state: TrainingState
     folder: Path | None  # the run folder; None: nothing is written
     budget: Budget | None = None  # the time for the training; None: all iterations
+    metric: Metric | None = None  # what the curve and validation score; None: nothing, the curve shows the loss alone
 
     @property
     def learner(self) -> Learner:
@@ -167,8 +168,15 @@ def _config(session: Session) -> dict[str, Any]:
     return config | {
         "precision": settings.precision if settings.precision != "float32" else None,
         "channels_last": settings.channels_last or None,
-        "metric": None if settings.metric is None else named(find_metric(settings.metric)),
+        "metric": _scored(session),
     }
+
+
+def _scored(session: Session) -> str | dict[str, Any] | None:
+    """What validation goes by, for a file; None where nobody asked, and it is what earlier versions went by."""
+    if (asked := session.settings.metric) is not None:
+        return named(find_metric(asked))
+    return None if session.metric in (None, ACCURACY, MEAN_SQUARED_ERROR) else named(session.metric)
 
 
 def _check_ranks(session: Session, described: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from quickstudy.learner import Learner
 from quickstudy.trained.trained import Trained
 from quickstudy.training.budget import OWN, Budget, stopwatch, used
 from quickstudy.training.checkpoint import TrainingState, append_metrics, save_checkpoint
-from quickstudy.training.curve import check_scores, line_of
+from quickstudy.training.curve import line_of, with_metric
 from quickstudy.training.loop import Step, meta_steps
 from quickstudy.training.opening import (
     Session,
@@ -103,7 +103,7 @@ def train(
     state = new_state(trained, settings, optimizer, scheduler, budget)
     session = Session(trained, source, val, settings, state, folder, budget)
     first = first_episodes(session) if trained.theta else None  # before anything is written; None: nothing to train
-    check_scores(session, first)
+    session = with_metric(session, first)
     session, resumed = opened(session, resume, about or {})
     if first is not None:
         if not resumed:

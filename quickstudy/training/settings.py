@@ -32,8 +32,8 @@ class TrainSettings:
                      meta-batch, reported, and kept in timing.json
     val_every        validation scores theta on `val_episodes` episodes of the validation tasks and keeps the best
     keep             the thetas are in `Trained.best`, for an ensemble at evaluation
-    metric           a name or a `Metric` of your own: what the learning curve shows and validation goes by. None: as
-                     the tasks suggest; where their answers can be scored in several ways, the curve shows the loss
+    metric           a name or a `Metric` of your own: what the learning curve shows and validation goes by. None: what
+                     fits the learner's loss; where none is certain, the curve shows the loss
     """
 
     iterations: int = 2000  # updates of the outer loop
@@ -48,7 +48,7 @@ class TrainSettings:
     val_episodes: int = 100  # episodes of a validation
     patience: Annotated[int | None, number("never")] = None  # stop after so many validations without improvement
     keep: int = 1  # how many checkpoints, the best on validation, are kept for 'evaluate --ensemble'
-    metric: Annotated[str | None, word("what suits the tasks")] = None  # what is scored, such as 'mean absolute error'
+    metric: Annotated[str | None, word("what fits the loss")] = None  # what is scored, such as 'mean absolute error'
     clip: Annotated[float | None, number("none")] = None  # largest norm of the meta-gradient
     tensorboard: Annotated[bool, switch] = False  # also write the curve for TensorBoard to the run folder
 

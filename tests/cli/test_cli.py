@@ -86,6 +86,15 @@ def test_regression_from_csv(tmp_path, capsys):
     assert "'zero' where a number is expected" in failing(capsys, "adapt", str(out), str(support))
 
 
+def test_an_evaluation_scores_what_training_was_asked_to_score(tmp_path, capsys):
+    out, few = tmp_path / "run", ["--iterations", "3", "--val-episodes", "2", "--metric", "mean absolute error"]
+    assert main.run(["train", "sinusoid", "maml", *few, "--out", str(out)]) == 0
+    evaluate = ["evaluate", str(out), "--episodes", "4", "--controls", "support_mean"]
+    assert main.run(evaluate) == 0 and "mean absolute error" in capsys.readouterr().out
+    assert main.run([*evaluate, "--metric", "mean squared error"]) == 0
+    assert "mean squared error" in capsys.readouterr().out
+
+
 def test_the_seed_gives_the_weights_too(tmp_path):
     from quickstudy.trained.load import load
 

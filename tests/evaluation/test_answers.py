@@ -23,7 +23,8 @@ from quickstudy.engine.fitting import fitted
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, FileFormatError, NonFiniteError
 from quickstudy.evaluation.measures.confusion import READABLE, Confusion, Pair, confusion_of
-from quickstudy.evaluation.measures.probabilities import BINS
+from quickstudy.evaluation.measures.probabilities import BINS, calibration_of
+from quickstudy.evaluation.predictions import Settings, predictions
 from quickstudy.experiments.evaluate_run import evaluate_run
 from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.report.sections.confusion import section
@@ -58,10 +59,11 @@ class Logits:
 
     ways: int = 4
     spread: float = 2.0
+    queries: int = 30
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
-        x = self.spread * torch.randn(n, 30, self.ways, generator=generator)
-        y = torch.multinomial(x.flatten(0, 1).softmax(1), 1, generator=generator).reshape(n, 30)
+        x = self.spread * torch.randn(n, self.queries, self.ways, generator=generator)
+        y = torch.multinomial(x.flatten(0, 1).softmax(1), 1, generator=generator).reshape(n, self.queries)
         return Episode(Batch(x, y), Batch(x, y))
 
 
@@ -301,7 +303,7 @@ def test_answers_survive_json_and_print(one):
     alone = qs.classification_calibration(qs.Trained(Told(), {}), Logits(), episodes=1)
     assert qs.Answers.from_dict(json.loads(json.dumps(alone.to_dict(), allow_nan=False))) == alone
     lines = str(one).splitlines()
-    assert f"{one.ece:.4f}" in lines[0] and f"{one.excess.mean:.4f} ±" in lines[4] and "20 episodes; 3-way" in lines[5]
+    assert f"{one.ece:.4f}" in lines[0] and f"{one.excess.mean:.4f} ±" in lines[5] and "20 episodes; 3-way" in lines[6]
     wrong = one.to_dict()["confusion"] | {"asked": [0] * len(one.confusion.pairs)}
     for broken in ({"bins": []}, {"confusion": wrong}):
         with pytest.raises(ValueError, match="queries"):
@@ -354,3 +356,61 @@ def test_a_run_keeps_the_answers_and_the_report_shows_them(clinics, tmp_path):
     (tmp_path / "answers.json").write_text('{"bins": []}')
     with pytest.raises(FileFormatError, match=r"answers.json.*quickstudy evaluate"):
         write_report([tmp_path])
+
+
+# --- the bias of the calibration error -------------------------------------------------------------------------------
+
+
+def errors(times: float, episodes: int, draws: int) -> tuple[float, float, float]:
+    """The mean ECE and debiased error of draws of so many episodes of 15 queries, and the latter's standard error."""
+    trained = qs.Trained(Told(times), {})
+    tasks = Logits(ways=5, spread=1.5, queries=15)
+    settings = {"episodes": episodes, "engine": "vmap"}
+    found = [qs.classification_calibration(trained, tasks, seed=seed, **settings) for seed in range(draws)]
+    plain, debiased = (np.array([getattr(one, name) for one in found]) for name in ("ece", "debiased_ece"))
+    return plain.mean(), debiased.mean(), debiased.std(ddof=1) / math.sqrt(draws)
+
+
+def test_the_error_of_a_calibrated_learner_is_chance_and_none_of_it_is_left():
+    plain, debiased, standard = errors(1.0, episodes=25, draws=60)
+    assert 0.05 < plain < 0.07  # of 375 queries
+    assert abs(debiased) < 3 * standard < 0.012
+    plain, debiased, standard = errors(1.0, episodes=600, draws=4)
+    assert plain > 0.01 and abs(debiased) < 0.006  # of 9,000: its standard deviation is 0.005
+
+
+@pytest.mark.parametrize(("times", "kept"), [(0.5, 0.9), (2.0, 0.88), (3.0, 0.93)])
+def test_a_miscalibrated_learner_keeps_its_error(times, kept):
+    true = errors(times, episodes=600, draws=4)
+    assert true[1] == pytest.approx(true[0], rel=0.01)  # of 9,000 queries chance makes next to nothing
+    plain, debiased, standard = errors(times, episodes=25, draws=30)
+    assert kept * true[0] - 3 * standard < debiased < true[0] + 3 * standard  # in expectation it is never too high
+    assert plain > debiased
+
+
+def test_the_debiased_error_is_the_sum_over_tasks_as_the_others_see_them(clinics):
+    """Its formula by hand; a clinic that comes several times is one task, which cannot confirm itself."""
+    made = predictions(NEAREST, clinics, Settings(40, 2, "accuracy", "loop"))
+    away: dict[tuple[str, int], float] = Counter()
+    for output, y, task in zip(made.outputs, made.truths, made.tasks, strict=True):
+        sure, answer = output.double().softmax(1).max(1)
+        for confidence, right in zip(sure.tolist(), (answer == y).tolist(), strict=True):
+            away[task, math.ceil(BINS * confidence)] += confidence - right
+    total = 0.0
+    for (task, place), own in away.items():
+        others = [value for (t, b), value in away.items() if b == place and t != task]
+        if spread := math.sqrt(sum(value**2 for value in others)):
+            total += own * max(-1.0, min(1.0, sum(others) / spread))
+    assert len(set(made.tasks)) < 40
+    queries = sum(len(y) for y in made.truths)
+    assert calibration_of(made, clinics).debiased_ece == pytest.approx(total / queries)
+
+
+def test_one_task_has_no_debiased_error_and_earlier_files_have_none(one):
+    alone = qs.classification_calibration(qs.Trained(Told(), {}), Logits(), episodes=1)
+    assert alone.debiased_ece is None and "bias" not in str(alone) and "chance" not in conclusion(alone)
+    earlier = one.to_dict()
+    assert f"{earlier.pop('debiased_ece'):.4f}" in str(one).splitlines()[1]
+    assert qs.Answers.from_dict(earlier) == dataclasses.replace(one, debiased_ece=None)
+    assert "without what chance alone makes of so many queries" in conclusion(one)
+    assert "nothing is left" in conclusion(dataclasses.replace(one, debiased_ece=-0.004))

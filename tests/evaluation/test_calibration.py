@@ -304,3 +304,14 @@ def test_coverage_after_more_points_than_a_later_task_has_is_refused():
     assert list(qs.interval_coverage(qs.Trained(Bayes(), {}), Uneven(), episodes=25, points=[8]).coverage(0.9)) == [8]
     sizes = [one.points for one in qs.interval_coverage(qs.Trained(Bayes(), {}), Uneven(), episodes=50).sizes]
     assert max(sizes) == 2
+
+
+def test_points_are_measured_in_rising_order_whatever_the_order_they_are_asked_in():
+    """Factors between them are interpolated, and the conclusion is about the most."""
+    trained, asked = qs.Trained(Bayes(2.0), {}), {"episodes": 50, "seed": 2}
+    one, other = (qs.recalibrated(trained, Noise(), **asked, points=points) for points in ((4, 1, 2), (1, 2, 4)))
+    assert one.learner.std_factors == other.learner.std_factors
+    found = qs.interval_coverage(trained, Noise(), **asked, points=(4, 1))
+    assert [one.points for one in found.sizes] == [1, 4] and conclusion(found).startswith("After 4 support points")
+    earlier = dataclasses.replace(found, sizes=found.sizes[::-1])  # of a file written before they were sorted
+    assert conclusion(earlier) == conclusion(found)

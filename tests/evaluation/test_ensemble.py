@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ from quickstudy.base import files, seeds
 from quickstudy.cli import main
 from quickstudy.errors import ConfigError, NonFiniteError
 from quickstudy.evaluation.ensemble import mean_answer
-from quickstudy.learner import Batch, Episode, Theta
+from quickstudy.learner import Batch, Episode, Learner, Theta
 from quickstudy.report.writing import write_report
 from quickstudy.training import session
 from quickstudy.training.checkpoint import TrainingState, read_metrics
@@ -387,3 +387,53 @@ def test_the_command_line_keeps_averages_and_reports(tmp_path, capsys):
     assert main.run(["evaluate", str(out), *few, "--ensemble", "4"]) == 2
     assert "an ensemble of 4 needs as many checkpoints, but training kept 3" in capsys.readouterr().err
     assert json.loads((out / "scores.json").read_text()) == plain
+
+
+# --- other answers than one class ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Shifted(Learner):
+    """Answers with x + theta["shift"], whatever the support set says."""
+
+    loss: Any
+
+    def init(self) -> Theta:
+        return {"shift": torch.zeros(())}
+
+    def adapt(self, theta: Theta, support: Batch) -> Tensor:
+        return theta["shift"]
+
+    def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+        return x + phi
+
+    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
+        return self.loss(self.predict(theta, theta["shift"], episode.query.x), episode.query.y)
+
+
+def mean_of(loss: Any, x: Tensor, y: Tensor, shifts: tuple[Tensor, Tensor]) -> Tensor:
+    return mean_answer(Shifted(loss), [{"shift": shift} for shift in shifts], Episode(*2 * [Batch(x, y)]))
+
+
+def test_labels_average_their_probabilities_and_amounts_their_values(double):
+    x, y = torch.randn(6, 3), torch.randint(0, 2, (6, 3)).double()
+    shifts = (torch.tensor(2.0), torch.tensor(-1.0))
+    found = mean_of(nn.BCEWithLogitsLoss(), x, y, shifts)
+    assert_close(found.sigmoid(), ((x + 2).sigmoid() + (x - 1).sigmoid()) / 2, 1e-12)
+    assert_close(mean_of(F.binary_cross_entropy, x, y, shifts), x + 0.5, 1e-12)
+    assert_close(mean_of(F.poisson_nll_loss, x, y.long(), shifts), x + 0.5, 1e-12)  # whole numbers that are counts
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_tags_average_along_their_classes(double, last):
+    """As many positions as classes, or one more: with torch's loss the axis is 1, with another the shapes tell."""
+    x, y = torch.randn(4, 3, 3 + last), torch.randint(0, 3, (4, 3 + last))
+    shifts = (torch.randn(3, 1), torch.randn(3, 1))  # of classes: one common to all would change no probability
+    probabilities = sum((x + shift).softmax(1) for shift in shifts) / 2
+    found = mean_of(F.cross_entropy, x, y, shifts)
+    assert_close(found.exp(), probabilities, 1e-12)
+    soft = torch.randn(4, 3, 3 + last).softmax(1)
+    assert_close(mean_of(F.cross_entropy, x, soft, shifts).exp(), probabilities, 1e-12)
+    if last:
+        own = mean_of(lambda output, y: output.sum(), x.mT, y, (shifts[0].mT, shifts[1].mT))
+        assert_close(own.exp(), probabilities.mT, 1e-12)

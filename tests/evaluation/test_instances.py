@@ -15,6 +15,7 @@ import quickstudy as qs
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.evaluation.measures.instances import in_words, stream_accuracy
 from quickstudy.learner import Batch, Learner
+from quickstudy.report.sections.instances import conclusion
 
 WAYS = 3
 
@@ -186,3 +187,12 @@ def test_each_stream_has_an_order_of_its_own_that_follows_from_the_seed():
     assert len(first) > 15 and all(sorted(order) == [0] * 4 + [1] * 4 + [2] * 4 for order in first)
     assert len({order[0] for order in first}) == WAYS
     assert orders(1) == first != orders(2)
+
+
+def test_the_conclusion_goes_from_the_first_instance_to_the_last_whatever_the_order_they_are_asked_in():
+    rising, falling = (measured(Excluding(), episodes=10, instances=order) for order in ((1, 2, 4), (4, 1, 2)))
+    assert rising == falling and rising.instances == (1, 2, 4)
+    earlier = dataclasses.replace(
+        rising, instances=rising.instances[::-1], amounts=rising.amounts[::-1]
+    )  # as a file may hold it
+    assert conclusion(earlier) == conclusion(rising)

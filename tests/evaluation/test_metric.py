@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy.errors import ConfigError
@@ -18,8 +22,8 @@ from quickstudy.evaluation.metric import (
     PLAIN,
     Format,
     Metric,
-    metric_for,
 )
+from quickstudy.evaluation.metric_of_loss import chosen_metric, metric_for
 from quickstudy.evaluation.score import Difference, Score, in_words
 
 REWARD = Metric("reward", True, Format(spec=".0f", spread=".1f", unit=" points"), lambda output, y: output.mean())
@@ -42,7 +46,7 @@ def test_values_intervals_and_differences_are_written_in_the_metrics_unit() -> N
     assert (ACCURACY.label, MEAN_SQUARED_ERROR.label) == ("accuracy (%)", "mean squared error")
     assert ACCURACY.in_words(0.9741, 0.0032) == in_words(0.9741, 0.0032, "accuracy") == "97.4 % ± 0.3"
     assert in_words(0.152, 0.011, MEAN_SQUARED_ERROR) == "0.152 ± 0.011 mean squared error"
-    assert [METRICS[name].short for name in METRICS] == ["accuracy", "error", "error"]
+    assert [METRICS[name].short for name in METRICS] == ["accuracy", "label accuracy", "error", "error"]
 
 
 def test_the_better_value_follows_the_direction() -> None:
@@ -114,29 +118,163 @@ def test_a_named_metric_that_does_not_suit_the_tasks_is_refused() -> None:
             qs.evaluate(qs.Trained(learner, learner.init()), tasks, episodes=2, metric=metric, engine="loop")
 
 
-CLASSES, SOFT, VALUES = torch.arange(3), torch.rand(3, 4), torch.rand(3, 1)
+CLASSES, VALUES = torch.arange(3), torch.tensor([[0.25], [-3.0], [7.5]])
+SOFT, LABELS = torch.tensor([[0.1, 0.9], [0.5, 0.5], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+
+
+def own_ranking(output: Any, y: Any) -> Tensor:
+    return (output - y).abs().max()
+
+
+class Focal(torch.nn.CrossEntropyLoss):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input, target) ** 2
 
 
 @pytest.mark.parametrize(
     ("loss", "ways", "y", "expected"),
     [
-        (qs.cross_entropy, None, CLASSES, "accuracy"),
-        (torch.nn.CrossEntropyLoss(), None, CLASSES, "accuracy"),
-        (qs.mse_loss, 3, CLASSES, "accuracy"),
-        (qs.mse_loss, None, VALUES, "mean squared error"),
-        (qs.cross_entropy, None, SOFT, None),  # an error of logits would mean nothing
-        (torch.nn.functional.binary_cross_entropy_with_logits, None, VALUES, None),
-        (torch.nn.BCEWithLogitsLoss(), None, VALUES, None),
-        (qs.cross_entropy, 3, CLASSES[:, None], None),  # not one class number for each query
-        (qs.mse_loss, None, CLASSES, None),
-        (qs.mse_loss, None, {"a": VALUES}, None),
+        (F.cross_entropy, None, CLASSES, "accuracy"),
+        (nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=0), None, CLASSES, "accuracy"),
+        (functools.partial(F.cross_entropy, weight=torch.ones(3)), None, CLASSES, "accuracy"),
+        (F.nll_loss, None, CLASSES, "accuracy"),
+        (nn.MultiMarginLoss(), None, CLASSES, "accuracy"),
+        (F.mse_loss, 3, CLASSES, "accuracy"),  # the tasks say that these are classes
+        (F.cross_entropy, None, CLASSES.reshape(1, 3), "accuracy"),  # a tag for each position
+        (F.cross_entropy, None, SOFT, "accuracy"),  # probabilities of classes
+        (F.binary_cross_entropy_with_logits, None, LABELS, "label accuracy"),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)), None, LABELS, "label accuracy"),
+        (functools.partial(nn.BCELoss(), weight=None), None, SOFT, "label accuracy"),
+        (nn.MultiLabelSoftMarginLoss(), None, LABELS, "label accuracy"),
+        (nn.SoftMarginLoss(), None, 2 * LABELS - 1, "label accuracy"),
+        (F.mse_loss, None, VALUES, "mean squared error"),
+        (nn.MSELoss(reduction="sum"), None, VALUES, "mean squared error"),
+        (F.l1_loss, None, VALUES, "mean absolute error"),
+        (functools.partial(F.huber_loss, delta=0.1), None, VALUES, "mean absolute error"),
+        (nn.SmoothL1Loss(beta=2.0), None, VALUES, "mean absolute error"),
+        (F.poisson_nll_loss, None, VALUES, "poisson nll loss"),
+        (own_ranking, None, VALUES, "own ranking"),
+        (own_ranking, None, {"a": VALUES}, "own ranking"),
+        (Focal(), None, CLASSES, "Focal"),  # what it does with outputs is its own affair
+        (lambda output, y: (output - y).mean(), None, VALUES, "loss"),
     ],
 )
-def test_the_default_is_never_guessed(loss: object, ways: int | None, y: object, expected: str | None) -> None:
-    learner = qs.MAML(torch.nn.Linear(1, 1), loss=loss, lr=0.1)  # type: ignore[arg-type]
-    episode = qs.Episode(qs.Batch(VALUES, y), qs.Batch(VALUES, y))  # type: ignore[arg-type]
-    if expected is None:
-        with pytest.raises(ConfigError, match="can be scored in several ways"):
-            metric_for(learner, ways, episode)
-    else:
-        assert metric_for(learner, ways, episode).name == expected
+def test_the_default_follows_the_loss(loss: Any, ways: int | None, y: Any, expected: str) -> None:
+    found = metric_for(*case(loss, y, ways))
+    assert found.name == expected and found.higher_is_better is expected.endswith("accuracy")
+
+
+@pytest.mark.parametrize(
+    ("loss", "ways", "y", "says"),
+    [
+        (F.cross_entropy, None, VALUES, "probabilities of two classes"),  # an error of logits would mean nothing
+        (F.cross_entropy, None, torch.ones(3, 1), "probabilities of two classes"),  # of one class it is always 0
+        (F.nll_loss, None, SOFT, "nll_loss takes class numbers"),
+        (F.binary_cross_entropy_with_logits, None, VALUES, "labels from 0 to 1"),
+        (F.mse_loss, None, CLASSES, "give y as floats.*metric='accuracy'"),
+        (F.mse_loss, None, {"a": VALUES}, "takes one tensor"),
+        (None, None, {"a": VALUES}, r"no field `loss`.*qs\.Metric"),
+    ],
+)
+def test_where_not_even_the_loss_fits_it_is_asked_for(loss: Any, ways: int | None, y: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"no metric is certain.*{says}"):
+        metric_for(*case(loss, y, ways))
+
+
+def case(loss: Any, y: Any, ways: int | None) -> tuple[Any, int | None, qs.Episode]:
+    learner = qs.MAML(nn.Linear(1, 1), loss=loss, lr=0.1) if loss else qs.NearestCentroid()
+    return learner, ways, qs.Episode(*2 * [qs.Batch(torch.zeros(3, 1), y)])
+
+
+def test_a_loss_named_like_a_metric_does_not_pass_for_it() -> None:
+    def accuracy(output: Tensor, y: Tensor) -> Tensor:
+        return -output.mean()
+
+    found = metric_for(*case(accuracy, VALUES, None))
+    assert found.name == "accuracy loss" and not found.higher_is_better
+
+
+# --- outputs and labels as the loss reads them -----------------------------------------------------------------------
+
+
+def scored(loss: Any, output: Tensor, y: Tensor, metric: str | None = None) -> float:
+    """The default metric's value, or the named one's, of these answers under this loss."""
+    learner, ways, episode = case(loss, y, None)
+    return float(chosen_metric(metric, learner, ways, episode).of(output, y))
+
+
+def test_of_labels_each_counts_at_its_own_threshold() -> None:
+    logits = torch.tensor([[-3.0, 0.2], [0.1, -0.1], [-9.0, 0.3]])  # right, right; right, wrong; right, wrong
+    for loss, output, y in (
+        (F.binary_cross_entropy_with_logits, logits, LABELS),
+        (nn.BCELoss(), logits.sigmoid(), LABELS),
+        (nn.SoftMarginLoss(), logits, 2 * LABELS - 1),
+        (F.multilabel_soft_margin_loss, logits, 0.8 * LABELS + 0.1),  # soft labels: the likelier answer
+    ):
+        assert scored(loss, output, y) == pytest.approx(4 / 6)
+    assert scored(F.binary_cross_entropy, torch.tensor([[0.2, 0.9]]), torch.full((1, 2), 0.5)) == 1.0
+
+
+def test_a_label_accuracy_by_name_needs_a_loss_that_tells_logits_from_probabilities() -> None:
+    with pytest.raises(ConfigError, match="logits or probabilities follows from the loss"):
+        scored(own_ranking, LABELS, LABELS, "label accuracy")
+
+
+def test_of_class_probabilities_the_most_probable_is_right() -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])  # right; a tie, right; wrong
+    assert scored(nn.CrossEntropyLoss(), logits, SOFT) == pytest.approx(2 / 3)
+
+
+TRUTH = torch.tensor([[0, 1, 2, 1], [2, 0, -100, 1]])
+TAGS = F.one_hot(TRUTH.clamp(min=0), 3).double()  # the logits of who is always right, classes last: [2, 4, 3]
+
+
+@pytest.mark.parametrize("ignored", [-100, 1, 255])
+def test_the_tag_of_every_position_counts_except_where_the_loss_ignores_it(ignored: int) -> None:
+    y, output = TRUTH.masked_fill(TRUTH == -100, ignored), TAGS.movedim(-1, 1)
+    for loss in (
+        nn.CrossEntropyLoss(ignore_index=ignored),
+        functools.partial(F.cross_entropy, ignore_index=ignored),
+        nn.NLLLoss(ignore_index=ignored),
+    ):
+        assert scored(loss, output, y) == 1.0
+        wrong = output.clone()
+        wrong[0, :, 0] = torch.tensor([0.0, 9.0, 0.0])
+        assert scored(loss, wrong, y) == pytest.approx(1 - 1 / int((y != ignored).sum()))
+
+
+def test_masks_have_their_classes_on_axis_one_as_in_torch() -> None:
+    y = torch.randint(0, 5, (2, 5, 5))  # as many rows and columns as classes: only the rule tells the axis
+    right = F.one_hot(y, 5).double().movedim(-1, 1)
+    assert scored(F.cross_entropy, right, y) == 1.0 == 1 - float(F.cross_entropy(1e3 * right, y))
+    assert scored(F.cross_entropy, right.movedim(1, -1), y) < 0.6
+    with pytest.raises(ConfigError, match=r"need logits \[2, classes, 4\]"):
+        scored(F.cross_entropy, TAGS, TRUTH)
+
+
+def test_with_a_loss_of_ones_own_the_shapes_tell_the_axis_or_nothing_is_guessed() -> None:
+    def last(output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output.flatten(0, -2), y.flatten())
+
+    assert scored(last, TAGS, TRUTH, "accuracy") == 1.0 == scored(last, TAGS.movedim(-1, 1), TRUTH, "accuracy")
+    assert scored(last, 50 * TAGS, TRUTH) == pytest.approx(0.0, abs=1e-9)  # the loss itself
+    with pytest.raises(ConfigError, match="axis 1 or on the last"):
+        scored(last, torch.zeros(2, 3, 3), TRUTH[:, :3], "accuracy")
+
+
+def test_a_refusal_names_what_would_fit() -> None:
+    for name, output, y, says in (
+        ("accuracy", VALUES, VALUES, "metric='mean squared error' or 'mean absolute error'"),
+        ("mean squared error", torch.zeros(3, 4), CLASSES, "metric='accuracy'"),
+        ("accuracy", torch.zeros(2, 5, 6), TRUTH, r"\[2, classes, 4\]"),
+        ("mean squared error", {"a": VALUES}, VALUES, "None of ours"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            METRICS[name].of(output, y)
+
+
+def test_metrics_are_equal_where_their_values_read_alike() -> None:
+    bound = chosen_metric(None, *case(nn.CrossEntropyLoss(ignore_index=1), CLASSES, None))
+    assert bound == ACCURACY and bound.of is not ACCURACY.of
+    made = score(0.5, 0.7, metric=bound)
+    assert "metric" not in made.to_dict() and Score.from_dict(made.to_dict()).metric is ACCURACY

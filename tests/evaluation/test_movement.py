@@ -148,7 +148,7 @@ def test_outputs_are_those_of_each_call():
     theta = parameters(model)
     unchanged = snapshot(model, theta, x)
     found = outputs_of(["head", "read", "twice", "cell"], model, theta, x)
-    assert list(found) == ["head", "twice", "cell"]
+    assert list(found) == ["twice", "cell", "head"]  # as they are called
     first = model.twice(x)
     assert_close(found["twice"][0], first, 1e-6)
     assert_close(found["twice"][1], model.twice(torch.tanh(first)), 1e-6)
@@ -450,3 +450,22 @@ def test_learners_without_movement_are_evaluated_all_the_same(tmp_path):
     trained = qs.train(learner, clusters(), iterations=2, meta_batch=2, out=tmp_path, **quiet)
     evaluate_run(tmp_path, trained, clusters(), episodes=4, names=[], **quiet)
     assert not (tmp_path / "movement.json").exists()
+
+
+class Reversed(nn.Module):
+    """Holds its head first and calls it last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(8, 1), nn.Linear(1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).tanh())
+
+
+def test_the_head_is_the_layer_that_is_called_last_wherever_the_model_holds_it():
+    torch.manual_seed(0)
+    learner = qs.ANIL(Reversed(), loss=qs.mse_loss, lr=0.1, steps=3, adapts="head.*")
+    found = qs.layer_movement(qs.Trained(learner, learner.init()), qs.tasks.sinusoid("test"), episodes=100)
+    assert [one.name for one in found.layers] == ["body", "head"]
+    assert conclusion(found).startswith("The head moves most")

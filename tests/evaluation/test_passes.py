@@ -372,7 +372,9 @@ def test_tasks_are_moved_to_where_theta_is(monkeypatch):
 
 def test_examples_are_kept_on_the_cpu(tmp_path):
     learner = qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01)
-    keep_examples(tmp_path, qs.Trained(learner, learner.init()), qs.tasks.sinusoid("test"), 1, None, 5)
+    keep_examples(
+        tmp_path, qs.Trained(learner, learner.init()), qs.tasks.sinusoid("test"), 1, None, 5, MEAN_SQUARED_ERROR
+    )
     tensors, header = files.read_tensors(tmp_path / "examples.safetensors", "examples")
     assert header["episodes"] == 3 and tensors["0.curve.1"].shape == (200, 1)
 

@@ -147,3 +147,9 @@ def test_the_networks_of_a_learner_are_its_fields():
     assert learner.networks(qs.MAML(net)) == {"model": net}
     assert learner.networks(qs.ProtoNet(net)) == {"encoder": net}
     assert learner.networks(qs.NearestCentroid()) == {}
+
+
+def test_what_belongs_to_the_learner_is_all_but_the_sizes_of_the_tasks():
+    protocol = qs.Protocol("MAML", "glyphs", "test", 5, 1, 15, "accuracy", 600, 1, True, "batch", steps=3, ensemble=2)
+    assert protocol.of_the_learner == ["transductive batch norm", "3 inner steps", "ensemble of 2"]
+    assert protocol.describe() == "5-way 1-shot, transductive batch norm, 3 inner steps, ensemble of 2"

@@ -18,8 +18,12 @@ from quickstudy.engine.numerics import PRECISIONS
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.evaluation.metric import METRICS, Metric
 from quickstudy.experiments.request import Request
+from quickstudy.experiments.run import read_run
+from quickstudy.learner import Learner
+from quickstudy.nn.model import call
+from quickstudy.nn.parameters import parameters
 from quickstudy.report.writing import write_report
-from quickstudy.training import TrainSettings, curve, session
+from quickstudy.training import TrainSettings, curve
 from quickstudy.training.checkpoint import read_metrics
 
 SETTINGS = {one.name: one for one in dataclasses.fields(TrainSettings)}
@@ -74,18 +78,20 @@ def test_settings_are_frozen():
 @pytest.mark.parametrize("higher", [True, False])
 def test_the_metrics_direction_chooses_the_checkpoint(monkeypatch, higher):
     """Three validations score 1, 3, 2: the best theta is the second where more is better, else the first."""
-    scores, thetas = iter((1.0, 3.0, 2.0)), []
+    scores, thetas = iter((0.0, 1.0, 3.0, 2.0)), []  # the first before the training, whether it can be scored
     own = Metric("own", higher, Metric.PLAIN, lambda output, y: (output - y).abs().max())
 
     def answered(trained, tasks, settings):
         thetas.append({name: value.clone() for name, value in trained.theta.items()})
-        return SimpleNamespace(mean=next(scores), low=0.0, high=4.0, interval=0.1, metric=own)
+        return SimpleNamespace(metric=settings.metric)
 
-    monkeypatch.setattr(session, "check_scores", lambda one, first: None)
+    def scored(made):
+        return SimpleNamespace(mean=next(scores), low=0.0, high=4.0, interval=0.1, metric=made.metric)
+
     monkeypatch.setattr(curve, "predictions", answered)
-    monkeypatch.setattr(curve, "score_of", lambda answers: answers)
+    monkeypatch.setattr(curve, "score_of", scored)
     trained = train(own)
-    best = thetas[1 if higher else 0]
+    best = thetas[2 if higher else 1]
     assert all(torch.equal(trained.theta[name], best[name]) for name in best)
 
 
@@ -117,18 +123,29 @@ def test_the_unit_of_the_answers_enters_with_the_metrics_power(tmp_path):
         assert lines[1][key] == pytest.approx(factor * lines[0][key])
 
 
-def test_answers_that_can_be_scored_in_several_ways_train_without_a_score(tmp_path):
-    class Grades:
-        """Whole numbers under a loss of one's own: classes or amounts, nobody knows."""
+class Grades:
+    """Whole numbers under a loss of one's own: classes or amounts, nobody knows."""
 
-        def sample(self, n, generator=None):
-            x = torch.randn(n, 8, 1, generator=generator)
-            y = (x[..., 0] > 0).long()
-            return qs.Episode(qs.Batch(x[:, :4], y[:, :4]), qs.Batch(x[:, 4:], y[:, 4:]))
+    def sample(self, n, generator=None):
+        x = torch.randn(n, 8, 1, generator=generator)
+        y = (x[..., 0] > 0).long()
+        return qs.Episode(qs.Batch(x[:, :4], y[:, :4]), qs.Batch(x[:, 4:], y[:, 4:]))
 
-    learner = qs.MAML(torch.nn.Linear(1, 2), loss=lambda output, y: F.cross_entropy(output, y), lr=0.01)
-    qs.train(learner, Grades(), iterations=2, meta_batch=2, engine="loop", out=tmp_path / "run", progress=False)
-    assert read_metrics(tmp_path / "run")[-1].keys() == {"iteration", "loss", "seconds"}
+
+def own_entropy(output, y):
+    return F.cross_entropy(output, y)
+
+
+def test_under_a_loss_of_ones_own_that_loss_is_scored(tmp_path):
+    learner = qs.MAML(torch.nn.Linear(1, 2), loss=own_entropy, lr=0.01)
+    settings = {"iterations": 2, "meta_batch": 2, "engine": "loop", "val_episodes": 3, "progress": False}
+    trained = qs.train(learner, Grades(), out=tmp_path / "run", val=Grades(), **settings)
+    line = read_metrics(tmp_path / "run")[-1]
+    assert line["score"] > 0 and line["val"] == pytest.approx(
+        qs.evaluate(trained, Grades(), episodes=3, seed=1_000_003).mean
+    )
+    assert read_run(tmp_path / "run").metric.name == "own entropy"
+    assert "Own entropy" in write_report([tmp_path / "run"]).read_text("utf-8")
 
 
 def test_an_unknown_metric_is_refused_before_the_run(tmp_path):
@@ -137,12 +154,11 @@ def test_an_unknown_metric_is_refused_before_the_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif("metric" not in inspect.signature(qs.evaluate).parameters, reason="evaluate takes no metric yet")
-@pytest.mark.parametrize("metric", [one for one in METRICS if one != "accuracy"])
+@pytest.mark.parametrize("metric", [one for one in METRICS if not one.endswith("accuracy")])
 def test_validation_goes_by_the_metric_that_was_named(tmp_path, metric):
     trained = train(metric, out=tmp_path / "run")
     best = min(line["val"] for line in read_metrics(tmp_path / "run"))
-    score = qs.evaluate(trained, qs.tasks.sinusoid("val", 5, 5), episodes=2, seed=1_000_003, metric=metric)  # type: ignore[call-arg]
+    score = qs.evaluate(trained, qs.tasks.sinusoid("val", 5, 5), episodes=2, seed=1_000_003, metric=metric)
     assert score.mean == pytest.approx(best)
 
 
@@ -187,11 +203,56 @@ def both_wrong(output, y):
     return sum(F.mse_loss(output[name], y[name]) for name in y)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Silent(Learner):
+    """A learner whose loss is no field, so that nobody can read it."""
+
+    model: torch.nn.Module
+
+    def init(self):
+        return parameters(self.model)
+
+    def adapt(self, theta, support):
+        return theta
+
+    def predict(self, theta, phi, x):
+        return call(self.model, phi, x)
+
+    def meta_loss(self, theta, episode):
+        return both_wrong(self.predict(theta, theta, episode.query.x), episode.query.y)
+
+
 @pytest.mark.parametrize("options", [{"val": Two()}, {"metric": "mean squared error"}])
 def test_what_cannot_be_scored_is_refused_before_the_run(tmp_path, options):
-    learner = qs.MAML(Both(), loss=both_wrong, lr=0.01)
     settings = {"iterations": 2, "meta_batch": 2, "engine": "loop", "progress": False}
-    with pytest.raises(ConfigError, match=r"scored in several ways|cannot score outputs"):
-        qs.train(learner, Two(), out=tmp_path / "run", **settings, **options)
+    with pytest.raises(ConfigError, match=r"no metric is certain|cannot score outputs"):
+        qs.train(Silent(Both()), Two(), out=tmp_path / "run", **settings, **options)
     assert not (tmp_path / "run").exists()
-    qs.train(learner, Two(), out=tmp_path / "run", **settings)  # without either there is nothing to score
+    qs.train(Silent(Both()), Two(), out=tmp_path / "run", **settings)  # without either there is nothing to score
+    assert read_metrics(tmp_path / "run")[-1].keys() == {"iteration", "loss", "seconds"}
+
+
+class Tagged:
+    """Pictures with two labels: the sign of the sum, and of the difference, of two numbers; unequal in their scale."""
+
+    def sample(self, n, generator=None):
+        x = torch.randn(n, 20, 2, generator=generator)
+        y = torch.stack([x.sum(-1) > 0, x[..., 0] > x[..., 1]], -1).float()
+        return qs.Episode(qs.Batch(x[:, :8], y[:, :8]), qs.Batch(x[:, 8:], y[:, 8:]))
+
+
+def test_validation_of_labels_keeps_the_theta_that_answers_best_and_not_the_smallest_logits(tmp_path):
+    """Logits grow as they get surer, and so does their squared distance from 0 and 1."""
+    torch.manual_seed(0)
+    learner = qs.MAML(torch.nn.Linear(2, 2), loss=torch.nn.BCEWithLogitsLoss(), lr=0.1)
+    settings = {"meta_batch": 8, "engine": "loop", "val_every": 20, "val_episodes": 20, "progress": False}
+    outer = {"optimizer": lambda values: torch.optim.Adam(values, 0.3)}
+    qs.train(learner, Tagged(), iterations=60, val=Tagged(), out=tmp_path / "run", **settings, **outer)
+    last = qs.train(learner, Tagged(), iterations=60, **settings, **outer)
+    kept = qs.load(tmp_path / "run" / "learner.qs", loss=learner.loss, model=learner.model)
+    ours, final = (qs.evaluate(one, Tagged(), episodes=40) for one in (kept, last))
+    assert ours.protocol.metric == "label accuracy" and ours.mean >= final.mean - 0.01 and ours.mean > 0.95
+    plain = qs.evaluate(kept, Tagged(), episodes=40, metric="mean squared error")
+    assert plain.mean > 1  # by which the first theta, which knows nothing, would have been kept
+    assert read_run(tmp_path / "run").metric.name == "label accuracy"
+    assert "label accuracy (%)" in write_report([tmp_path / "run"]).read_text("utf-8")

@@ -153,6 +153,7 @@ def instance_accuracy(
     from 1, DataError where there are too few examples, NonFiniteError where an output is not finite.
     """
     _check(trained.learner, tasks, instances)
+    instances = sorted(instances)
     learner, theta = for_test(trained.learner, tasks), trained.theta
     source = with_instances(tasks, max(instances))
     one = begin(learner, theta, source, episodes, seed, arrange=functools.partial(_as_stream, seed))

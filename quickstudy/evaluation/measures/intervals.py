@@ -202,7 +202,7 @@ def fewest_shown(one: Pass) -> int:
 
 
 def points_of(asked: Sequence[int] | None, learner: Learner, shots: int) -> list[int]:
-    """The numbers of support points to measure at, of tasks with `shots` of them; see `interval_coverage`.
+    """The numbers of support points to measure at, rising, of tasks with `shots` of them; see `interval_coverage`.
 
     Raises ConfigError where the learner cannot have one of those asked for, or the tasks cannot.
     """
@@ -215,7 +215,7 @@ def points_of(asked: Sequence[int] | None, learner: Learner, shots: int) -> list
             f"points are numbers of support points from {least} to the {shots} that the tasks have, got "
             f"{', '.join(map(str, asked)) or 'none'}."
         )
-    return list(asked)
+    return sorted(set(asked))  # the last is the largest, and numbers between two are interpolated
 
 
 def distribution_after(learner: Learner, theta: Theta, episode: Episode, points: int) -> Gaussian:

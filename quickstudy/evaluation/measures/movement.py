@@ -151,14 +151,14 @@ def layer_movement(
     _check_model(trained.learner)
     learner, theta = for_test(trained.learner, tasks, steps), trained.theta
     one = begin(learner, theta, tasks, episodes, seed)
-    _check_phi(learner, theta, unstack(one.first)[0].support)
+    layers = _checked_layers(learner, theta, unstack(one.first)[0].support)
 
     def measure(learner: Learner, episode: Episode) -> Moves:
         return episode_movement(learner, theta, episode)
 
     moves = list(results(one, measure, chosen_engine(one, measure, engine), progress))
     protocol = protocol_of(learner, tasks, "movement of layers", episodes, seed, seen=one.first)
-    return Movement(tuple(_layer(name, moves) for name in layers_of(trained.learner.model)), protocol)
+    return Movement(tuple(_layer(name, moves) for name in layers), protocol)
 
 
 def episode_movement(learner: Learner, theta: Theta, episode: Episode) -> Moves:
@@ -184,7 +184,7 @@ def _untouched(learner: Learner) -> Learner:
 
 
 def layers_of(model: nn.Module) -> dict[str, list[str]]:
-    """The layers with trainable parameters of their own, in the model's order: layer -> names of its parameters."""
+    """The layers with trainable parameters of their own: layer -> names of its parameters."""
     layers: dict[str, list[str]] = {}
     for name in parameters(model):
         layers.setdefault(name.rpartition(".")[0], []).append(name)
@@ -222,7 +222,7 @@ def moves_layers(trained: Any, tasks: Any, steps: int | None = None) -> bool:
         _check_model(trained.learner)
         learner = for_test(trained.learner, tasks, steps)
         one = begin(learner, trained.theta, tasks, 1, 0)
-        _check_phi(learner, trained.theta, unstack(one.first)[0].support)
+        _checked_layers(learner, trained.theta, unstack(one.first)[0].support)
     except ConfigError:
         return False
     return True
@@ -236,8 +236,12 @@ def _check_model(learner: Learner) -> None:
         raise ConfigError(f"{name} takes no inner steps: its model does not move. {ASKED}")
 
 
-def _check_phi(learner: Learner, theta: Theta, support: Batch) -> None:
-    """Raise ConfigError where phi is not a set of the model's own parameters, but a context, a new head or means."""
+def _checked_layers(learner: Learner, theta: Theta, support: Batch) -> list[str]:
+    """The model's layers in the order in which it calls them, so that the last one is the head.
+
+    Before them come those that it never calls, because another layer uses their weights. Raises ConfigError where phi
+    is not a set of the model's own parameters, but a context, a new head or means.
+    """
     model, name = learner.model, type(learner).__name__  # type: ignore[attr-defined]
     with torch.no_grad():
         phi = learner.adapt(theta, support)
@@ -249,8 +253,11 @@ def _check_phi(learner: Learner, theta: Theta, support: Batch) -> None:
             raise ConfigError(f"{name} adapts {key!r}, which is not a parameter of its model. {ASKED}")
         if key in names and value.shape != theta[key].shape:
             raise ConfigError(f"{name} gives each task a new {key!r}: there is nothing that it moved from. {ASKED}")
-    if not outputs_of(list(layers_of(model)), model, own(model, theta) | phi, support.x):
+    layers = list(layers_of(model))
+    called = list(outputs_of(layers, model, own(model, theta) | phi, support.x))
+    if not called:
         raise ConfigError(f"the model of {name} calls none of its layers, so their outputs are not seen. {ASKED}")
+    return [layer for layer in layers if layer not in called] + called
 
 
 ASKED = "layer_movement is for learners that adapt their model's parameters by inner steps, such as MAML."

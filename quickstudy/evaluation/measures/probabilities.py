@@ -5,24 +5,37 @@
     Brier    sum over classes of (p_k - [k is true])^2, mean over queries
 
 Confidence is the probability of the answer, which is the most probable class. The expected calibration error (ECE)
-pools all queries. It has no interval: it is a mean of absolute differences, so it comes out too high on few queries.
-The other numbers are averaged within each task first, because errors of queries in one task are correlated. Their
-intervals are over tasks.
+pools all queries. It is a mean of absolute differences, so chance makes it too high: 0.06 for a perfectly calibrated
+learner on 375 queries. Beside it stands one without that bias. With r_Bt, the sum of confidence - [right] over the
+answers of task t in bin B, it is
 
-Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599
+    debiased   1/n sum over B, t of w_Bt r_Bt,   w_Bt = sum over s != t of r_Bs / sqrt(sum over s != t of r_Bs^2)
+
+with w cut to [-1, 1]: on which side of its confidence the bin lies, in standard errors, as only other tasks tell. So
+chance alone makes it 0 on average (a single value may be below), and an error that is clear keeps its size. Since
+|w| <= 1, the true error of the bins is in expectation between the two: debiased <= error <= ECE.
+
+The other numbers are averaged within each task first, because errors of queries in one task are correlated. Their
+intervals are over tasks. Where an example has a label for each of its positions, each position is a query.
+
+Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599.
+The bias: Kumar, Liang, Ma: Verified Uncertainty Calibration, NeurIPS 2019, https://arxiv.org/abs/1909.10155, section 4.
+They take it from the squared error; subtracting what a calibrated learner would have would take as much from one that
+is not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from quickstudy.engine.labels import counted
 from quickstudy.episodes import Episodes, unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.amount import Amount, aligned
@@ -31,15 +44,25 @@ from quickstudy.evaluation.metric import ACCURACY, ERROR, PERCENT, PLAIN, Format
 from quickstudy.evaluation.predictions import Predictions, Settings, class_names, finite, predictions
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.evaluation.score import by_task
+from quickstudy.learner import setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 15
-KINDS = ("negative_log_likelihood", "brier", "accuracy", "excess")
 FOUR_DIGITS = Format(spec=".4f", spread=".4f")
-RANGES = (ERROR, Format(smallest=0.0, largest=2.0), PERCENT, PLAIN)  # which values each can have
-HEADINGS = ("-log p", "Brier score", "accuracy", "confidence - accuracy")
+HEADINGS = {  # of what is measured in each episode
+    "negative_log_likelihood": "-log p",
+    "brier": "Brier score",
+    "accuracy": "accuracy",
+    "excess": "confidence - accuracy",
+}
+RANGES = {  # which values each can have
+    "negative_log_likelihood": ERROR,
+    "brier": Format(smallest=0.0, largest=2.0),
+    "accuracy": PERCENT,
+    "excess": PLAIN,
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,7 @@ class Answers:
     bins: tuple[Bin, ...]  # the bins that are not empty
     protocol: Protocol
     confusion: Confusion | None = None  # None if the classes have no names
+    debiased_ece: float | None = None  # None of a single task, and in files of earlier versions
 
     @property
     def surprise(self) -> Amount:
@@ -72,26 +96,27 @@ class Answers:
 
     @property
     def ece(self) -> float:
-        """The expected calibration error: 0 where confidence equals accuracy in every bin."""
+        """The expected calibration error: 0 where confidence equals accuracy in every bin; chance makes it too high."""
         away = sum(one.queries * abs(one.accuracy - one.confidence) for one in self.bins)
         return away / sum(one.queries for one in self.bins)
 
     def __str__(self) -> str:
-        rows = [(head, a.in_words(FOUR_DIGITS)) for head, a in zip(HEADINGS, self._amounts, strict=True)]
-        lines = aligned([("expected calibration error", f"{self.ece:.4f}"), *rows])
+        amounts = {heading: getattr(self, kind) for kind, heading in HEADINGS.items()}
+        rows = [(heading, amount.in_words(FOUR_DIGITS)) for heading, amount in amounts.items()]
+        errors = [("expected calibration error", f"{self.ece:.4f}")]
+        if self.debiased_ece is not None:
+            errors.append(("without the bias of chance", f"{self.debiased_ece:.4f}"))
+        lines = aligned([*errors, *rows])
         return "\n".join([*lines, f"(95 % CI over {self.protocol.episodes} episodes; {self.protocol.describe()})"])
 
     __repr__ = __str__
-
-    @property
-    def _amounts(self) -> list[Amount]:
-        return [getattr(self, kind) for kind in KINDS]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for answers.json."""
         return {
             "ece": self.ece,
-            **{kind: getattr(self, kind).to_dict() for kind in KINDS},
+            "debiased_ece": self.debiased_ece,
+            **{kind: getattr(self, kind).to_dict() for kind in HEADINGS},
             "bins": [vars(one) for one in self.bins],
             "protocol": self.protocol.to_dict(),
             "confusion": self.confusion and self.confusion.to_dict(),
@@ -107,10 +132,11 @@ class Answers:
         if not bins or any(not (one.queries > 0 and 0 <= one.accuracy <= 1) for one in bins):
             raise ValueError("a bin holds no queries, or an accuracy that is none")
         confusion = None if plain["confusion"] is None else Confusion.from_dict(plain["confusion"])
-        likelihood = plain["surprise" if "surprise" in plain else KINDS[0]]  # files of earlier versions have the former
-        brier, accuracy, excess = (Amount.from_dict(plain[kind]) for kind in KINDS[1:])
+        plain = {"negative_log_likelihood": plain.get("surprise"), **plain}  # its name in earlier files
+        amounts = {kind: Amount.from_dict(plain[kind]) for kind in HEADINGS}
+        debiased = None if plain.get("debiased_ece") is None else float(plain["debiased_ece"])
         protocol = Protocol(**plain["protocol"])
-        return cls(Amount.from_dict(likelihood), brier, accuracy, excess, bins, protocol, confusion)
+        return cls(**amounts, bins=bins, protocol=protocol, confusion=confusion, debiased_ece=debiased)
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write the reliability curve: accuracy against confidence. `path` ends with .png, .svg or .pdf."""
@@ -159,16 +185,17 @@ def calibration_of(made: Predictions, tasks: Any) -> Answers:
     Raises ConfigError where the answers are values, NonFiniteError where an output is not finite.
     """
     _check_classes(made.truths[0])
-    means, bins, tables = zip(*map(_measured, made.outputs, made.truths), strict=True)
-    values = finite(torch.stack(means), "probabilities that are not finite.")
-    likelihood, brier, accuracy, excess = (
-        Amount.of(by_task(column, made.tasks), kind) for column, kind in zip(values.T, RANGES, strict=True)
-    )
+    loss = setting(made.learner, "loss")
+    pairs = (counted(*pair, loss) for pair in zip(made.outputs, made.truths, strict=True))
+    means, bins, tables = zip(*(_measured(*pair) for pair in pairs), strict=True)
+    columns = {kind: torch.stack([one[kind] for one in means]) for kind in HEADINGS}
+    finite(torch.stack(list(columns.values()), 1), "probabilities that are not finite.")
+    amounts = {kind: Amount.of(by_task(column, made.tasks), RANGES[kind]) for kind, column in columns.items()}
     protocol = dataclasses.replace(made.protocol, metric="calibration of probabilities")
     names = class_names(tasks, made)
     confusion = confusion_of(zip(names, tables, strict=True)) if all(names) else None
-    filled = tuple(_bins(torch.stack(bins).sum(0)))
-    return Answers(likelihood, brier, accuracy, excess, filled, protocol, confusion)
+    filled, debiased = tuple(_bins(torch.stack(bins).sum(0))), _debiased(torch.stack(bins), made.tasks)
+    return Answers(**amounts, bins=filled, protocol=protocol, confusion=confusion, debiased_ece=debiased)
 
 
 def _check(first: Episodes) -> None:
@@ -176,13 +203,16 @@ def _check(first: Episodes) -> None:
 
 
 def _check_classes(y: Any) -> None:
-    """Raise ConfigError where the answers y are not the class numbers of one target."""
+    """Raise ConfigError where the answers y are not class numbers of one target."""
     if not isinstance(y, Tensor) or y.is_floating_point():
-        raise ConfigError("these tasks ask for values, not for classes: for values use qs.interval_coverage.")
+        raise ConfigError(
+            "these tasks ask for values, or for labels that are each there or not, and not for classes: for values use "
+            "qs.interval_coverage."
+        )
 
 
-def _measured(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An episode's means [4] as in KINDS, sums over bins [3, BINS], and counts by truth and answer [ways, ways].
+def _measured(output: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """An episode's means by kind, its sums over bins [3, BINS], and counts by truth and answer [ways, ways].
 
     output [m, ways] holds logits, y [m] classes. All is in float64: in float32 a confident answer is exactly 1.
     """
@@ -195,8 +225,27 @@ def _measured(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     brier = ((p - truth) ** 2).sum(1)
     place = ((BINS * sure).ceil() - 1).clamp(0, BINS - 1)
     bins = torch.stack([torch.ones_like(sure), sure, right]) @ _one_hot(place, BINS)
-    means = torch.stack([part.mean() for part in (negative_log_likelihood, brier, right, sure - right)])
-    return means, bins, truth.T @ _one_hot(answer, p.shape[1])
+    parts = {
+        "negative_log_likelihood": negative_log_likelihood,
+        "brier": brier,
+        "accuracy": right,
+        "excess": sure - right,
+    }
+    return {kind: part.mean() for kind, part in parts.items()}, bins, truth.T @ _one_hot(answer, p.shape[1])
+
+
+def _debiased(sums: Tensor, tasks: Sequence[str]) -> float | None:
+    """The calibration error without its bias, from each episode's sums over bins [episodes, 3, BINS].
+
+    Episodes of the same task are not independent: `tasks` names the task of each, where tasks are fixed things.
+    """
+    places = {name: i for i, name in enumerate(sorted(set(tasks)))}
+    of = torch.tensor([places[name] for name in tasks]) if tasks else torch.arange(len(sums))
+    away = sums.new_zeros(len(places) or len(sums), BINS).index_add(0, of, sums[:, 1] - sums[:, 2])
+    if len(away) < 2:
+        return None
+    others, spread = away.sum(0) - away, ((away**2).sum(0) - away**2).clamp(min=1e-12).sqrt()
+    return float(((others / spread).clamp(-1, 1) * away).sum() / sums[:, 0].sum())
 
 
 def _one_hot(numbers: Tensor, most: int) -> Tensor:

@@ -173,7 +173,10 @@ def _begin(trained: Trained, tasks: Any, episodes: int, seed: int, arrange: Arra
 
 def _check_classes(first: Episodes) -> None:
     if not is_classification(first):
-        raise ConfigError("out of scope means of no class; these tasks ask for values, which have none.")
+        raise ConfigError(
+            "out of scope means of no class; these tasks ask for values, or for labels of the parts of an example, "
+            "and do not ask for one class of each."
+        )
 
 
 def _of_queries(theta: Theta, one: Pass, progress: Callable[[int], None] | None = None) -> Iterator[Tensor]:

@@ -39,7 +39,8 @@ def _episode(example: Example) -> dict[str, Any]:
     named = {"task": str(example.described.get("task", ""))}
     if example.query_y.is_floating_point():
         error = float(((example.output - example.query_y) ** 2).mean())
-        return {"summary": f"mean squared error {error:.3g}", "total": len(example.query_y)} | named
+        scored = example.described.get("score", f"mean squared error {error:.3g}")  # earlier versions kept no score
+        return {"summary": str(scored), "total": len(example.query_y)} | named
     right = int((example.output.argmax(1) == example.query_y).sum())
     return {"summary": f"{right} of {len(example.query_y)} right", "total": len(example.query_y)} | named
 

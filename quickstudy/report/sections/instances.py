@@ -24,7 +24,7 @@ def section(accuracy: InstanceAccuracy) -> Section:
 
 def conclusion(accuracy: InstanceAccuracy) -> str:
     """What the figure shows, in two or three sentences."""
-    first, last = accuracy.instances[0], accuracy.instances[-1]
+    first, last = min(accuracy.instances), max(accuracy.instances)
     text = f"{accuracy[first].in_words(PERCENT)} at instance {first} of a class"
     text += f", {accuracy[last].in_words(PERCENT)} at instance {last}" if last != first else ""
     text += f", over {plural(accuracy.protocol.episodes, 'stream')} in random order. "

@@ -42,7 +42,8 @@ def conclusion(calibration: Calibration) -> str:
     First at the largest number of support points, then over all numbers of support points.
     """
     level = 0.9 if 0.9 in calibration.levels else max(calibration.levels)
-    shares, last = calibration.coverage(level), calibration.sizes[-1].points
+    shares = calibration.coverage(level)
+    last = max(shares)
     promise = f"{100 * level:g} % intervals hold {PERCENT.value(shares[last].mean)} of the values"
     text = f"After {plural(last, 'support point')} {promise}: {_judged(shares[last], level)}."
     if len(shares) == 1:

@@ -33,6 +33,7 @@ def _rows(answers: Answers) -> list[tuple[str, str]]:
     guess = f", {math.log(answers.protocol.ways):.3f} for guessing" if answers.protocol.ways else ""
     return [
         ("expected calibration error (ECE)", percentage_points(answers.ece)),
+        *(("ECE without the bias of chance", percentage_points(e)) for e in [answers.debiased_ece] if e is not None),
         ("confidence − accuracy", f"{percentage_points(answers.excess.mean)} {PERCENT.half(answers.excess.interval)}"),
         ("−log p of the true class", f"{answers.negative_log_likelihood.in_words(THREE_DIGITS)} nats{guess}"),
         ("Brier score", answers.brier.in_words(THREE_DIGITS)),
@@ -49,8 +50,12 @@ def conclusion(answers: Answers) -> str:
         f"On average it gives its answer a probability of {PERCENT.value(sure)} and is right in {PERCENT.value(right)}"
     )
     text += f": {_judged(answers.excess)}."
-    error = percentage_points(answers.ece)
-    return f"{text} Over the bins of confidence the two are {error} apart (expected calibration error)."
+    error, debiased = percentage_points(answers.ece), answers.debiased_ece
+    text += f" Over the bins of confidence the two are {error} apart (expected calibration error)"
+    if debiased is None:
+        return f"{text}."
+    left = f"{percentage_points(debiased)} are left" if debiased > 0 else "nothing is left"
+    return f"{text}; without what chance alone makes of so many queries, {left}."
 
 
 def _judged(excess: Amount) -> str:
