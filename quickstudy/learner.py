@@ -25,7 +25,7 @@ import abc
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -157,6 +157,14 @@ class Learner(abc.ABC):
     def at(self, progress: float) -> Learner:
         """The learner to train with at `progress` in [0, 1) of a run: itself, unless its loss changes in training."""
         return self
+
+    def finish(self, theta: Theta, examples: Iterable[Batch]) -> Theta:
+        """theta as it is used once training is over: entries that are statistics of the training examples are set here.
+
+        `examples` are blocks of them, in which each example is once where the tasks are drawn from a finite pool. theta
+        is not modified. By default there is no such entry.
+        """
+        return theta
 
     def exact(self) -> Learner | None:
         """This learner with the derivative of its meta-loss as its meta-gradient; None where it has no such setting.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from typing import Any
 
@@ -16,6 +17,7 @@ from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, f
 from quickstudy.evaluation.predictions import Settings, predictions, score_of
 from quickstudy.evaluation.scoring import evaluate
 from quickstudy.learner import Episode, Learner
+from quickstudy.training.finishing import FEW, finished
 from quickstudy.training.loop import Step
 from quickstudy.training.opening import Session
 
@@ -90,6 +92,7 @@ def _validation_score(session: Session) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineWarning)  # a learner that trains with replay may not support vmap
         asked = {"episodes": settings.val_episodes, "seed": seed, "engine": engine, "metric": settings.metric}
-        score = evaluate(session.trained, session.val, **asked)
+        now = dataclasses.replace(session.trained, theta=finished(session, session.trained.theta, FEW))
+        score = evaluate(now, session.val, **asked)
     state.remember(score.metric.sign * score.mean)
     return {"val": score.mean, "val_interval": score.interval}
