@@ -128,6 +128,7 @@ class Learner(abc.ABC):
     fixed_ways: ClassVar[bool] = False  # True: theta has entries for each class; no task may have more than `ways`
     handed_in: ClassVar[tuple[str, ...]] = ()  # prefixes of theta's entries whose gradient is not that derivative
     from_nothing: ClassVar[bool] = False  # True: also predicts from an empty support set
+    transductive: ClassVar[bool] = False  # True: the answer to a query depends on the other queries of a call
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -165,6 +166,14 @@ class Learner(abc.ABC):
         is not modified. By default there is no such entry.
         """
         return theta
+
+    def inductive(self) -> Learner | None:
+        """This learner in a form that answers each query by itself; None where it has no such form.
+
+        A learner that is not `transductive` returns itself. How a network normalises is no part of this: see
+        `engine.fitting.inductive`.
+        """
+        return None if self.transductive else self
 
     def exact(self) -> Learner | None:
         """This learner with the derivative of its meta-loss as its meta-gradient; None where it has no such setting.

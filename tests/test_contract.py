@@ -34,6 +34,7 @@ from quickstudy.engine import fitting, mapping
 from quickstudy.episodes import examples, joined
 from quickstudy.errors import QuickstudyError
 from quickstudy.learner import Batch, Episode, Learner, Theta, demand, networks
+from quickstudy.learners.reference import NIL, LinearProbe, SupportMean
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -660,7 +661,31 @@ def test_training_lowers_the_loss(case):
 
 @rows()
 def test_transduction_is_declared(case):
-    assert fitting.is_transductive(case.build()) == case.transductive
+    """By the learner, or by a network that normalises by batch; the latter has another form."""
+    learner = case.build()
+    assert fitting.is_transductive(learner) == case.transductive
+    assert learner.transductive == (case.transductive and fitting.normalisation_of(learner) != "batch")
+    assert fitting.has_both_forms(learner) == (case.transductive and learner.inductive() is not None)
+    assert learner.inductive() is None or not fitting.is_transductive(fitting.inductive(learner))
+
+
+REFERENCES = {
+    "SupportMean": (SupportMean, True),
+    "LinearProbe": (lambda: LinearProbe(WAYS), False),
+    "LinearProbe of values": (LinearProbe, True),
+    "NIL": (lambda: NIL(vector_net(WAYS), WAYS), False),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_learners_of_controls_answer_each_query_by_itself(name):
+    build, regression = REFERENCES[name]
+    episode = mapping.unstack(random_episodes(1, VECTOR, None if regression else WAYS, queries=4))[0]
+    learner, x = build(), episode.query.x
+    phi = learner.adapt(learner.init(), episode.support)
+    alone = torch.cat([learner.predict(learner.init(), phi, one) for one in one_by_one(x)])
+    assert not learner.transductive
+    assert_close(alone, learner.predict(learner.init(), phi, x), 1e-10)
 
 
 @rows()

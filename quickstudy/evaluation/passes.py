@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,14 @@ from quickstudy.engine import mapping, ranks
 from quickstudy.engine.agreement import relative_difference
 from quickstudy.engine.choice import race
 from quickstudy.engine.engines import Engine
-from quickstudy.engine.fitting import check_episodes, check_values, device_of, is_transductive, normalisation_of
+from quickstudy.engine.fitting import (
+    check_episodes,
+    check_values,
+    device_of,
+    is_transductive,
+    normalisation_of,
+    shares_queries,
+)
 from quickstudy.episodes import Episodes, concat, count, first_tasks, moved, stacked, unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.gathering import gathered
@@ -57,6 +65,7 @@ class Pass:
     outputs: int | None  # of the learner; None where that depends on the task
     seconds: float  # that checking the first block took on one thread, which is about what one task takes
     drew: bool  # whether the learner drew from torch's generator there
+    transductive: bool  # whether its answers to the queries of a task depend on each other, declared or seen
     arrange: Arrange | None = None
 
     @property
@@ -112,7 +121,21 @@ def begin(
     checked = functools.partial(seeds.watching_generator, lambda: check_episodes(learner, theta, first))
     with _one_thread():
         (outputs, drew), seconds = timed(checked, device_of(theta))
-    return Pass(learner, theta, source, episodes, seed, first, outputs, seconds, drew, arrange)
+        transductive = is_transductive(learner) or (not drew and _seen_to_share(learner, theta, first))
+    return Pass(learner, theta, source, episodes, seed, first, outputs, seconds, drew, transductive, arrange)
+
+
+def _seen_to_share(learner: Learner, theta: Theta, first: Episodes) -> bool:
+    """Whether answers depend on each other where nothing declares it: then the score is a transductive one."""
+    shares = shares_queries(learner, theta, first)
+    if shares:
+        warnings.warn(
+            f"the answer of {type(learner).__name__} to a query changes with the other queries, which nothing "
+            "declares. Its score counts as transductive. A learner of your own declares it, transductive: "
+            "ClassVar[bool] = True. If its network mixes the rows of a batch, let it normalise by qs.nn.norm.",
+            stacklevel=4,
+        )
+    return shares
 
 
 @contextmanager
@@ -236,10 +259,12 @@ def protocol_of(
     control: str | None = None,
     seen: Episodes | None = None,
     ensemble: int = 1,
+    transductive: bool = False,
 ) -> Protocol:
     """The protocol under which `learner` is tested on `tasks`.
 
-    Sizes that the task source does not report are taken from `seen`, a batch of its episodes.
+    Sizes that the task source does not report are taken from `seen`, a batch of its episodes. `transductive`: the
+    answers were seen to depend on each other, whatever the learner declares.
     """
     about = (_sizes(seen) if seen else {}) | source_of(tasks).describe()
     return Protocol(
@@ -252,7 +277,7 @@ def protocol_of(
         metric=metric,
         episodes=episodes,
         seed=seed,
-        transductive=is_transductive(learner),
+        transductive=transductive or is_transductive(learner),
         normalisation=normalisation_of(learner),
         steps=setting(learner, "steps"),
         ensemble=ensemble,

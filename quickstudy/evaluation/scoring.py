@@ -51,7 +51,8 @@ def evaluate(
     episodes       how many. Test episode i depends only on (seed, i), so every learner gets the same episodes and
                    scores can be compared in pairs
     steps          inner steps at test, if other than in training
-    transductive   None keeps the network's own setting; False normalises queries with the support set's statistics
+    transductive   None keeps the network's own setting; False asks for the learner's form that answers each query by
+                   itself, and batch normalisation then takes the support set's statistics
     ensemble       this many thetas, those with the best validation scores, learn each task, and their answers (class
                    probabilities or values) are averaged. This needs training with `keep`
     controls       names from `controls.CONTROLS`. They use the best theta only; a dear one answers the first episodes

@@ -24,7 +24,7 @@ from quickstudy.base.machine import machine
 from quickstudy.base.progress import counting_bar
 from quickstudy.base.timing import timed
 from quickstudy.engine import ranks
-from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive, normalisation_of
+from quickstudy.engine.fitting import device_of, fitted, for_test, has_both_forms, normalisation_of
 from quickstudy.episodes import moved, unstack
 from quickstudy.errors import DataError, NonFiniteError, RunError
 from quickstudy.evaluation import controls
@@ -98,7 +98,8 @@ def evaluate_run(
 
     `episodes` test episodes are drawn from `tasks` with `seed`; `steps` is the number of inner steps, None for that of
     training. The first score carries the controls `names`, by default all that make sense. A transductive learner gets
-    a second score, for which queries are normalised with the support set's statistics. `metric` is as in `evaluate`.
+    a second score, of its inductive form: queries are normalised with the support set's statistics. `metric` is as in
+    `evaluate`.
 
     Episodic learners with inner steps get a curve over steps, and movement.json where the steps move the layers of a
     model. Learners with an `embed` method get embeddings.json, those with a distribution of values calibration.json.
@@ -121,7 +122,7 @@ def evaluate_run(
         score, similar = score_of(own), dataclasses.replace(settings, metric=own.metric, tried=own.engine)
         made = {name: control_predictions(name, own, trained.theta, tasks, settings) for name in names}
         scores = [dataclasses.replace(score, controls=scores_of(made))]
-        if is_transductive(learner):
+        if has_both_forms(learner):
             inductive = predictions(trained, tasks, similar, steps=steps, transductive=False, ensemble=ensemble)
             scores.append(score_of(inductive))
         known = [own, *(one for name, one in made.items() if name == "zero_steps")] if ensemble == 1 else []
@@ -149,7 +150,7 @@ def _answers_classes(made: Predictions, tasks: Any) -> bool:
 
 def _episodes_to_do(learner: Learner, names: Sequence[str], episodes: int, moving: int, ensemble: int) -> int:
     """How many episodes are answered in all: the end of the progress bar."""
-    answered = episodes * (1 + is_transductive(learner)) + moving
+    answered = episodes * (1 + has_both_forms(learner)) + moving
     answered += sum(controls.CONTROLS[name].episodes(episodes) for name in names)
     known = {setting(learner, "steps"), *([0] if "zero_steps" in names else [])} if ensemble == 1 else set()
     counts = with_own(CURVE, learner) if learner.episodic else []

@@ -138,8 +138,13 @@ def under(score: Score) -> str:
     over = f"95 % interval over {p.episodes:,} test tasks" if p.episodes > 1 else "measured on a single test task"
     if score.tasks:
         over = f"95 % interval over {over_what(p.episodes, score.tasks)}; each task counts once"
-    seen = " Transductive: the queries of a task were normalised together, so every answer leans on the others."
+    seen = f" Transductive: {together(p)}, so every answer leans on the others."
     return f"{p.describe()}; {over}.{seen if p.transductive else ''}"
+
+
+def together(p: protocol.Protocol) -> str:
+    """What the queries of a task share in a transductive measurement."""
+    return f"the queries of a task were {'normalised' if p.normalisation == 'batch' else 'answered'} together"
 
 
 def warnings(score: Score) -> list[str]:
