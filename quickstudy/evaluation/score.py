@@ -22,9 +22,9 @@ class Score:
     """One value per test episode (accuracy in [0, 1], mean squared error, ...), and the protocol of the measurement.
 
     `controls` holds the scores of control learners on the same episodes, by name; a control has some information taken
-    away. If tasks are fixed things such as customers or hospitals, `tasks` names the task of each episode. Then each
-    task counts once, however many episodes it has, and the interval is over tasks, because the episodes of one task
-    say nothing about other tasks.
+    away. `left_out` gives the reason why one of them has no score here, by name. If tasks are fixed things such as
+    customers or hospitals, `tasks` names the task of each episode. Then each task counts once, however many episodes it
+    has, and the interval is over tasks, because the episodes of one task say nothing about other tasks.
     """
 
     values: Tensor  # float64 [episodes]
@@ -32,6 +32,7 @@ class Score:
     controls: Mapping[str, Score] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()  # [episodes]; empty if every episode is its own task
     own_metric: Metric | None = None  # the metric, where it is the user's own; else the protocol's name tells it
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> Metric:
@@ -55,7 +56,8 @@ class Score:
     def first(self, n: int) -> Score:
         """The score on the first n episodes, without controls."""
         protocol = dataclasses.replace(self.protocol, episodes=min(n, len(self.values)))
-        return dataclasses.replace(self, values=self.values[:n], protocol=protocol, controls={}, tasks=self.tasks[:n])
+        cut = {"values": self.values[:n], "tasks": self.tasks[:n]}
+        return dataclasses.replace(self, protocol=protocol, controls={}, left_out={}, **cut)
 
     def against(self, control: Score) -> Difference:
         """The paired difference from one of its controls, over the episodes that the control answered.
@@ -81,6 +83,7 @@ class Score:
             **({"tasks": list(self.tasks)} if self.tasks else {}),
             **({} if self.metric in METRICS.values() else {"metric": self.metric.to_dict()}),
             "controls": {name: score.to_dict() for name, score in self.controls.items()},
+            **({"left_out": dict(self.left_out)} if self.left_out else {}),
         }
 
     @classmethod
@@ -89,7 +92,7 @@ class Score:
         controls = {name: cls.from_dict(value) for name, value in plain["controls"].items()}
         values, tasks = torch.tensor(plain["values"], dtype=torch.float64), tuple(plain.get("tasks", ()))
         own_metric = Metric.from_dict(plain["metric"]) if "metric" in plain else None
-        return cls(values, Protocol(**plain["protocol"]), controls, tasks, own_metric)
+        return cls(values, Protocol(**plain["protocol"]), controls, tasks, own_metric, plain.get("left_out", {}))
 
     def save(self, path: str) -> None:
         """Write the score to a JSON file."""

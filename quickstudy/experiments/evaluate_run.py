@@ -42,7 +42,7 @@ from quickstudy.evaluation.measures.probabilities import calibration_of
 from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.predictions import Predictions, Settings, predictions, score_of
 from quickstudy.evaluation.score import Score
-from quickstudy.evaluation.scoring import control_predictions, scores_of
+from quickstudy.evaluation.scoring import control_predictions, with_controls
 from quickstudy.experiments.examples import keep_examples, with_own
 from quickstudy.learner import Learner, offers, setting
 from quickstudy.tasks.source import source_of
@@ -111,9 +111,7 @@ def evaluate_run(
     the first rank writes.
     """
     learner = for_test(trained.learner, tasks, steps)
-    names = controls.available(learner, tasks) if names is None else names
-    for name in names:
-        controls.check_control(name)
+    names, hindered = controls.chosen(learner, tasks, names)
     moving = min(episodes, MOVEMENT_EPISODES) if moves_layers(trained, tasks, steps) else 0
     todo = _episodes_to_do(learner, names, episodes, moving, ensemble)
     with counting_bar("evaluating", todo, progress and ranks.first()) as count:
@@ -121,7 +119,7 @@ def evaluate_run(
         own = predictions(trained, tasks, settings, steps=steps, ensemble=ensemble)
         score, similar = score_of(own), dataclasses.replace(settings, metric=own.metric, tried=own.engine)
         made = {name: control_predictions(name, own, trained.theta, tasks, settings) for name in names}
-        scores = [dataclasses.replace(score, controls=scores_of(made))]
+        scores = [with_controls(score, made, hindered)]
         if has_both_forms(learner):
             inductive = predictions(trained, tasks, similar, steps=steps, transductive=False, ensemble=ensemble)
             scores.append(score_of(inductive))
