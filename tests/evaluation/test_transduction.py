@@ -59,7 +59,7 @@ class Refining(Learner):
 
 
 class AlwaysRefining(Learner):
-    """The same without another form; `undeclared` is what it forgot to say."""
+    """The same without another form."""
 
     transductive: ClassVar[bool] = True
 
