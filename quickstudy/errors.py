@@ -41,12 +41,20 @@ class ProtocolError(QuickstudyError, ValueError):
     """Scores that were measured under different protocols."""
 
 
+class EngineError(QuickstudyError, RuntimeError):
+    """An engine that gives another result than the loop."""
+
+
 class RankError(QuickstudyError, RuntimeError):
     """The other processes of a training run cannot be reached."""
 
 
 class AccuracyWarning(UserWarning):
     """A number is less exact than was asked for."""
+
+
+class ModelWarning(UserWarning):
+    """A model does something that has no effect in meta-learning."""
 
 
 class EngineWarning(UserWarning):

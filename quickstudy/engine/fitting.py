@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from quickstudy.base import trees
 from quickstudy.episodes import Episodes, class_numbers, count, is_classification, stacked, tensor_sizes, unstack, whole
-from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
+from quickstudy.errors import ConfigError, DataError, ModelWarning, QuickstudyError, first_line
 from quickstudy.learner import Episode, Learner, Theta, networks, setting, takes
+from quickstudy.nn.model import noting_writes
 from quickstudy.nn.statistics import normalisation, with_normalisation
 from quickstudy.tasks.source import source_of
 
@@ -125,7 +128,7 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | 
     fits, one = fitted(learner, unstack(episodes)[0]) if isinstance(episodes, list) else (learner, unstack(episodes)[0])
     untouched = dataclasses.replace(fits, steps=0) if takes(fits, "steps") else fits  # type: ignore[type-var]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), noting_writes() as written:
             # Check labels first, with the unadapted model, because torch's own error does not name the label.
             output = untouched.predict(theta, untouched.adapt(theta, one.support), one.query.x)
             outputs = None if isinstance(episodes, list) and not learner.fixed_ways else _outputs(output, episodes)
@@ -141,7 +144,20 @@ def check_episodes(learner: Learner, theta: Theta, episodes: Episodes) -> int | 
             f"torch says: {first_line(error)}. Check channels, image size and ways against what the model was "
             "built for."
         ) from error
+    _warn_of_writes(written)
     return outputs
+
+
+def _warn_of_writes(written: Collection[str]) -> None:
+    if written:
+        warnings.warn(
+            f"the model writes to its buffers in the forward pass ({', '.join(sorted(written))}). Such writes are "
+            "dropped, because no task may affect another: each call starts from what the module holds, so an average "
+            "that a layer keeps there never moves. Put the layer into eval() mode where it should use what it holds; "
+            'for normalisation choose norm="batch" or norm="support" (quickstudy.nn.norm).',
+            ModelWarning,
+            stacklevel=4,
+        )
 
 
 def _outputs(output: Any, episodes: Episodes) -> int | None:

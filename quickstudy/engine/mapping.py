@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from quickstudy.base import trees
+from quickstudy.base import seeds, trees
 from quickstudy.engine.engines import LOOP, PLAIN, PROGRAMS, Engine, find_engine
 from quickstudy.engine.fitting import alike, fitted
 from quickstudy.engine.numerics import autocast
@@ -41,12 +41,14 @@ def meta_gradient(
     engine: str | Engine = LOOP,
     chunk: int | None = None,
     precision: str = "float32",
+    equal_draws: bool = False,
 ) -> tuple[Tensor, Theta]:
     """The mean meta-loss over a batch of episodes (a scalar) and its gradient with respect to theta.
 
     `engine`: one of ENGINES except "auto", for which see `choice`, or such an Engine. `chunk`: the largest number of
     tasks that "vmap", "replay" and "compile" process together, which bounds their memory; None: all. `precision`:
-    "float32" or "bf16", see `quickstudy.engine.numerics`.
+    "float32" or "bf16", see `quickstudy.engine.numerics`. `equal_draws`: all tasks draw the same random numbers, equal
+    ones under "loop" and "vmap".
 
     Raises RuntimeError where the engine cannot run this learner or these episodes, ConfigError where the engine is
     unknown.
@@ -55,13 +57,14 @@ def meta_gradient(
     if how.recorded and isinstance(episodes, list):
         raise RuntimeError("a program serves tasks of one size, these have several")
     if how.together:
-        together = functools.partial(_together, engine=how, precision=precision)
+        together = functools.partial(_together, engine=how, precision=precision, equal_draws=equal_draws)
         if not isinstance(episodes, list) and (chunk is None or count(episodes) <= chunk):
             return together(learner, theta, episodes)
         groups = alike(learner, episodes)
         parts = ((one.learner, part) for one in groups for part in chunks(one.episodes, chunk))
         return _mean((together(one, theta, part), count(part)) for one, part in parts)
     tasks, one = _fitted(learner, episodes), functools.partial(_of_task, theta, precision)
+    one = _repeating(one) if equal_draws else one
     if how.recorded:
         program = _program(learner, theta, tasks[0][1], how, precision)
         return _mean((each, 1) for each in _map(lambda task: program(theta, task[1]), tasks, how))
@@ -95,18 +98,22 @@ def _mean(parts: Iterable[tuple[tuple[Tensor, Theta], int]]) -> tuple[Tensor, Th
     return total / tasks, {name: value / tasks for name, value in sums.items()}
 
 
-def map_tasks(function: Callable[[Episode], T], episodes: Episode, engine: str | Engine = LOOP) -> T:
+def map_tasks(
+    function: Callable[[Episode], T], episodes: Episode, engine: str | Engine = LOOP, equal_draws: bool = False
+) -> T:
     """Apply function(episode) to each episode of a batch without gradients; stack the results along a task axis.
 
-    `engine`: one of PLAIN. The result may be any pytree of tensors. Raises ConfigError for another engine.
+    `engine`: one of PLAIN. The result may be any pytree of tensors. `equal_draws` is as in `meta_gradient`. Raises
+    ConfigError for another engine.
     """
     how = find_engine(engine, PLAIN)
     with torch.no_grad():
         if how.together:
-            mapped = _vmap(function, episodes)
+            mapped = _vmap(function, episodes, equal_draws)
             # A result that does not depend on the task comes back expanded with stride 0: give it its own memory.
             return pytree.tree_map(lambda t: t.contiguous(), mapped)
-        return trees.stacked(list(_map(function, unstack(episodes), how)))
+        one = _repeating(function) if equal_draws else function
+        return trees.stacked(list(_map(one, unstack(episodes), how)))
 
 
 def map_learner(
@@ -123,16 +130,28 @@ def map_learner(
 
 
 def map_each(
-    function: Callable[[Learner, Episode], T], learner: Learner, episodes: list[Episode], engine: str | Engine = LOOP
+    function: Callable[[Learner, Episode], T],
+    learner: Learner,
+    episodes: list[Episode],
+    engine: str | Engine = LOOP,
+    equal_draws: bool = False,
 ) -> list[T]:
-    """Apply function(learner, episode) to each episode of a list, like `map_learner`; results may differ in shape."""
+    """Apply function(learner, episode) to each episode of a list, like `map_learner`; results may differ in shape.
+
+    `equal_draws` is as in `meta_gradient`.
+    """
     how = find_engine(engine, PLAIN)
     if not how.together:
+
+        def one(task: tuple[Learner, Episode]) -> T:
+            return function(*task)
+
         with torch.no_grad():
-            return list(_map(lambda task: function(*task), _fitted(learner, episodes), how))
+            return list(_map(_repeating(one) if equal_draws else one, _fitted(learner, episodes), how))
     found: dict[int, T] = {}
     for group in alike(learner, episodes):
-        leaves, spec = pytree.tree_flatten(map_tasks(functools.partial(function, group.learner), group.episodes, how))
+        of_group = functools.partial(function, group.learner)
+        leaves, spec = pytree.tree_flatten(map_tasks(of_group, group.episodes, how, equal_draws))
         rows = zip(*(leaf.unbind(0) for leaf in leaves), strict=True)
         found |= {place: pytree.tree_unflatten(row, spec) for place, row in zip(group.places, rows, strict=True)}
     return [found[place] for place in range(len(episodes))]
@@ -166,22 +185,33 @@ def _of_task(theta: Theta, precision: str, task: tuple[Learner, Episode]) -> tup
 
 
 def _together(
-    learner: Learner, theta: Theta, episodes: Episode, engine: Engine, precision: str
+    learner: Learner, theta: Theta, episodes: Episode, engine: Engine, precision: str, equal_draws: bool
 ) -> tuple[Tensor, Theta]:
     if engine.recorded:
         return _program(learner, theta, episodes, engine, precision)(theta, episodes)
     leaves = _leaves(theta)
     with torch.enable_grad():
         with autocast(precision, episodes):
-            loss = _vmap(lambda episode: learner.meta_loss(leaves, episode), episodes).mean()
+            loss = _vmap(lambda episode: learner.meta_loss(leaves, episode), episodes, equal_draws).mean()
         return loss.detach(), _differentiate(loss, leaves)
 
 
-def _vmap(function: Callable[[Episode], T], episodes: Episode) -> T:
+def _repeating(function: Callable[[Task], T]) -> Callable[[Task], T]:
+    """`function`, every call of which draws the random numbers that the first one draws."""
+    states = seeds.random_states()
+
+    def run(task: Task) -> T:
+        with seeds.as_drawn(states):
+            return function(task)
+
+    return run
+
+
+def _vmap(function: Callable[[Episode], T], episodes: Episode, equal_draws: bool) -> T:
     with warnings.catch_warnings():
         # Where torch has no batching rule it loops internally and warns. `choose` has already timed how slow that is.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        return torch.func.vmap(function, randomness="different")(episodes)
+        return torch.func.vmap(function, randomness="same" if equal_draws else "different")(episodes)
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------

@@ -23,10 +23,9 @@ from torch.utils import _pytree as pytree
 
 from quickstudy.base import seeds
 from quickstudy.base.timing import timed
-from quickstudy.engine import mapping, ranks
-from quickstudy.engine.agreement import relative_difference
+from quickstudy.engine import agreement, mapping, ranks
 from quickstudy.engine.choice import race
-from quickstudy.engine.engines import Engine
+from quickstudy.engine.engines import Engine, find_engine
 from quickstudy.engine.fitting import (
     check_episodes,
     check_values,
@@ -35,6 +34,7 @@ from quickstudy.engine.fitting import (
     normalisation_of,
     shares_queries,
 )
+from quickstudy.engine.watch import Watch
 from quickstudy.episodes import Episodes, concat, count, first_tasks, moved, stacked, unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.gathering import gathered
@@ -46,6 +46,7 @@ BLOCK = 25  # episodes evaluated at once: enough to keep the engine busy, few en
 TRIAL = (2, 8)  # fewest and most episodes on which the engines are timed
 SHARE = 0.02  # of all episodes that one round of the race takes, where they are costly
 FREE = 0.05  # seconds that a round may take in any case
+LOOK = 6  # what comparing an engine with the loop on two tasks takes, in tasks: both in float64, mapping included
 COSTLY = 0.5  # seconds of one task from which on there is no race, which would take longer than it could save
 
 Measure = Callable[[Learner, Episode], Any]  # one task, its learner fitted to its ways -> nested tensors
@@ -155,18 +156,22 @@ def results(
     engine: str,
     progress: Callable[[int], None] | None = None,
     beside: Callable[[Episodes], Sequence[Any]] | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Any]:
     """measure(learner, episode) of every episode, in order and on the CPU, on every rank.
 
     engine     as `chosen_engine` gives it
     progress   is called with the number of episodes done since the last call
     beside     what else to note of each episode of a block as it was drawn; the results are then pairs
+    watch      compares the engine with the loop now and then; None: one for this pass
 
-    Raises DataError where the learner cannot use a task, RankError where other ranks cannot be reached.
+    Raises EngineError where the engine and the loop differ, DataError where the learner cannot use a task, RankError
+    where other ranks cannot be reached.
     """
+    watch = watch or Watch(engine, one.seed, agreement.answers, LOOK * one.seconds)
     for turn in range(0, math.ceil(one.episodes / BLOCK), ranks.size()):  # each rank takes one block of a turn
         own = one.places(turn + ranks.rank())
-        done = _measured(one, measure, turn + ranks.rank(), engine, beside) if own else []
+        done = _measured(one, measure, turn + ranks.rank(), engine, beside, look=watch.look) if own else []
         together = range(turn * BLOCK, one.places(turn + ranks.size() - 1).stop)
         yield from gathered(done, own, together, lambda: _measured(one, measure, 0, "loop", beside, few=1)[0])
         if progress:
@@ -180,9 +185,12 @@ def _measured(
     engine: str,
     beside: Callable[[Episodes], Sequence[Any]] | None,
     few: int = BLOCK,
+    look: Callable[[Learner, Theta, Episodes], None] | None = None,
 ) -> list[Any]:
     """The results of a block, or of its first few episodes."""
     drawn = first_tasks(one.block(number), few)
+    if look is not None and ranks.size() == 1:  # one rank alone must not stop while the others wait for it
+        look(one.learner, one.theta, drawn)
     with seeds.seeded(one.seed, "evaluate", number):
         measured = mapped(measure, one.learner, one.arranged(drawn, one.places(number).start), engine)
     return measured if beside is None else list(zip(measured, beside(drawn), strict=True))
@@ -201,10 +209,13 @@ def mapped(measure: Measure, learner: Learner, episodes: Episodes, engine: str |
 # --- the engine ------------------------------------------------------------------------------------------------------
 
 
-def chosen_engine(one: Pass, measure: Measure, engine: str = "auto", tried: str | None = None) -> str:
+def chosen_engine(
+    one: Pass, measure: Measure, engine: str = "auto", tried: str | None = None, watch: Watch | None = None
+) -> str:
     """The engine for a pass, the same on all ranks. "auto" times the engines on a few of its episodes.
 
     `tried`: an engine that was chosen for a similar learner. "auto" takes it where it gives the loop's results.
+    `watch`: will compare the engine with the loop; None: that is done here first.
 
     A round of the race takes a small share of all episodes. Where one task takes so long that even this would cost
     more than it saves, each task gets a thread of its own: this suits every costly task on a CPU, and gives the loop's
@@ -212,17 +223,19 @@ def chosen_engine(one: Pass, measure: Measure, engine: str = "auto", tried: str 
     """
     with seeds.seeded(one.seed, "choose"):
         again = engine == "auto" and tried is not None and _is_right(one, measure, tried)
-        choice = race.Choice(str(tried), "as before") if again else _raced(one, measure, engine)
+        choice = race.Choice(str(tried), "as before") if again else _raced(one, measure, engine, watch is None)
         return ranks.same_engine(choice).engine
 
 
-def _raced(one: Pass, measure: Measure, engine: str) -> race.Choice:
+def _raced(one: Pass, measure: Measure, engine: str, checked: bool) -> race.Choice:
     threads = one.device.type == "cpu" and torch.get_num_threads() > 1
     if engine == "auto" and threads and one.seconds > COSTLY and not one.drew and count(one.first) > 1:
         return race.Choice("threads", "one costly task per thread")
     few = one.arranged(first_tasks(one.first, _trial(one, measure) if engine == "auto" else TRIAL[1]), 0)
 
     def enter(way: Engine) -> race.Entrant:
+        if checked:
+            _check(one, way)
         return race.Entrant(lambda: mapped(measure, one.learner, few, way))
 
     return race.chosen(race.Race(enter, count(few), one.device), engine)
@@ -235,13 +248,19 @@ def _trial(one: Pass, measure: Measure) -> int:
     return min(TRIAL[1], max(TRIAL[0], int(FREE / max(seconds, 1e-6)), int(SHARE * one.episodes)))
 
 
+def _check(one: Pass, engine: str | Engine) -> None:
+    """Raise RuntimeError unless an engine gives the loop's predictions on two episodes, in float64."""
+    agreement.check_engine(one.learner, one.theta, one.first, engine, agreement.answers)
+
+
 def _is_right(one: Pass, measure: Measure, engine: str) -> bool:
-    """Whether an engine gives the loop's results on two episodes."""
-    if engine in ("loop", "threads"):  # both run the same operations
+    """Whether an engine gives the loop's predictions and results on two episodes."""
+    if find_engine(engine).own_operations:
         return True
     few = one.arranged(first_tasks(one.first, TRIAL[0]), 0)
     try:
-        apart = relative_difference(*(mapped(measure, one.learner, few, name) for name in (engine, "loop")))
+        _check(one, engine)
+        apart = agreement.relative_difference(*(mapped(measure, one.learner, few, name) for name in (engine, "loop")))
     except race.CANNOT:
         return False
     return apart <= race.ROUNDING

@@ -7,6 +7,7 @@ answers once, whatever is asked of its answers.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from quickstudy.base import seeds
 from quickstudy.engine.fitting import for_test
+from quickstudy.engine.watch import Watch
 from quickstudy.episodes import Episodes, class_numbers, count, first_tasks, unstack
-from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.errors import ConfigError, EngineError, EngineWarning, NonFiniteError
 from quickstudy.evaluation import passes
 from quickstudy.evaluation.ensemble import best_thetas, mean_answer
 from quickstudy.evaluation.metric import METRICS, Metric, find_metric, metric_for
@@ -62,6 +64,7 @@ class Settings:
     engine: str = "auto"
     progress: Callable[[int], None] | None = None
     tried: str | None = None  # "auto" takes this engine, chosen for a similar learner, if it gives the loop's results
+    watch: Watch | None = None  # compares the engine with the loop now and then; None: one for this measurement
     check: Callable[[Episodes], None] = lambda first: None  # refuses the first episodes before the learner sees them
 
 
@@ -91,9 +94,10 @@ def predicted(learner: Learner, thetas: Sequence[Theta], tasks: Any, settings: S
     def answer(learner: Learner, episode: Episode) -> tuple[Any, Any]:
         return mean_answer(learner, thetas, episode), episode.query.y
 
-    engine = passes.chosen_engine(one, answer, settings.engine, settings.tried)
+    engine = passes.chosen_engine(one, answer, settings.engine, settings.tried, settings.watch)
     columns = _class_numbers if setting(learner, "ways") is not None and not learner.fixed_ways else _same_numbers
-    answered, classes = zip(*passes.results(one, answer, engine, settings.progress, columns), strict=True)
+    pairs, engine = _results(one, answer, engine, settings, columns)
+    answered, classes = zip(*pairs, strict=True)
     return Predictions(
         learner,
         tuple(output for output, _ in answered),
@@ -114,6 +118,21 @@ def predicted(learner: Learner, thetas: Sequence[Theta], tasks: Any, settings: S
         ),
         engine,
     )
+
+
+def _results(
+    one: passes.Pass,
+    answer: passes.Measure,
+    engine: str,
+    settings: Settings,
+    beside: Callable[[Episodes], Sequence[Any]],
+) -> tuple[list[Any], str]:
+    """The results of a pass and the engine that computed them: the loop where another is found to be wrong."""
+    try:
+        return list(passes.results(one, answer, engine, settings.progress, beside, settings.watch)), engine
+    except EngineError as error:
+        warnings.warn(f"all episodes are answered again by engine 'loop': {error}", EngineWarning, stacklevel=2)
+        return list(passes.results(one, answer, "loop", None, beside)), "loop"
 
 
 def _metric(learner: Learner, ways: int | None, first: Episodes, asked: str | Metric | None) -> Metric:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +24,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from quickstudy.base import trees
 from quickstudy.learner import Theta, training
 from quickstudy.nn.conv import Conv2d
+from quickstudy.nn.embedding import Embedding
 from quickstudy.nn.norm import BatchNorm, GroupNorm, LayerNorm
 
 Change = Callable[[Tensor], Tensor]
 Inputs = Any  # a tensor; a tuple of tensors, the positional arguments; or a dict of tensors, the arguments by name
 _copies = threading.local()
+_noted = threading.local()
 
 
 class _Copy(NamedTuple):
@@ -65,10 +67,30 @@ def call(model: nn.Module, params: Mapping[str, Tensor], x: Inputs, after: Mappi
     try:
         # Use the mathematical attention kernel, because the fused ones have no second derivative.
         with _mathematical_attention, _without_cudnn(own, x):
-            return _logits(functional_call(own.now, {**_left_out(own, params), **params}, args, named))
+            return _logits(_called(own.now, {**_left_out(own, params), **params}, args, named))
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _called(module: nn.Module, tensors: Theta, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    written = getattr(_noted, "names", None)
+    if written is None:
+        return functional_call(module, tensors, args, named)
+    before = {name: (value, value._version) for name, value in tensors.items()}
+    output = functional_call(module, tensors, args, named)  # puts what a layer has assigned back into `tensors`
+    written.update(n for n, (value, version) in before.items() if tensors[n] is not value or value._version != version)
+    return output
+
+
+@contextmanager
+def noting_writes() -> Iterator[set[str]]:
+    """Inside the context, the names of tensors that models write to in this thread are added to the set."""
+    _noted.names = set()
+    try:
+        yield _noted.names
+    finally:
+        _noted.names = None
 
 
 def arguments(x: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -180,15 +202,18 @@ def with_safe_layers(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None:
-                parent._modules[name] = made.setdefault(child, _safe(child))
-    return _safe(model)
+                parent._modules[name] = made.setdefault(child, safe_layer(child))
+    return safe_layer(model)
 
 
-def _safe(layer: nn.Module) -> nn.Module:
+def safe_layer(layer: nn.Module) -> nn.Module:
+    """Our layer that takes the place of one of torch's, with its parameters; any other layer as it is."""
     if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
         return BatchNorm.like(layer)
     if type(layer) is nn.Conv2d:  # not a subclass, which may compute something else
         return Conv2d.like(layer)
+    if type(layer) is nn.Embedding:
+        return Embedding.like(layer)
     if type(layer) is nn.GroupNorm:
         return GroupNorm.like(layer)
     return LayerNorm.like(layer) if type(layer) is nn.LayerNorm else layer

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from quickstudy.base import files
+from quickstudy.engine.watch import Watch
 from quickstudy.errors import ConfigError, RunError
 from quickstudy.learner import Theta
 
@@ -32,6 +33,10 @@ class TrainingState:
     engine: str = "loop"
     reason: str = ""
     chunk: int | None = None  # the most tasks that run together; None: all
+    checked: float = 0.0  # seconds that comparing the engine with the loop took; 0 if that was in another process
+    watch: Watch | None = (
+        None  # compares the engine of validations with the loop; None before the first of this process
+    )
     iteration: int = 0
     keep: int = 1  # how many of the best thetas to keep
     best: list[tuple[float, Theta]] = field(default_factory=list)  # validation scores (higher is better), best first

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.engine import mapping, ranks
+from quickstudy.engine import agreement, mapping, ranks
+from quickstudy.engine.watch import Watch
 from quickstudy.episodes import Episodes, first_tasks, unstack
 from quickstudy.errors import ConfigError, EngineWarning, NonFiniteError
 from quickstudy.evaluation.metric import ACCURACY, MEAN_SQUARED_ERROR, Metric, find_metric, metric_for
 from quickstudy.evaluation.predictions import Settings, predictions, score_of
-from quickstudy.evaluation.scoring import evaluate
 from quickstudy.learner import Episode, Learner
 from quickstudy.training.finishing import FEW, finished
 from quickstudy.training.loop import Step
@@ -88,11 +88,14 @@ def _metric(session: Session, episodes: Episodes) -> Metric | None:
 def _validation_score(session: Session) -> dict[str, float]:
     """The score on validation tasks. The state remembers theta where it is among the best."""
     settings, state = session.settings, session.state
-    engine, seed = mapping.without_program(state.engine), settings.seed + 1_000_003
+    seed = settings.seed + 1_000_003
+    if state.watch is None:
+        state.watch = Watch(mapping.without_program(state.engine), seed, agreement.answers)
+    engine = "loop" if state.watch.failed else state.watch.engine.name
+    asked = Settings(settings.val_episodes, seed, settings.metric, engine, watch=state.watch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineWarning)  # a learner that trains with replay may not support vmap
-        asked = {"episodes": settings.val_episodes, "seed": seed, "engine": engine, "metric": settings.metric}
         now = dataclasses.replace(session.trained, theta=finished(session, session.trained.theta, FEW))
-        score = evaluate(now, session.val, **asked)
+        score = score_of(predictions(now, session.val, asked))
     state.remember(score.metric.sign * score.mean)
     return {"val": score.mean, "val_interval": score.interval}

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from quickstudy.base import seeds
 from quickstudy.engine import numerics, ranks
 from quickstudy.engine.choice.choose import share_gradient
+from quickstudy.engine.watch import Watch
 from quickstudy.episodes import Episodes, count, moved
 from quickstudy.errors import NonFiniteError
 from quickstudy.learner import Learner, Theta
@@ -52,6 +53,7 @@ def meta_steps(
     channels_last: bool = False,
     clip: float | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> Iterator[Step]:
     """Run iterations start+1..iterations, updating theta in place and yielding a Step after each.
 
@@ -60,10 +62,10 @@ def meta_steps(
     are `on_policy`: then they are drawn after the update, with the learner and the current theta. `optimizer` must have
     been built on `list(theta.values())`. The other settings are those of `train`, except that `engine` must not be
     "auto". In a process group the tasks are divided among the ranks, which all yield at the same iterations;
-    `interrupted()` says whether this rank was asked to stop.
+    `interrupted()` says whether this rank was asked to stop. `watch` compares the engine with the loop now and then.
 
     Raises NonFiniteError, before the update, where the loss or a gradient is not finite, OutOfMemoryError where memory
-    runs out, and RankError where the other ranks cannot be reached.
+    runs out, EngineError where the watch finds a wrong gradient, and RankError where the other ranks cannot be reached.
     """
     source, device = source_of(tasks), next(iter(theta.values())).device
 
@@ -81,6 +83,8 @@ def meta_steps(
             with seeds.seeded(seed, ranks.stream("iteration"), iteration):
                 now = learner.at(iteration / iterations)
                 loss, gradient = _share_gradient(now, theta, episodes, engine, chunk, precision)
+            if watch is not None:
+                watch.look(now, theta, episodes)
             weight = count(episodes) / meta_batch
             loss, gradient, stop = ranks.begin_mean(loss, gradient, weight, interrupted())()
             _check_finite(iteration + 1, loss, gradient)

@@ -171,7 +171,8 @@ def choose(session: Session, first: Episodes) -> None:
     few = first_tasks(first, -(-settings.meta_batch // ranks.size()))  # as many as the first rank's share
     few = numerics.images_channels_last(few) if settings.channels_last else few
     wanted = (settings.engine, settings.seed, settings.iterations, settings.chunk, settings.precision)
-    state.engine, state.reason, state.chunk = ranks.same_engine(choose_engine(learner, theta, few, *wanted))
+    choice = ranks.same_engine(choose_engine(learner, theta, few, *wanted))
+    state.engine, state.reason, state.chunk, state.checked = choice
     if settings.precision != "float32" or settings.channels_last:
         numbers = (settings.seed, settings.precision, settings.channels_last)
         state.reason += f"; {error_in_words(learner, theta, few, *numbers)}"

@@ -21,6 +21,7 @@ from quickstudy.base import files
 from quickstudy.base.machine import machine
 from quickstudy.base.progress import training_bar
 from quickstudy.engine import ranks
+from quickstudy.engine.watch import Watch
 from quickstudy.evaluation.metric import Metric
 from quickstudy.learner import Learner
 from quickstudy.trained.trained import Trained
@@ -87,7 +88,8 @@ def train(
 
     Raises ConfigError where a setting is wrong, DataError where the learner cannot use the tasks, RunError where the
     run folder cannot be used, NonFiniteError where the loss or a gradient is not finite, OutOfMemoryError where memory
-    runs out, RankError where other ranks cannot be reached, KeyboardInterrupt after Ctrl-C and a last checkpoint.
+    runs out, EngineError where the engine is found wrong on later tasks, RankError where other ranks cannot be
+    reached, KeyboardInterrupt after Ctrl-C and a last checkpoint.
     """
     settings = train_settings(locals(), compile)
     folder = None if out is None else Path(out)
@@ -111,14 +113,16 @@ def _run(session: Session, progress: bool) -> None:
     settings, state = session.settings, session.state
     if _out_of_patience(session):  # this resumes a run that had stopped early
         return
-    saved = time.monotonic()
+    saved, looked = time.monotonic(), state.timing.get("looking", 0.0)
     clock = _clock(state)
     board = events(session.folder if settings.tensorboard else None, state.timing["total"])
     engine = f"{state.engine} ({state.reason})"
     bars = training_bar(settings.iterations, state.iteration, engine, progress and ranks.first())
     with bars as bar, board as show, _interruptible() as interrupted:
-        for step in _steps(session, interrupted):
+        watch = Watch(state.engine, settings.seed, cost=state.checked)
+        for step in _steps(session, interrupted, watch):
             _account(state, step)
+            state.timing["looking"] = looked + watch.spent
             state.timing |= clock()
             line = line_of(session, step)
             bar(step, line)
@@ -134,7 +138,7 @@ def _run(session: Session, progress: bool) -> None:
                 break
 
 
-def _steps(session: Session, interrupted: Callable[[], bool]) -> Iterator[Step]:
+def _steps(session: Session, interrupted: Callable[[], bool], watch: Watch) -> Iterator[Step]:
     settings, state = session.settings, session.state
     return meta_steps(
         session.learner,
@@ -151,6 +155,7 @@ def _steps(session: Session, interrupted: Callable[[], bool]) -> Iterator[Step]:
         channels_last=settings.channels_last,
         clip=settings.clip,
         interrupted=interrupted,
+        watch=watch,
     )
 
 

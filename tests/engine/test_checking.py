@@ -371,7 +371,7 @@ def test_bad_input_says_what_was_expected():
         qs.check_meta_gradient(qs.nn.mlp(4, 3), task)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"qs\.Episode"):
         qs.check_meta_gradient(learner, (task.support, task.query))  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"(?s)support x \[6, 7\].*without a task axis"):
+    with pytest.raises(DataError, match=r"(?s)support x \(6, 7\).*without a task axis"):
         qs.check_meta_gradient(learner, episode(7))
     with pytest.raises(DataError, match="an answer per input"):
         qs.check_meta_gradient(learner, task._replace(query=Batch(task.query.x, task.query.y[:-1])))

@@ -296,12 +296,12 @@ def test_the_same_learner_and_shapes_are_not_measured_twice(monkeypatch):
     )
     own = mapping.meta_gradient
     monkeypatch.setattr(choose, "_known", {})
-    monkeypatch.setattr(mapping, "meta_gradient", lambda *args: (asked.append(args[3]), own(*args))[1])
+    monkeypatch.setattr(mapping, "meta_gradient", lambda *args, **more: (asked.append(args[3]), own(*args, **more))[1])
     episodes = tasks.sample(4, torch.Generator().manual_seed(0))
     first = choose.choose_engine(learner, learner.init(), episodes, "auto", seed=0)
     measured, asked[:] = len(asked), []
     second = choose.choose_engine(again, again.init(), episodes, "auto", seed=1)
-    assert second == first and len(asked) < measured / 2  # checked, not measured
+    assert second[:3] == first[:3] and len(asked) < measured / 2  # checked, not measured
     choose.choose_engine(wider, wider.init(), episodes, "auto", seed=0)
     assert len(choose._known) == 2
 

@@ -59,7 +59,7 @@ def test_programs_are_taken_as_asked_also_where_vmap_cannot(build, name, recwarn
     learner = qs.MAML(build(), lr=0.1, steps=2)
     episodes = random_episodes(4, (1, 6, 6) if isinstance(learner.model, nn.Sequential) else (5, 4))
     with cores(2):
-        assert chosen(learner, episodes, name) == race.Choice(name, "as asked")
+        assert chosen(learner, episodes, name)[:3] == race.Choice(name, "as asked")[:3]
         both = [qs.meta_gradient(learner, learner.init(), episodes, which) for which in (name, "loop")]
     assert agreement.relative_difference(*both) < 1e-10 and not recwarn.list
 
@@ -312,7 +312,7 @@ def test_a_program_that_holds_for_one_task_alone_is_found():
             return super().forward(input) * pickle.loads(pickle.dumps(input.detach()))[0, 0]
 
     learner = qs.ProtoNet(Sly(4, 3), ways=3)
-    with pytest.raises(RuntimeError, match="its meta-gradient is wrong"):
+    with pytest.raises(RuntimeError, match=r"the meta-gradient of .* is wrong"):
         agreement.check_engine(learner, learner.init(), random_episodes(), "replay")
 
 
@@ -322,7 +322,7 @@ def test_a_program_that_holds_for_one_theta_alone_is_found():
             return super().forward(input) * pickle.loads(pickle.dumps(self.weight.detach()))[0, 0]
 
     learner = qs.ProtoNet(Sly(4, 3), ways=3)
-    with pytest.raises(RuntimeError, match="its meta-gradient is wrong"):
+    with pytest.raises(RuntimeError, match=r"the meta-gradient of .* is wrong"):
         agreement.check_engine(learner, learner.init(), random_episodes(), "replay")
     found = qs.check_meta_gradient(learner, mapping.unstack(random_episodes())[0]).engines
     assert {one.name: one.works for one in found}["replay"] is False

@@ -147,7 +147,7 @@ def test_the_check_names_the_shapes_that_do_not_fit() -> None:
     learner, episodes = case("dict")
     support, query = unstack(episodes)[0]
     short = support._replace(x={**support.x, "mask": support.x["mask"][:-1]})  # type: ignore[dict-item]
-    with pytest.raises(DataError, match=r"\['tokens'\] \[6, 5\], \['mask'\] \[5, 5\]"):
+    with pytest.raises(DataError, match=r"\['tokens'\] \(6, 5\), \['mask'\] \(5, 5\)"):
         qs.check_meta_gradient(learner, Episode(short, query))
     with pytest.raises(DataError, match="NaN or infinity"):
         bad = {**support.x, "mask": support.x["mask"] / 0}  # type: ignore[dict-item]

@@ -129,7 +129,7 @@ def test_inputs_that_the_model_does_not_take_are_refused_in_words():
     x, y = texts(6, torch.Generator().manual_seed(2))
     with pytest.raises(DataError, match=r"cannot read this task: support x \['words'\] \(6, 6\)"):
         trained.adapt({"words": x["input_ids"]}, y)
-    with pytest.raises(DataError, match=r"\['input_ids'\] has 6 rows, \['attention_mask'\] has 4 rows"):
+    with pytest.raises(DataError, match=r"\['attention_mask'\] has 4 rows, \['input_ids'\] has 6 rows"):
         trained.adapt(x | {"attention_mask": x["attention_mask"][:4]}, y)
     with pytest.raises(DataError, match=r"cannot read inputs of shape \['tokens'\] \(6, 6\)"):
         trained.adapt(x, y).predict({"tokens": x["input_ids"]})

@@ -19,7 +19,7 @@ from quickstudy.errors import ConfigError, RunError
 from quickstudy.evaluation.metric import METRICS, Metric
 from quickstudy.experiments.request import Request
 from quickstudy.report.writing import write_report
-from quickstudy.training import TrainSettings, curve
+from quickstudy.training import TrainSettings, curve, session
 from quickstudy.training.checkpoint import read_metrics
 
 SETTINGS = {one.name: one for one in dataclasses.fields(TrainSettings)}
@@ -78,11 +78,13 @@ def test_the_metrics_direction_chooses_the_checkpoint(monkeypatch, higher):
     scores, thetas = iter((1.0, 3.0, 2.0)), []
     own = Metric("own", higher, Metric.PLAIN, lambda output, y: (output - y).abs().max())
 
-    def scored(trained, tasks, **options):
+    def answered(trained, tasks, settings):
         thetas.append({name: value.clone() for name, value in trained.theta.items()})
         return SimpleNamespace(mean=next(scores), interval=0.1, metric=own)
 
-    monkeypatch.setattr(curve, "evaluate", scored)
+    monkeypatch.setattr(session, "check_scores", lambda one, first: None)
+    monkeypatch.setattr(curve, "predictions", answered)
+    monkeypatch.setattr(curve, "score_of", lambda answers: answers)
     trained = train(own)
     best = thetas[1 if higher else 0]
     assert all(torch.equal(trained.theta[name], best[name]) for name in best)

@@ -29,12 +29,14 @@ from quickstudy.engine.check.finite_differences import (
     loss_at,
     together,
 )
+from quickstudy.engine.check.held_rows import PlainLookups, as_functions
 from quickstudy.engine.check.verdict import BAD, EngineCheck, EntryCheck, GradientCheck
 from quickstudy.engine.choice import race
 from quickstudy.engine.engines import BY_NAME, LOOP, Engine
 from quickstudy.episodes import joined
 from quickstudy.errors import ConfigError, DataError, QuickstudyError, first_line
 from quickstudy.learner import Batch, Episode, Learner, Theta, networks, setting
+from quickstudy.nn.model import without_chance
 
 
 def check_meta_gradient(
@@ -68,20 +70,26 @@ def check_meta_gradient(
         given = _start(learner, seed) if theta is None else theta
         draws, problems = _as_given(learner, given, episode, seed)
     with _double_by_default(), _explained(learner, episode):
-        exact, task = agreement.in_double(learner), agreement.to_double(episode)
+        exact, task = agreement.in_double(learner, _as_function), agreement.to_double(episode)
         problem = Problem(exact, task, directions, tolerance, seed)
-        here = differentiate(problem, agreement.to_double(given))
-        _check_repeats(problem, here)
-        judged = judge(problem, here, is_approximate(learner))
-        judged |= {name: ("handed in", None) for name in judged if name.startswith(learner.handed_in)}
-        problems += _where_it_begins(problem, here, [name for name, (verdict, _) in judged.items() if verdict in BAD])
-        able = _engines(problem, here, draws)
+        with PlainLookups():
+            here = differentiate(problem, agreement.to_double(given))
+            _check_repeats(problem, here)
+            judged = judge(problem, here, is_approximate(learner))
+            judged |= {name: ("handed in", None) for name in judged if name.startswith(learner.handed_in)}
+            bad = [name for name, (verdict, _) in judged.items() if verdict in BAD]
+            problems += _where_it_begins(problem, here, bad)
+        able = _engines(problem._replace(learner=agreement.in_double(learner, without_chance)), here, draws)
     entries = tuple(_entry(here, name, judgement) for name, judgement in judged.items())
     compared = [one for verdict, one in judged.values() if one is not None and verdict != "kink"]
     words = tuple(problems)
     return GradientCheck(
         type(learner).__name__, here.loss, entries, able, is_approximate(learner), *together(compared), words
     )
+
+
+def _as_function(model: nn.Module) -> nn.Module:
+    return as_functions(without_chance(model))
 
 
 def is_approximate(learner: Learner) -> bool:

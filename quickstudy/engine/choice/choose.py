@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from quickstudy.base import memory, seeds
+from quickstudy.base.timing import timed
 from quickstudy.engine import agreement
 from quickstudy.engine.choice import forecast, race
 from quickstudy.engine.choice.work import Work
@@ -82,10 +83,10 @@ def _entrant(work: Work, engine: Engine) -> race.Entrant:
     """
     if engine.recorded and work.learner.at(0.0) is not work.learner:
         raise RuntimeError("the learner changes in the course of training")
-    fits = None if engine.in_turn else _checked_and_measured(work, engine)
+    fits, checked = (None, 0.0) if engine.in_turn else timed(lambda: _checked_and_measured(work, engine), work.device)
     if engine.together and work.chunk is None and fits is not None and fits < work.tasks:
         work = dataclasses.replace(work, chunk=fits)
-    return race.Entrant(dataclasses.replace(work, engine=engine).gradient, work.chunk)
+    return race.Entrant(dataclasses.replace(work, engine=engine).gradient, work.chunk, checked)
 
 
 def _checked_and_measured(work: Work, engine: Engine) -> int | None:

@@ -32,6 +32,7 @@ class Choice(NamedTuple):
     engine: str
     reason: str
     chunk: int | None = None  # the most tasks that run together; None: all
+    checked: float = 0.0  # seconds that comparing the engine with the loop took
 
 
 class Entrant(NamedTuple):
@@ -39,6 +40,7 @@ class Entrant(NamedTuple):
 
     compute: Callable[[], Any]  # -> tensors
     chunk: int | None = None  # the most tasks that it runs together; None: all
+    checked: float = 0.0  # seconds that the check took
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ def _as_asked(race: Race, asked: Engine) -> tuple[Choice, bool]:
     entrant = race.enter(asked)
     (result, drew), seconds = timed(lambda: watching_generator(entrant.compute), race.device)
     if not asked.compiled:
-        return Choice(asked.name, "as asked", entrant.chunk), drew
+        return Choice(asked.name, "as asked", entrant.chunk, entrant.checked), drew
     _check_same(result, race.enter(LOOP).compute(), race.tolerance)
-    return Choice(asked.name, f"as asked, compiled in {seconds:.0f} s", entrant.chunk), drew
+    return Choice(asked.name, f"as asked, compiled in {seconds:.0f} s", entrant.chunk, entrant.checked), drew
 
 
 # --- the race --------------------------------------------------------------------------------------------------------
@@ -134,7 +136,8 @@ def _fastest(race: Race, plain: list[Engine], programs: list[Engine]) -> Choice:
         notes = [*notes, *cannot, *never, *(f"compiled in {one.first:.0f} s" for one in compiled.values())]
     times = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
     best = _best(seconds)
-    return Choice(best, "; ".join([f"fastest of {times}", *notes]), ready[best].entrant.chunk)
+    winner = ready[best].entrant
+    return Choice(best, "; ".join([f"fastest of {times}", *notes]), winner.chunk, winner.checked)
 
 
 def _compiled(

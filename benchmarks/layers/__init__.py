@@ -1,0 +1,1 @@
+"""Which layers and functions of torch every engine differentiates rightly."""
