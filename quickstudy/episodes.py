@@ -119,6 +119,11 @@ def examples(batch: Batch, which: Any) -> Batch:
     return Batch(*(trees.rows(part, which) for part in batch))
 
 
+def blocks(n: int, size: int, generator: torch.Generator | None = None) -> Sequence[Tensor]:
+    """The row numbers 0..n-1 in random order, in blocks of at most `size` that differ by one row at most."""
+    return torch.randperm(n, generator=generator).tensor_split(-(-n // size))
+
+
 def _changed(change: Callable[[Tensor], Tensor], episode: Episode) -> Episode:
     return Episode(*(Batch(*(trees.mapped(change, part) for part in batch)) for batch in episode))
 

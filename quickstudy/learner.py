@@ -25,7 +25,7 @@ import abc
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -130,6 +130,7 @@ class Learner(abc.ABC):
     fixed_ways: ClassVar[bool] = False  # True: theta has entries for each class; no task may have more than `ways`
     handed_in: ClassVar[tuple[str, ...]] = ()  # prefixes of theta's entries whose gradient is not that derivative
     from_nothing: ClassVar[bool] = False  # True: also predicts from an empty support set
+    transductive: ClassVar[bool] = False  # True: the answer to a query depends on the other queries of a call
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -159,6 +160,22 @@ class Learner(abc.ABC):
     def at(self, progress: float) -> Learner:
         """The learner to train with at `progress` in [0, 1) of a run: itself, unless its loss changes in training."""
         return self
+
+    def finish(self, theta: Theta, examples: Iterable[Batch]) -> Theta:
+        """theta as it is used once training is over: entries that are statistics of the training examples are set here.
+
+        `examples` are blocks of them, in which each example is once where the tasks are drawn from a finite pool. theta
+        is not modified. By default there is no such entry.
+        """
+        return theta
+
+    def inductive(self) -> Learner | None:
+        """This learner in a form that answers each query by itself; None where it has no such form.
+
+        A learner that is not `transductive` returns itself. How a network normalises is no part of this: see
+        `engine.fitting.inductive`.
+        """
+        return None if self.transductive else self
 
     def exact(self) -> Learner | None:
         """This learner with the derivative of its meta-loss as its meta-gradient; None where it has no such setting.

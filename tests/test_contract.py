@@ -34,6 +34,7 @@ from quickstudy.engine import fitting, mapping
 from quickstudy.episodes import examples, joined
 from quickstudy.errors import QuickstudyError
 from quickstudy.learner import Batch, Episode, Learner, Theta, demand, networks
+from quickstudy.learners.reference import NIL, LinearProbe, SupportMean
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -161,6 +162,7 @@ solved: dict[str, Any] = {"steps": 5, "lam": 4.0, "lr": 0.2, "cg_steps": 60, "to
 in_context: dict[str, Any] = {"context": True, "width": 5, "readings": 2}
 solved_values: dict[str, Any] = {"ways": None, "lam": 0.5, "scale": 1.0}
 stiff: dict[str, Any] = solved | {"lam": 10.0}
+centred: dict[str, Any] = {"unused": frozenset({"simpleshot.mean"})}  # set by `finish`, not by descent
 
 CASES = [
     Case("maml", "classification", maml(lambda: vector_net(WAYS)), head="head"),
@@ -410,11 +412,11 @@ CASES = [
     Case("baselinepp", "classification", metric(qs.BaselinePP, lambda: vector_net(POOL), steps=3)),
     Case("baselinepp", "batch norm", metric(qs.BaselinePP, conv("batch", POOL), steps=3), IMAGE, transductive=True),
     Case("baselinepp", "support norm", metric(qs.BaselinePP, conv("support", POOL), steps=3), IMAGE),
-    Case("simpleshot", "classification", metric(qs.SimpleShot, lambda: vector_net(POOL)), exact=False),
+    Case("simpleshot", "classification", metric(qs.SimpleShot, lambda: vector_net(POOL)), **centred),
     Case("simpleshot", "scaled", metric(qs.SimpleShot, lambda: vector_net(POOL), features="L2N")),
     Case("simpleshot", "as they are", metric(qs.SimpleShot, lambda: vector_net(POOL), features="UN")),
-    Case("simpleshot", "batch norm", metric(qs.SimpleShot, conv("batch", POOL)), IMAGE, transductive=True, exact=False),
-    Case("simpleshot", "support norm", metric(qs.SimpleShot, conv("support", POOL)), IMAGE, exact=False),
+    Case("simpleshot", "batch norm", metric(qs.SimpleShot, conv("batch", POOL)), IMAGE, transductive=True, **centred),
+    Case("simpleshot", "support norm", metric(qs.SimpleShot, conv("support", POOL)), IMAGE, **centred),
     Case("nearestcentroid", "classification", lambda: qs.NearestCentroid(ways=WAYS)),
     Case("nearestcentroid", "inputs by name", lambda: qs.NearestCentroid(ways=WAYS), inputs=by_name),
 ]
@@ -504,6 +506,17 @@ def test_adapting_a_plain_theta_gives_a_plain_phi(case):
     phi = learner.adapt(theta, episode.support)
     assert not any(t.requires_grad for t in tensors_of(phi))
     assert not learner.meta_loss(theta, episode).requires_grad
+
+
+@rows()
+def test_finishing_sets_statistics_of_the_examples_alone(case):
+    """What no descent moves; all other entries stay what training made them, and the theta given is not modified."""
+    learner, episode = case.build(), case.episode()
+    theta = {name: value + 1 for name, value in learner.init().items()}
+    unchanged = snapshot(theta)
+    finished = learner.finish(theta, [joined(episode), joined(case.episode(queries=5))])
+    assert unchanged() and finished.keys() == theta.keys()
+    assert {name for name in theta if not torch.equal(finished[name], theta[name])} == case.unused
 
 
 @rows()
@@ -648,7 +661,31 @@ def test_training_lowers_the_loss(case):
 
 @rows()
 def test_transduction_is_declared(case):
-    assert fitting.is_transductive(case.build()) == case.transductive
+    """By the learner, or by a network that normalises by batch; the latter has another form."""
+    learner = case.build()
+    assert fitting.is_transductive(learner) == case.transductive
+    assert learner.transductive == (case.transductive and fitting.normalisation_of(learner) != "batch")
+    assert fitting.has_both_forms(learner) == (case.transductive and learner.inductive() is not None)
+    assert learner.inductive() is None or not fitting.is_transductive(fitting.inductive(learner))
+
+
+REFERENCES = {
+    "SupportMean": (SupportMean, True),
+    "LinearProbe": (lambda: LinearProbe(WAYS), False),
+    "LinearProbe of values": (LinearProbe, True),
+    "NIL": (lambda: NIL(vector_net(WAYS), WAYS), False),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_learners_of_controls_answer_each_query_by_itself(name):
+    build, regression = REFERENCES[name]
+    episode = mapping.unstack(random_episodes(1, VECTOR, None if regression else WAYS, queries=4))[0]
+    learner, x = build(), episode.query.x
+    phi = learner.adapt(learner.init(), episode.support)
+    alone = torch.cat([learner.predict(learner.init(), phi, one) for one in one_by_one(x)])
+    assert not learner.transductive
+    assert_close(alone, learner.predict(learner.init(), phi, x), 1e-10)
 
 
 @rows()

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import quickstudy as qs
-from benchmarks.reproduce.rows import BEHIND, METRIC_BEHIND
+from benchmarks.reproduce.rows import BEHIND, METRIC_BEHIND, PUBLISHED_UNDER
 from quickstudy.base.machine import in_words as machine_in_words
 from quickstudy.evaluation.measures.movement import in_words as movement_in_words
 from quickstudy.evaluation.metric import PERCENT
@@ -23,7 +23,7 @@ def table(result: dict[str, Any]) -> str:
         "",
     ]
     machine = machine_in_words(result["machine"])
-    lines += [f"Machine: {machine}", "", *over_steps(result["rows"])]
+    lines += [f"Machine: {machine}", "", *published_under(result["rows"]), *over_steps(result["rows"])]
     lines += [
         "| learner | protocol | result (95 % CI) | training | engine | published | differs |",
     ]
@@ -57,6 +57,14 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {d['row']} | {d['protocol']} | {d['baseline']} ({d['against']}) | {d['text']} |")
         lines += behind(result)
     return "\n".join(lines) + "\n"
+
+
+def published_under(rows: list[dict[str, Any]]) -> list[str]:
+    """What the published numbers of rows on Omniglot were measured under, where that is not the rows' own protocol."""
+    compared = [row["scores"][0][0]["protocol"] for row in rows if row["published"] and row["scores"]]
+    names = dict.fromkeys(p["learner"] for p in compared if p["tasks"] == "omniglot")
+    notes = [f"{name}'s published numbers: {PUBLISHED_UNDER[name]}" for name in names if name in PUBLISHED_UNDER]
+    return [line for note in notes for line in (note, "")]
 
 
 def over_steps(rows: list[dict[str, Any]]) -> list[str]:

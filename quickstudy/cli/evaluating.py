@@ -50,6 +50,8 @@ def _evaluate(options: EvaluateOptions) -> None:
         n = len(score.values)
         part = f" (first {n} episodes)" if n < options.episodes else ""
         print(f"  control {name}: {score.in_words()}{part}")
+    for name, why in scores[0].left_out.items():
+        print(f"  control {name}: not run, {why}")
     if scores[0].controls:
         from quickstudy.report.one_run import verdict  # imported late: matplotlib takes a second
 

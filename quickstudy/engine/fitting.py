@@ -65,8 +65,11 @@ def alike(learner: Learner, episodes: Episodes) -> list[Alike]:
 def for_test(learner: Learner, tasks: Any, steps: int | None = None, transductive: bool | None = None) -> Learner:
     """The learner with its test settings: the tasks' ways if it has ways, other steps, another normalisation.
 
-    Raises ConfigError where the learner does not have such a setting, or has outputs for fewer ways.
+    `transductive` False: the form that answers each query by itself. Raises ConfigError where the learner does not have
+    such a setting, or has outputs for fewer ways.
     """
+    if transductive is False and learner.transductive:
+        learner = _inductive_form(learner)
     changes: dict[str, Any] = {}
     ways = None if tasks is None else source_of(tasks).ways
     if ways and setting(learner, "ways") is not None:
@@ -94,6 +97,17 @@ def with_ways(learner: Learner, ways: int) -> dict[str, Any]:
             f"{ways} classes. Test it with {most} ways or fewer, or train with ways={ways}."
         )
     return {}
+
+
+def _inductive_form(learner: Learner) -> Learner:
+    form, name = learner.inductive(), type(learner).__name__
+    if form is None:
+        raise ConfigError(
+            f"{name} declares that its answers to the queries of a call depend on each other (transductive = True), "
+            "and it has no form that answers each by itself. Allow it: leave `transductive` out of `evaluate`, give "
+            f"transductive=True to `adapt`. If {name} is your own, its method `inductive` can return such a form."
+        )
+    return form
 
 
 def _normalised(learner: Learner, policy: str) -> dict[str, Any]:
@@ -240,5 +254,33 @@ def normalisation_of(learner: Learner) -> str:
 
 
 def is_transductive(learner: Learner) -> bool:
-    """Whether a query's answer depends on the other queries of the batch."""
-    return normalisation_of(learner) == "batch"
+    """Whether a query's answer depends on the other queries of a call: by declaration, or by its normalisation."""
+    return learner.transductive or normalisation_of(learner) == "batch"
+
+
+def inductive(learner: Learner) -> Learner:
+    """The learner in the form that answers each query by itself; batch norm then takes the support set's statistics.
+
+    Raises ConfigError where the learner has no such form.
+    """
+    return for_test(learner, None, transductive=False)
+
+
+def has_both_forms(learner: Learner) -> bool:
+    """Whether the learner is transductive and has an inductive form too, so that it can be tested both ways."""
+    return is_transductive(learner) and learner.inductive() is not None
+
+
+SHARED = 1e-3  # relative difference of two answers that rounding does not explain
+
+
+def shares_queries(learner: Learner, theta: Theta, episodes: Episodes) -> bool:
+    """Whether the answer to the first query of the first task changes when its other queries are left out."""
+    fits, (support, query) = fitted(learner, unstack(episodes)[0])
+    if trees.size(query.x) < 2:
+        return False
+    with torch.no_grad():
+        phi = fits.adapt(theta, support)
+        alone, together = (fits.predict(theta, phi, x) for x in (trees.rows(query.x, slice(1)), query.x))
+    pairs = zip(trees.tensors(alone), trees.tensors(together), strict=True)
+    return any(float((a - b[:1]).abs().max()) > SHARED * float(b.abs().max()) for a, b in pairs)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quickstudy.base import seeds
+from quickstudy.base import seeds, trees
 from quickstudy.engine.labels import function_of, labelled, takes_classes
-from quickstudy.episodes import unstack
+from quickstudy.episodes import are_classes, unstack
 from quickstudy.errors import ConfigError, suggest
 from quickstudy.evaluation.metric_of_loss import OF_VALUES
-from quickstudy.learner import Learner, Theta, networks, setting, takes
+from quickstudy.learner import Batch, Learner, Theta, networks, setting, takes
 from quickstudy.learners.gradient.maml import MAML
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
-from quickstudy.learners.reference import NIL, LinearProbe, SupportMean, loss_for
+from quickstudy.learners.reference import NIL, Headed, LinearProbe, SupportMean, loss_for
+from quickstudy.learners.reference_texts import IDF, TfIdfCentroid, TfIdfRegression
 from quickstudy.learners.transfer.finetune import FineTune
+from quickstudy.nn.model import call
 from quickstudy.nn.parameters import own
+from quickstudy.nn.text import TextEncoder
 from quickstudy.tasks.changed import ChangedSupport, shuffled
 from quickstudy.tasks.source import Source, source_of
 
@@ -34,8 +37,11 @@ def control(name: str, learner: Learner, theta: Theta, tasks: Any) -> Variant:
     Raises ConfigError for an unknown name, and where the control does not apply to this learner or these tasks.
     """
     check_control(name)
+    source = source_of(tasks)
     with seeds.seeded(0, "control"):  # new weights are always the same, and the caller's random state is untouched
-        return CONTROLS[name].make(learner, theta, source_of(tasks))
+        if why := hindrance(name, source):
+            raise ConfigError(f"the control {name} cannot be run on these tasks: {why}.")
+        return CONTROLS[name].make(learner, theta, source)
 
 
 def check_control(name: str) -> None:
@@ -45,21 +51,49 @@ def check_control(name: str) -> None:
 
 
 def available(learner: Learner, tasks: Any) -> list[str]:
-    """The names of the controls that make sense for this learner and these tasks."""
+    """The names of the controls that make sense for this learner and these tasks, and can be run."""
+    return chosen(learner, tasks, None)[0]
+
+
+def chosen(learner: Learner, tasks: Any, names: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """The controls to run: those named, or None for all that make sense. Of the latter also why others cannot be run.
+
+    Raises ConfigError for an unknown name.
+    """
+    if names is not None:
+        for name in names:
+            check_control(name)
+        return list(names), {}
     source = source_of(tasks)
-    numbers = _numbers(source)
-    return [name for name, one in CONTROLS.items() if one.applies(learner, source) and (numbers or not one.numeric)]
+    suited = [name for name, one in CONTROLS.items() if one.suits(learner, source)]
+    hindered = {name: why for name in suited if (why := hindrance(name, source))}
+    return [name for name in suited if name not in hindered], hindered
+
+
+def hindrance(name: str, source: Source) -> str | None:
+    """Why a control cannot be run on the inputs or answers of these tasks; None if it can."""
+    needs = CONTROLS[name].needs
+    if needs is None:
+        return None
+    return "what their examples are depends on who acts" if source.on_policy else needs(_shown(source), source.ways)
+
+
+def _shown(source: Source) -> Batch:
+    """The support set of some task."""
+    return unstack(source.sample(1, seeds.generator(0, "probe")))[0].support
 
 
 @dataclass(frozen=True)
 class Control:
-    """A control: how its variant of a learner is made, and for which learners and tasks that makes sense."""
+    """A control: how its variant of a learner is made, for which learners and tasks that makes sense, what it needs.
+
+    `suits` says whether it would tell anything of this learner on tasks of this kind. `needs` looks at a support set
+    and the tasks' ways, and gives the reason why the control cannot be computed from these, or None.
+    """
 
     make: Callable[[Learner, Theta, Source], Variant]
-    applies: Callable[[Learner, Source], bool]
-    numeric: bool = (
-        False  # whether it computes with the raw inputs and answers, which are then a tensor of numbers each
-    )
+    suits: Callable[[Learner, Source], bool]
+    needs: Callable[[Batch, int | None], str | None] | None = None
     dear: bool = False  # whether it trains a network on each task, which takes far longer than the learner itself
 
     def episodes(self, asked: int) -> int:
@@ -151,20 +185,19 @@ def from_scratch(learner: Learner, theta: Theta, tasks: Source) -> Variant:
 
 def _with_head(model: nn.Module, tasks: Source, loss: Any) -> nn.Module:
     """A randomly initialised copy of the network that answers these tasks; an encoder gets a linear layer on top."""
-    fresh = rerandomised(model)
-    example = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
+    fresh, example = rerandomised(model), _shown(tasks)
     with torch.no_grad():
-        output = fresh(example.x)
+        output = call(fresh, {}, example.x)
     if example.y.dim() > 1 and (output.shape == example.y.shape or takes_classes(loss)):
         return fresh
     width, wanted = output.flatten(1).shape[1], tasks.ways or example.y.shape[-1]
-    return fresh if output.shape[1:] == (wanted,) else nn.Sequential(fresh, nn.Flatten(), nn.Linear(width, wanted))
+    return fresh if output.shape[1:] == (wanted,) else Headed(fresh, nn.Linear(width, wanted))
 
 
 def rerandomised(model: nn.Module) -> nn.Module:
     """A copy of the model with the weights of every layer initialised again."""
     fresh = copy.deepcopy(model)
-    for layer in fresh.modules():
+    for layer in reversed(list(fresh.modules())):  # a layer that sets its own parts anew comes after them
         reset = getattr(
             layer, "reset_parameters", getattr(layer, "_reset_parameters", None)
         )  # attention has the latter
@@ -173,12 +206,78 @@ def rerandomised(model: nn.Module) -> nn.Module:
     return fresh
 
 
-def _numbers(tasks: Source) -> bool:
-    """Whether inputs and answers are a tensor of numbers each. Indices of subwords have no meaningful mean."""
-    if tasks.on_policy or "buckets" in tasks.preprocess:
-        return False
-    support = unstack(tasks.sample(1, seeds.generator(0, "probe")))[0].support
-    return isinstance(support.x, Tensor) and isinstance(support.y, Tensor) and support.x.is_floating_point()
+def untrained(learner: Learner, theta: Theta, tasks: Source) -> Variant:
+    """The same learner with the theta that its training began with: what its network and adaptation do by themselves.
+
+    Raises ConfigError for a learner that has no meta-parameters.
+    """
+    start = {name: value.to(theta[name]) for name, value in learner.init().items()}
+    if not start:
+        raise ConfigError(f"{type(learner).__name__} has no meta-parameters: it is untrained as it is.")
+    return learner, start, tasks
+
+
+def tf_idf_centroid(learner: Learner, theta: Theta, tasks: Source) -> Variant:
+    """The class mean of TF-IDF at the smallest angle. Raises ConfigError for tasks that are not of hashed texts."""
+    ways, buckets = _of_texts("tf_idf_centroid", tasks)
+    return TfIdfCentroid(ways, buckets), _idf(learner, buckets), tasks
+
+
+def tf_idf_regression(learner: Learner, theta: Theta, tasks: Source) -> Variant:
+    """Softmax regression on TF-IDF. Raises ConfigError for tasks that are not of hashed texts."""
+    ways, buckets = _of_texts("tf_idf_regression", tasks)
+    return TfIdfRegression(ways, buckets), _idf(learner, buckets), tasks
+
+
+def _of_texts(name: str, tasks: Source) -> tuple[int, int]:
+    """Ways and buckets of tasks of hashed texts."""
+    if not _texts(tasks) or tasks.ways is None:
+        raise ConfigError(f"{name} is a control for the hashed texts of qs.tasks.from_text; these tasks are others.")
+    return tasks.ways, tasks.preprocess["buckets"]
+
+
+def _idf(learner: Learner, buckets: int) -> Theta:
+    """The inverse document frequencies of the training texts, where the learner's network was given them."""
+    layers = (layer for network in networks(learner).values() for layer in network.modules())
+    known = (layer.idf for layer in layers if isinstance(layer, TextEncoder) and len(layer.idf) == buckets)
+    return next(({IDF: idf} for idf in known if idf.any()), {})
+
+
+# --- for which learners and tasks ------------------------------------------------------------------------------------
+
+
+def _texts(tasks: Source) -> bool:
+    """Whether the inputs are texts as hashed subwords. Controls of the raw input are replaced by those on TF-IDF."""
+    return "buckets" in tasks.preprocess
+
+
+def _raw_classes(learner: Learner, tasks: Source) -> bool:
+    return tasks.ways is not None and not _texts(tasks)
+
+
+def _text_classes(learner: Learner, tasks: Source) -> bool:
+    return tasks.ways is not None and _texts(tasks)
+
+
+def _one_target(shown: Batch, ways: int | None) -> str | None:
+    """What is needed: the values, the classes of the positions, or one class of a known number, of a single target."""
+    if not isinstance(shown.y, Tensor):
+        return "the answers are several targets"
+    unknown = are_classes(shown.y) and not ways
+    return "the task source does not declare how many classes there are, `ways`" if unknown else None
+
+
+def _one_answer(shown: Batch, ways: int | None) -> str | None:
+    """What is needed: one class, of a known number of them, or the values of one target for each example."""
+    several = isinstance(shown.y, Tensor) and not (shown.y.is_floating_point() or are_classes(shown.y))
+    return "an example has several classes" if several else _one_target(shown, ways)
+
+
+def _numbers(shown: Batch, ways: int | None) -> str | None:
+    """What is needed: inputs of which a mean and a sum mean something, and one answer for each example."""
+    if not all(t.is_floating_point() for t in trees.tensors(shown.x)):
+        return "the inputs hold whole numbers, such as tokens or categories, which have no mean"
+    return _one_answer(shown, ways)
 
 
 def _reads_values(learner: Learner, tasks: Source) -> bool:
@@ -187,14 +286,19 @@ def _reads_values(learner: Learner, tasks: Source) -> bool:
     return tasks.ways is None and (loss is None or function_of(loss) in OF_VALUES or labelled(loss) is not None)
 
 
+def _can_be_probed(learner: Learner, tasks: Source) -> bool:
+    return not _texts(tasks) and (bool(tasks.ways) or _reads_values(learner, tasks))
+
+
 CONTROLS: dict[str, Control] = {
     "zero_steps": Control(zero_steps, lambda learner, tasks: takes(learner, "steps")),
     "shuffled_labels": Control(shuffled_labels, lambda learner, tasks: True),
-    "nearest_centroid": Control(nearest_centroid, lambda learner, tasks: tasks.ways is not None, numeric=True),
-    "support_mean": Control(support_mean, _reads_values, numeric=True),
-    "linear_probe": Control(
-        linear_probe, lambda one, tasks: bool(tasks.ways) or _reads_values(one, tasks), numeric=True
-    ),
-    "nil": Control(nil, lambda learner, tasks: tasks.ways is not None and _has_head(learner), numeric=True),
-    "from_scratch": Control(from_scratch, lambda learner, tasks: bool(networks(learner)), numeric=True, dear=True),
+    "untrained": Control(untrained, lambda learner, tasks: bool(learner.init())),
+    "nearest_centroid": Control(nearest_centroid, _raw_classes, _numbers),
+    "tf_idf_centroid": Control(tf_idf_centroid, _text_classes),
+    "support_mean": Control(support_mean, _reads_values, _one_answer),
+    "linear_probe": Control(linear_probe, _can_be_probed, _numbers),
+    "tf_idf_regression": Control(tf_idf_regression, _text_classes),
+    "nil": Control(nil, lambda learner, tasks: tasks.ways is not None and _has_head(learner), _one_answer),
+    "from_scratch": Control(from_scratch, lambda learner, tasks: bool(networks(learner)), _one_target, dear=True),
 }

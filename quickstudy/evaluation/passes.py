@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,14 @@ from quickstudy.base.timing import timed
 from quickstudy.engine import agreement, mapping, ranks
 from quickstudy.engine.choice import race
 from quickstudy.engine.engines import Engine, find_engine
-from quickstudy.engine.fitting import check_episodes, check_values, device_of, is_transductive, normalisation_of
+from quickstudy.engine.fitting import (
+    check_episodes,
+    check_values,
+    device_of,
+    is_transductive,
+    normalisation_of,
+    shares_queries,
+)
 from quickstudy.engine.labels import Allowed
 from quickstudy.engine.watch import Watch
 from quickstudy.episodes import Episodes, are_classes, concat, count, first_tasks, moved, stacked, unstack
@@ -58,6 +66,7 @@ class Pass:
     labels: Allowed  # which labels the learner's classes have
     seconds: float  # that checking the first block took on one thread, which is about what one task takes
     drew: bool  # whether the learner drew from torch's generator there
+    transductive: bool  # whether its answers to the queries of a task depend on each other, declared or seen
     arrange: Arrange | None = None
 
     @property
@@ -113,7 +122,21 @@ def begin(
     checked = functools.partial(seeds.watching_generator, lambda: check_episodes(learner, theta, first))
     with _one_thread():
         (labels, drew), seconds = timed(checked, device_of(theta))
-    return Pass(learner, theta, source, episodes, seed, first, labels, seconds, drew, arrange)
+        transductive = is_transductive(learner) or (not drew and _seen_to_share(learner, theta, first))
+    return Pass(learner, theta, source, episodes, seed, first, labels, seconds, drew, transductive, arrange)
+
+
+def _seen_to_share(learner: Learner, theta: Theta, first: Episodes) -> bool:
+    """Whether answers depend on each other where nothing declares it: then the score is a transductive one."""
+    shares = shares_queries(learner, theta, first)
+    if shares:
+        warnings.warn(
+            f"the answer of {type(learner).__name__} to a query changes with the other queries, which nothing "
+            "declares. Its score counts as transductive. A learner of your own declares it, transductive: "
+            "ClassVar[bool] = True. If its network mixes the rows of a batch, let it normalise by qs.nn.norm.",
+            stacklevel=4,
+        )
+    return shares
 
 
 @contextmanager
@@ -255,10 +278,12 @@ def protocol_of(
     control: str | None = None,
     seen: Episodes | None = None,
     ensemble: int = 1,
+    transductive: bool = False,
 ) -> Protocol:
     """The protocol under which `learner` is tested on `tasks`.
 
-    Sizes that the task source does not report are taken from `seen`, a batch of its episodes.
+    Sizes that the task source does not report are taken from `seen`, a batch of its episodes. `transductive`: the
+    answers were seen to depend on each other, whatever the learner declares.
     """
     about = (_sizes(seen) if seen else {}) | source_of(tasks).describe()
     return Protocol(
@@ -271,7 +296,7 @@ def protocol_of(
         metric=metric,
         episodes=episodes,
         seed=seed,
-        transductive=is_transductive(learner),
+        transductive=transductive or is_transductive(learner),
         normalisation=normalisation_of(learner),
         steps=setting(learner, "steps"),
         ensemble=ensemble,

@@ -107,7 +107,16 @@ def predicted(learner: Learner, thetas: Sequence[Theta], tasks: Any, settings: S
         tuple(tuple(numbers.tolist()) for numbers in classes),
         metric,
         source.unit,
-        passes.protocol_of(learner, source, metric.name, episodes, seed, seen=one.first, ensemble=len(thetas)),
+        passes.protocol_of(
+            learner,
+            source,
+            metric.name,
+            episodes,
+            seed,
+            seen=one.first,
+            ensemble=len(thetas),
+            transductive=one.transductive,
+        ),
         engine,
     )
 

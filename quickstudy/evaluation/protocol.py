@@ -25,7 +25,7 @@ class Protocol:
     metric: str  # its name, such as "accuracy" or "mean squared error"; Score.metric is the metric itself
     episodes: int
     seed: int  # of the test episodes
-    transductive: bool  # whether queries were normalised together
+    transductive: bool  # whether the answer to a query depends on the other queries of its task
     normalisation: str  # batch, support, running, layer or none
     steps: int | None = None  # inner steps at test; None if the learner has none
     ensemble: int = 1  # number of models averaged
@@ -42,7 +42,9 @@ class Protocol:
         kind = {"none": "no norm", "running": "running batch norm"}.get(
             self.normalisation, f"{self.normalisation} norm"
         )
-        words = [f"transductive {kind}" if self.transductive else kind]
+        together = self.transductive and self.normalisation == "batch"
+        words = [f"transductive {kind}" if together else kind]
+        words += ["transductive"] if self.transductive and not together else []
         words += [f"{self.steps} inner step{'s' * (self.steps != 1)}"] if self.steps is not None else []
         words += [f"ensemble of {self.ensemble}"] if self.ensemble > 1 else []
         words += [f"control: {self.control}"] if self.control else []

@@ -27,9 +27,9 @@ class Score:
     """One value per test episode (accuracy in [0, 1], mean squared error, ...), and the protocol of the measurement.
 
     `controls` holds the scores of control learners on the same episodes, by name; a control has some information taken
-    away. If tasks are fixed things such as customers or hospitals, `tasks` names the task of each episode. Then each
-    task counts once, however many episodes it has, and the interval is over tasks, because the episodes of one task
-    say nothing about other tasks.
+    away. `left_out` gives the reason why one of them has no score here, by name. If tasks are fixed things such as
+    customers or hospitals, `tasks` names the task of each episode. Then each task counts once, however many episodes it
+    has, and the interval is over tasks, because the episodes of one task say nothing about other tasks.
     """
 
     values: Tensor  # float64 [episodes]
@@ -38,6 +38,7 @@ class Score:
     tasks: tuple[str, ...] = ()  # [episodes]; empty if every episode is its own task
     own_metric: Metric | None = None  # the metric, where it is the user's own; else the protocol's name tells it
     trainings: Tensor | None = None  # float64 [trainings, episodes], whose mean is `values`; None for one training
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_trainings(cls, scores: Sequence[Score]) -> Score:
@@ -105,7 +106,7 @@ class Score:
         protocol = dataclasses.replace(self.protocol, episodes=min(n, len(self.values)))
         several = None if self.trainings is None else self.trainings[:, :n]
         few = {"values": self.values[:n], "tasks": self.tasks[:n], "trainings": several}
-        return dataclasses.replace(self, protocol=protocol, controls={}, **few)
+        return dataclasses.replace(self, protocol=protocol, controls={}, left_out={}, **few)
 
     def against(self, control: Score) -> Difference:
         """The paired difference from one of its controls, over the episodes that the control answered.
@@ -133,6 +134,7 @@ class Score:
             **({"tasks": list(self.tasks)} if self.tasks else {}),
             **({} if self.metric in METRICS.values() else {"metric": self.metric.to_dict()}),
             "controls": {name: score.to_dict() for name, score in self.controls.items()},
+            **({"left_out": dict(self.left_out)} if self.left_out else {}),
         }
 
     @classmethod
@@ -144,7 +146,8 @@ class Score:
         trainings = torch.tensor(plain["trainings"], dtype=torch.float64) if "trainings" in plain else None
         if trainings is not None and trainings.shape[1:] != values.shape:
             raise ValueError("trainings and values are of other numbers of episodes")
-        return cls(values, Protocol(**plain["protocol"]), controls, tasks, own_metric, trainings)
+        left_out = plain.get("left_out", {})
+        return cls(values, Protocol(**plain["protocol"]), controls, tasks, own_metric, trainings, left_out)
 
     def save(self, path: str) -> None:
         """Write the score to a JSON file."""

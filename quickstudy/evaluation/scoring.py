@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from quickstudy.errors import NonFiniteError
-from quickstudy.evaluation.controls import CONTROLS, check_control, control
+from quickstudy.evaluation.controls import CONTROLS, chosen, control
 from quickstudy.evaluation.ensemble import mean_answer
 from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.metric_of_loss import as_read, metric_by_kind
@@ -18,6 +18,8 @@ from quickstudy.evaluation.passes import BLOCK, protocol_of, sample_block, sampl
 from quickstudy.evaluation.predictions import Predictions, Settings, predicted, predictions, score_of
 from quickstudy.evaluation.score import Score
 from quickstudy.learner import Episode, Learner, Theta, setting
+
+DIVERGED = "it diverged, so some of its answers are not finite"
 
 __all__ = [
     "BLOCK",
@@ -40,7 +42,7 @@ def evaluate(
     steps: int | None = None,
     transductive: bool | None = None,
     ensemble: int = 1,
-    controls: Sequence[str] = (),
+    controls: Sequence[str] | None = (),
     metric: str | Metric | None = None,
     engine: str = "auto",
     progress: Callable[[int], None] | None = None,
@@ -51,10 +53,12 @@ def evaluate(
     episodes       how many. Test episode i depends only on (seed, i), so every learner gets the same episodes and
                    scores can be compared in pairs
     steps          inner steps at test, if other than in training
-    transductive   None keeps the network's own setting; False normalises queries with the support set's statistics
+    transductive   None keeps the network's own setting; False asks for the learner's form that answers each query by
+                   itself, and batch normalisation then takes the support set's statistics
     ensemble       this many thetas, those with the best validation scores, learn each task, and their answers (class
                    probabilities or values) are averaged. This needs training with `keep`
-    controls       names from `controls.CONTROLS`. They use the best theta only; a dear one answers the first episodes
+    controls       names from `controls.CONTROLS`; None for all that make sense, and `left_out` of the score then says
+                   why others could not be run. They use the best theta only; a dear one answers the first episodes
                    only, see `Control.episodes`
     metric         what is counted: a name in `metric.METRICS`, or a `Metric`; None: what fits the learner's loss, see
                    `metric_of_loss`, or the loss itself. Errors are in the target's own unit
@@ -67,13 +71,12 @@ def evaluate(
     training kept fewer thetas than the ensemble needs, DataError where the learner cannot use the tasks, NonFiniteError
     where an output is not finite, and RankError where other ranks cannot be reached.
     """
-    for name in controls:
-        check_control(name)
+    names, hindered = chosen(trained.learner, tasks, controls)
     settings = Settings(episodes, seed, metric, engine, progress)
     own = predictions(trained, tasks, settings, steps=steps, transductive=transductive, ensemble=ensemble)
     score = score_of(own)
-    made = {name: control_predictions(name, own, trained.theta, tasks, settings) for name in controls}
-    return dataclasses.replace(score, controls=scores_of(made)) if made else score
+    made = {name: control_predictions(name, own, trained.theta, tasks, settings) for name in names}
+    return with_controls(score, made, hindered)
 
 
 def control_predictions(name: str, own: Predictions, theta: Theta, tasks: Any, settings: Settings) -> Predictions:
@@ -88,15 +91,19 @@ def control_predictions(name: str, own: Predictions, theta: Theta, tasks: Any, s
     return predicted(learner, (theta,), source, asked).named(name)
 
 
-def scores_of(made: dict[str, Predictions]) -> dict[str, Score]:
-    """The scores of controls, by name; one that diverged is left out, with a warning."""
-    scores = {}
+def with_controls(score: Score, made: dict[str, Predictions], hindered: Mapping[str, str]) -> Score:
+    """The score with those of its controls; `hindered`: why others could not be run.
+
+    One that diverged is left out too, with a warning.
+    """
+    found, left_out = {}, dict(hindered)
     for name, one in made.items():
         try:
-            scores[name] = score_of(one)
+            found[name] = score_of(one)
         except NonFiniteError:
+            left_out[name] = DIVERGED
             warnings.warn(f"the control {name!r} diverged on these tasks and is left out", stacklevel=3)
-    return scores
+    return dataclasses.replace(score, controls=found, left_out=left_out)
 
 
 def episode_score(learner: Learner, theta: Theta, episode: Episode) -> Tensor:

@@ -32,7 +32,7 @@ from quickstudy.evaluation.score import Score
 from quickstudy.evaluation.scoring import evaluate
 from quickstudy.experiments.comparison import MINUTES, SEEDS, Entry, LearnerComparison, Trial
 from quickstudy.experiments.evaluate_run import adaptation_timing
-from quickstudy.experiments.qualities import calibration_error, inductive, unlabelled
+from quickstudy.experiments.qualities import calibration_error, check_inductive, inductive, unlabelled
 from quickstudy.learner import Learner, networks
 from quickstudy.tasks.source import describe
 from quickstudy.trained.load import load
@@ -102,7 +102,8 @@ def compare_learners(
     about             plain values to keep among the settings
 
     Learners that diverge are left out, and the reason is in `failed`. Raises ConfigError where the settings make no
-    comparison, RunError where `out` holds something else, NonFiniteError where every learner diverges.
+    comparison or a learner cannot answer each query by itself, RunError where `out` holds something else,
+    NonFiniteError where every learner diverges.
 
     >>> import quickstudy as qs
     >>> tasks = [qs.tasks.glyphs(split, queries=5) for split in ("train", "test")]
@@ -136,6 +137,8 @@ def _check(setup: Setup, learners: Mapping[str, Any]) -> None:
         raise ConfigError(f"minutes of training must be more than 0, got {setup.minutes}.")
     if setup.episodes < 2 or not setup.seeds or not learners:
         raise ConfigError("a comparison needs at least one learner, one seed, and two test episodes.")
+    for build in learners.values():
+        check_inductive(build(), setup.test)
 
 
 def _open(setup: Setup) -> None:

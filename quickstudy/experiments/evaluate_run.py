@@ -24,7 +24,7 @@ from quickstudy.base.machine import machine
 from quickstudy.base.progress import counting_bar
 from quickstudy.base.timing import timed
 from quickstudy.engine import ranks
-from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive, normalisation_of
+from quickstudy.engine.fitting import device_of, fitted, for_test, has_both_forms, normalisation_of
 from quickstudy.engine.labels import class_axis, takes_classes
 from quickstudy.episodes import moved, unstack
 from quickstudy.errors import DataError, NonFiniteError, RunError
@@ -44,7 +44,7 @@ from quickstudy.evaluation.measures.probabilities import calibration_of
 from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.predictions import Predictions, Settings, predictions, score_of
 from quickstudy.evaluation.score import Score
-from quickstudy.evaluation.scoring import control_predictions, scores_of
+from quickstudy.evaluation.scoring import control_predictions, with_controls
 from quickstudy.experiments.examples import keep_examples, with_own
 from quickstudy.learner import Learner, offers, setting
 from quickstudy.tasks.source import source_of
@@ -100,7 +100,8 @@ def evaluate_run(
 
     `episodes` test episodes are drawn from `tasks` with `seed`; `steps` is the number of inner steps, None for that of
     training. The first score carries the controls `names`, by default all that make sense. A transductive learner gets
-    a second score, for which queries are normalised with the support set's statistics. `metric` is as in `evaluate`.
+    a second score, of its inductive form: queries are normalised with the support set's statistics. `metric` is as in
+    `evaluate`.
 
     Episodic learners with inner steps get a curve over steps, and movement.json where the steps move the layers of a
     model. Learners with an `embed` method get embeddings.json, those with a distribution of values calibration.json.
@@ -112,9 +113,7 @@ def evaluate_run(
     the first rank writes.
     """
     learner = for_test(trained.learner, tasks, steps)
-    names = controls.available(learner, tasks) if names is None else names
-    for name in names:
-        controls.check_control(name)
+    names, hindered = controls.chosen(learner, tasks, names)
     moving = min(episodes, MOVEMENT_EPISODES) if moves_layers(trained, tasks, steps) else 0
     todo = _episodes_to_do(learner, names, episodes, moving, ensemble)
     with counting_bar("evaluating", todo, progress and ranks.first()) as count:
@@ -122,8 +121,8 @@ def evaluate_run(
         own = predictions(trained, tasks, settings, steps=steps, ensemble=ensemble)
         score, similar = score_of(own), dataclasses.replace(settings, metric=own.metric, tried=own.engine)
         made = {name: control_predictions(name, own, trained.theta, tasks, settings) for name in names}
-        scores = [dataclasses.replace(score, controls=scores_of(made))]
-        if is_transductive(learner):
+        scores = [with_controls(score, made, hindered)]
+        if has_both_forms(learner):
             inductive = predictions(trained, tasks, similar, steps=steps, transductive=False, ensemble=ensemble)
             scores.append(score_of(inductive))
         known = [own, *(one for name, one in made.items() if name == "zero_steps")] if ensemble == 1 else []
@@ -153,7 +152,7 @@ def _answers_classes(made: Predictions, tasks: Any) -> bool:
 
 def _episodes_to_do(learner: Learner, names: Sequence[str], episodes: int, moving: int, ensemble: int) -> int:
     """How many episodes are answered in all: the end of the progress bar."""
-    answered = episodes * (1 + is_transductive(learner)) + moving
+    answered = episodes * (1 + has_both_forms(learner)) + moving
     answered += sum(controls.CONTROLS[name].episodes(episodes) for name in names)
     known = {setting(learner, "steps"), *([0] if "zero_steps" in names else [])} if ensemble == 1 else set()
     counts = with_own(CURVE, learner) if learner.episodic else []

@@ -9,8 +9,10 @@ import torch
 
 from quickstudy.base import trees
 from quickstudy.base.seeds import generator
-from quickstudy.engine.fitting import device_of, fitted, for_test, is_transductive
+from quickstudy.engine import fitting
+from quickstudy.engine.fitting import device_of, fitted, for_test
 from quickstudy.episodes import moved, unstack
+from quickstudy.errors import ConfigError
 from quickstudy.evaluation.measures.intervals import interval_coverage
 from quickstudy.evaluation.measures.probabilities import classification_calibration
 from quickstudy.evaluation.metric import Metric
@@ -26,11 +28,24 @@ CALIBRATED = 100  # test episodes for the calibration of probabilities and inter
 
 
 def inductive(trained: Trained) -> Trained:
-    """The same learner, which answers each query by itself: it normalises queries with the support set's statistics."""
-    learner = trained.learner
-    if not is_transductive(learner):
-        return trained
-    return dataclasses.replace(trained, learner=for_test(learner, None, transductive=False))
+    """The same learner in the form that answers each query by itself. Raises ConfigError where it has none."""
+    return dataclasses.replace(trained, learner=fitting.inductive(trained.learner))
+
+
+def check_inductive(learner: Learner, tasks: Any) -> None:
+    """Refuse a learner that cannot answer each query by itself.
+
+    Raises ConfigError where it declares so, and where it is seen in a task.
+    """
+    learner = for_test(fitting.inductive(learner), tasks)
+    theta = learner.init()
+    drawn = source_of(tasks).draw(1, generator(0, "inductive"), learner, theta)
+    fitting.check_episodes(learner, theta, drawn)
+    if fitting.shares_queries(learner, theta, drawn):
+        raise ConfigError(
+            f"the answer of {type(learner).__name__} to a query changes with the other queries, but a comparison is of "
+            "answers to one query at a time. If its network mixes the rows of a batch, let it normalise by qs.nn.norm."
+        )
 
 
 def unlabelled(trained: Trained, tasks: Any, episodes: int, metric: str | Metric | None = None) -> Score | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from quickstudy.base import trees
 from quickstudy.inner.descent import descend
@@ -95,6 +95,17 @@ class LinearProbe(Learner):
     def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
         output = self.predict(theta, self.adapt(theta, episode.support), episode.query.x)
         return (self.loss or loss_for(self.ways))(output, episode.query.y)
+
+
+class Headed(nn.Module):
+    """A network with a linear layer on top of its flattened output; its inputs may have names."""
+
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
+        return self.head(self.body(*inputs, **named).flatten(1))
 
 
 class Likeness(NamedTuple):

@@ -67,7 +67,13 @@ def text(
 
 
 class TextEncoder(nn.Module):
-    """x [n, words, subwords] -> [n, sketch + width], see `text`."""
+    """x [n, words, subwords] -> [n, sketch + width], see `text`.
+
+    The buffer `idf` keeps what `set_idf` was given: it is where the weights start, and what TF-IDF on the same training
+    texts is computed from. It is zero where that was not called.
+    """
+
+    idf: Tensor  # [buckets]
 
     def __init__(
         self, buckets: int, words: int, sketch: int, width: int, layers: int, heads: int, dropout: float
@@ -77,6 +83,7 @@ class TextEncoder(nn.Module):
         self.subwords = nn.Embedding(buckets, width)
         self.weights = nn.Embedding(buckets, 1)
         self.places = nn.Parameter(torch.zeros(words, width))
+        self.register_buffer("idf", torch.zeros(buckets))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.scale, self.angle = nn.Parameter(torch.tensor(SCALE)), nn.Parameter(torch.tensor(ANGLE))
         self.reset_parameters()
@@ -84,7 +91,7 @@ class TextEncoder(nn.Module):
     def reset_parameters(self) -> None:
         """Draw random embeddings of subwords, and set all other parameters to their initial values."""
         nn.init.normal_(self.subwords.weight, std=self.subwords.embedding_dim**-0.5)
-        nn.init.zeros_(self.weights.weight)
+        self.begin_at_idf()
         nn.init.zeros_(self.places)
         nn.init.constant_(self.scale, SCALE)
         nn.init.constant_(self.angle, ANGLE)
@@ -98,7 +105,13 @@ class TextEncoder(nn.Module):
         counts = torch.zeros(self.weights.num_embeddings)
         for one in x.flatten(1).long():
             counts[one.unique()] += 1
-        self.weights.weight[:, 0] = (1 + ((len(x) + 1) / (counts + 1)).log()).log()
+        self.idf.copy_(1 + ((len(x) + 1) / (counts + 1)).log())
+        self.begin_at_idf()
+
+    @torch.no_grad()
+    def begin_at_idf(self) -> None:
+        """Set the weights to the logarithm of the buffer `idf`; to 0 where that is not known."""
+        self.weights.weight[:, 0] = torch.where(self.idf > 0, self.idf, 1.0).log()
 
     def forward(self, x: Tensor) -> Tensor:
         known = (x > 0).to(self.subwords.weight.dtype)  # [n, words, subwords]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quickstudy.base.words import duration, plural, short
+from quickstudy.base.words import duration, listed, plural, short
 from quickstudy.errors import ProtocolError
 from quickstudy.evaluation.score import Score
 from quickstudy.experiments.run import Run
@@ -78,9 +78,9 @@ def controls(score: Score) -> list[dict[str, Any]]:
     scale = Scale([score, *score.controls.values()])
     rows = []
     for name, control in score.controls.items():
-        label, what, _ = words.CONTROLS.get(name, (name, "", ""))
-        what += words.on_the_first(score, control)
-        row = {"name": name, "label": label, "what": what, "score": control, "bar": scale.bar(control)}
+        about = words.said(name)
+        what = about.what + words.on_the_first(score, control)
+        row = {"name": name, "label": about.label, "what": what, "score": control, "bar": scale.bar(control)}
         rows.append(row | _against(name, score, control) | {"own": scale.bar(score)})
     return rows
 
@@ -95,19 +95,36 @@ def _against(name: str, score: Score, control: Score) -> dict[str, Any]:
     return {"beaten": beaten, "reading": reading, "difference": words.signed(difference)}
 
 
+ABLATIONS = {"zero_steps", "shuffled_labels"}  # the learner itself with something taken away: no rival to it
+
+
 def verdict(score: Score) -> str:
-    """The conclusion from all controls together."""
-    missed = [row for row in controls(score) if not row["beaten"]]
+    """The conclusion from all controls together, which names those that were beaten and those that could not be run."""
+    return " ".join(filter(None, [_outcome(score), _open_question(score), words.left_out(score)]))
+
+
+def _outcome(score: Score) -> str:
+    rows, who = controls(score), score.protocol.learner
+    missed = [row for row in rows if not row["beaten"]]
+    named = [words.said(row["name"]).beaten for row in rows if row["beaten"]]
+    beaten = f"{who} beats {listed(named)}" if named else ""
     if not missed:
         why = ": its score is owed to what it learned across tasks and to adapting"
-        enough = {"shuffled_labels", "from_scratch"} <= set(score.controls)
-        return f"{score.protocol.learner} beats every control{why if enough else ''}."
-    if [row["name"] for row in missed] == ["nil"]:
+        trained = {"untrained", "from_scratch"} & set(score.controls)
+        return f"{beaten}{why if trained and 'shuffled_labels' in score.controls else ''}."
+    if named and [row["name"] for row in missed] == ["nil"]:
         # NIL uses the learner's own features, so a learner that does not beat it has still learned something.
         why = "the features carry the score, and the inner loop adds nothing to them"
-        return f"{score.protocol.learner} beats every control but NIL, which reads its features as they are: {why}."
+        return f"{beaten}, but not NIL, which reads its features as they are: {why}."
     text = f"Not beaten: {', '.join(row['label'] for row in missed)}."
     return f"{text} Until every control is, the score does not show that meta-learning helped."
+
+
+def _open_question(score: Score) -> str:
+    """What cannot be concluded where no control learned the tasks in another way."""
+    if set(score.controls) - ABLATIONS:
+        return ""
+    return "None of these learned the tasks without meta-training, so it is open whether that helped."
 
 
 def _chance_mark(score: Score | None) -> float | None:

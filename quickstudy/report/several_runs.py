@@ -102,7 +102,7 @@ def _group(group: list[Entry], first: list[Entry]) -> dict[str, Any]:
 
 def _under(p: Protocol) -> str:
     queries = f"{plural(p.queries, 'query', 'queries')} per {'class' if p.ways else 'task'}"
-    sight = "the queries of a task are normalised together" if p.transductive else "queries are answered one by one"
+    sight = words.together(p) if p.transductive else "queries were answered one by one"
     return f"Split “{p.split}”, {queries}, {plural(p.episodes, 'test task')} of seed {p.seed}; {sight}."
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from quickstudy.base.words import percent, plural
+from quickstudy.base.words import listed, percent, plural
 from quickstudy.evaluation import protocol
 from quickstudy.evaluation.metric import ACCURACY, LABEL_ACCURACY, MEAN_SQUARED_ERROR, Metric
 from quickstudy.evaluation.score import Difference, Score, over_what
@@ -16,40 +16,81 @@ from quickstudy.experiments.run import Config, Run, Timing
 NOUNS = {"omniglot": ("drawing", "character", "characters"), "glyphs": ("drawing", "character", "characters")}
 NOUNS |= dict.fromkeys(("cifar_fs", "fc100"), ("photograph", "class", "classes"))
 
-# For each control: its label, what it is, and what follows when the learner beats it.
+
+class Said(NamedTuple):
+    """What the report says of a control."""
+
+    label: str
+    beaten: str  # how a sentence names it: "MAML beats ..."
+    what: str
+    claim: str  # what follows when the learner beats it
+
+
 CONTROLS = {
-    "zero_steps": ("without inner steps", "theta alone, not adapted to the task", "Adaptation matters"),
-    "shuffled_labels": (
+    "zero_steps": Said(
+        "without inner steps", "zero inner steps", "theta alone, not adapted to the task", "Adaptation matters"
+    ),
+    "shuffled_labels": Said(
         "with shuffled support labels",
+        "shuffled labels",
         "support answers permuted at random",
         "The support answers matter",
     ),
-    "nearest_centroid": (
+    "untrained": Said(
+        "without meta-training",
+        "its untrained self",
+        "the same learner with the theta that its training began with",
+        "Meta-training pays",
+    ),
+    "nearest_centroid": Said(
         "nearest centroid",
+        "the nearest centroid",
         "nearest class mean of the raw input",
         "Likeness of raw inputs is not enough",
     ),
-    "support_mean": (
+    "tf_idf_centroid": Said(
+        "nearest centroid of TF-IDF",
+        "the nearest centroid of TF-IDF",
+        "the class mean at the smallest angle, of subwords weighted by TF-IDF",
+        "Shared subwords are not enough",
+    ),
+    "support_mean": Said(
         "mean of the support answers",
+        "the mean of the support answers",
         "the same guess for every query of a task",
         "The inputs matter",
     ),
-    "linear_probe": (
+    "linear_probe": Said(
         "linear probe",
+        "a linear probe",
         "a linear model of the raw input, fitted on the support set",
         "A linear model is not enough",
     ),
-    "nil": (
+    "tf_idf_regression": Said(
+        "logistic regression on TF-IDF",
+        "logistic regression on TF-IDF",
+        "softmax regression on subwords weighted by TF-IDF, fitted on the support set",
+        "A linear model of subwords is not enough",
+    ),
+    "nil": Said(
         "no inner loop (NIL)",
+        "NIL",
         "theta’s features below the head, support labels weighed by cosine similarity",
         "Adaptation adds to the features",
     ),
-    "from_scratch": (
+    "from_scratch": Said(
         "from scratch",
+        "training from scratch",
         "the same network from random weights, fitted on the support set",
         "Meta-training pays",
     ),
 }
+
+
+def said(name: str) -> Said:
+    """What is said of a control; of one that this version does not know, its name."""
+    return CONTROLS.get(name, Said(name, name, "", "Beaten"))
+
 
 FIELDS = {
     "lr": "inner learning rate",
@@ -149,8 +190,13 @@ def under(score: Score) -> str:
         over = "measured on a single test task, so there is no interval"
     if (trainings := len(score.each)) > 1:
         over += f"; {trainings} trainings, whose spread it holds"
-    seen = " Transductive: the queries of a task were normalised together, so every answer leans on the others."
+    seen = f" Transductive: {together(p)}, so every answer leans on the others."
     return f"{p.describe()}; {over}.{seen if p.transductive else ''}"
+
+
+def together(p: protocol.Protocol) -> str:
+    """What the queries of a task share in a transductive measurement."""
+    return f"the queries of a task were {'normalised' if p.normalisation == 'batch' else 'answered'} together"
 
 
 def warnings(score: Score) -> list[str]:
@@ -186,13 +232,22 @@ def on_the_first(score: Score, control: Score) -> str:
     return f"; on the first {n} test tasks, and compared on these" if n < len(score.values) else ""
 
 
+def left_out(score: Score) -> str:
+    """Which controls could not be run, and why: 'Not run: nearest centroid (the inputs ...).'; '' if all were."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in score.left_out.items():
+        reasons.setdefault(why, []).append(said(name).label)
+    listed_by_reason = [f"{listed(labels)} ({why})" for why, labels in reasons.items()]
+    return f"Not run: {'; '.join(listed_by_reason)}." if reasons else ""
+
+
 def reading(name: str, score: Score, control: Score, difference: Difference) -> tuple[bool, str]:
     """Whether the score beats the control `name`, and the conclusion in words."""
-    label, _, claim = CONTROLS.get(name, (name, "", "Beaten"))
+    about = said(name)
     if difference.decided and score.metric.sign * difference.mean > 0:
-        return True, f"{claim}: {label} {amount(control)}."
+        return True, f"{about.claim}: {about.label} {amount(control)}."
     if difference.decided:
-        return False, f"Not beaten: {label} is better than {score.protocol.learner}."
+        return False, f"Not beaten: {about.label} is better than {score.protocol.learner}."
     if math.isinf(difference.low):
         return False, "Not beaten: one test task cannot show it."
     return False, "Not beaten: the interval of the difference holds zero."

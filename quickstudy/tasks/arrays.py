@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quickstudy.base import trees
-from quickstudy.episodes import are_classes, count, mapped, stacked
+from quickstudy.episodes import are_classes, count, joined, mapped, stacked, unstack
 from quickstudy.errors import DataError, suggest
 from quickstudy.learner import Batch, Episode
 from quickstudy.tasks.classes import scaled
@@ -34,6 +34,10 @@ class ArrayTasks:
         """n episodes drawn with replacement."""
         rows = torch.randint(count(self.episodes), (n,), generator=generator)
         return mapped(lambda t: t[rows], self.episodes)  # type: ignore[return-value]
+
+    def once(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """The examples of each task, support first; the tasks in the order in which they were given."""
+        return map(joined, unstack(self.episodes))
 
     def __repr__(self) -> str:
         return f"ArrayTasks({self.describe()})"  # not the tensors

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quickstudy.episodes import part_of
+from quickstudy.episodes import blocks, part_of
 from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
 
@@ -190,11 +190,24 @@ class PooledTasks:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
         """n minibatches of ways * (shots + queries) examples, drawn with replacement, as episodes."""
         s = self.source
-        rows = torch.randint(len(s.examples), (n, s.ways * (s.shots + s.queries)), generator=generator)
-        labels = torch.searchsorted(s.starts, rows, right=True) - 1
-        batch = Batch(s.inputs(rows, generator), labels)
+        rows = torch.randint(len(s.examples), (n, self._size), generator=generator)
+        batch = Batch(s.inputs(rows, generator), self._labels(rows))
         cut = s.ways * s.shots
         return Episode(Batch(batch.x[:, :cut], batch.y[:, :cut]), Batch(batch.x[:, cut:], batch.y[:, cut:]))
+
+    def once(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """All examples of the pool, each once and as it is (not augmented), in blocks of about a minibatch's size."""
+        examples = self.source.examples
+        for rows in blocks(len(examples), self._size, generator):
+            yield Batch(scaled(examples[rows]), self._labels(rows))
+
+    @property
+    def _size(self) -> int:
+        """Examples in a minibatch."""
+        return self.source.ways * (self.source.shots + self.source.queries)
+
+    def _labels(self, rows: Tensor) -> Tensor:
+        return torch.searchsorted(self.source.starts, rows, right=True) - 1
 
     def describe(self) -> dict[str, Any]:
         return self.source.describe() | {"pooled": True}

@@ -6,15 +6,17 @@ library wraps what it is given once, `source_of(tasks)`, and reads the declarati
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from quickstudy.episodes import Episodes, part_of
-from quickstudy.learner import Learner, Theta
+from quickstudy.episodes import Episodes, joined, part_of, unstack
+from quickstudy.learner import Batch, Learner, Theta
+
+DRAWN = 100  # tasks that stand for all examples of a source without an end of them
 
 
 class TaskSource(Protocol):
@@ -95,6 +97,11 @@ class Source:
         """The examples of all its tasks as one task, for learners that are not episodic; by default itself."""
         own = self._declared("pooled", None)
         return self if own is None else source_of(own())
+
+    def once(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """All its examples, each once, in blocks in random order; by default those of some tasks that it draws."""
+        own = self._declared("once", None)
+        return map(joined, unstack(self.sample(DRAWN, generator))) if own is None else own(generator)
 
     def describe(self) -> dict[str, Any]:
         """What it says of itself in a protocol, at least its name."""

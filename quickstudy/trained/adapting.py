@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from quickstudy.base import trees
-from quickstudy.engine.fitting import check_episodes, device_of, for_test, is_transductive, with_ways
+from quickstudy.engine.fitting import check_episodes, device_of, inductive, with_ways
 from quickstudy.engine.labels import labelled
 from quickstudy.errors import DataError, suggest
 from quickstudy.learner import Batch, Episode, Learner, Theta, setting, takes
@@ -144,9 +144,7 @@ def _known_classes(
 def _for_task(learner: Learner, names: tuple[Any, ...] | None, transductive: bool) -> Learner:
     if names is not None and setting(learner, "ways") is not None:
         learner = dataclasses.replace(learner, **with_ways(learner, len(names)))  # type: ignore[type-var]
-    if is_transductive(learner) and not transductive:
-        learner = for_test(learner, None, transductive=False)
-    return learner
+    return learner if transductive else inductive(learner)
 
 
 def _check_finite(phi: Any) -> None:

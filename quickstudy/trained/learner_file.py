@@ -21,6 +21,7 @@ from quickstudy.learner import LOSSES, Learner, Theta, describe_learner, network
 from quickstudy.learners import LEARNERS
 from quickstudy.nn import NETWORKS
 from quickstudy.nn.parameters import constants, part
+from quickstudy.nn.text import TextEncoder
 
 
 def learner_header(learner: Learner) -> dict[str, Any]:
@@ -46,6 +47,10 @@ def build_learner(path: Any, header: Mapping[str, Any], tensors: Theta, given: M
     for key, value in built.items():
         if isinstance(value, nn.Module):
             built[key] = _with_constants(value, part(tensors, f"constant.{key}."))
+            for layer in built[key].modules() if key not in given else ():
+                # Where its training began follows from its constants.
+                if isinstance(layer, TextEncoder) and layer.weights.weight.requires_grad:
+                    layer.begin_at_idf()
     return classes[name](**built)
 
 
@@ -58,7 +63,8 @@ def _rebuilt(path: Any, key: str, value: Any, given: Mapping[str, Any]) -> Any:
         return value
     if value.get("network"):
         options = dict(value["network"])
-        with seeds.restored():  # the initial weights drawn here are replaced later: leave the caller's RNG alone
+        # A file keeps no initial weights. Those drawn here are what an untrained learner is measured with.
+        with seeds.seeded(0, "network"):
             return NETWORKS[options.pop("name")](**options)
     if value.get("function"):
         return LOSSES[value["function"]]

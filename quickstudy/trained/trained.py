@@ -67,7 +67,8 @@ class Trained:
         also take an empty support set of values.
 
         Raises DataError for NaN, lengths that differ, fewer than two classes, or classes that the model has no output
-        for; ConfigError for more ways than a learner with fixed ways was trained on.
+        for; ConfigError for more ways than a learner with fixed ways was trained on, and unless `transductive` for a
+        learner that has no form that answers each input by itself.
         """
         shown = support_set(self.basis, x, y, transductive)
         return Predictor(self.basis, learn(self.basis, shown), shown)
@@ -77,7 +78,7 @@ class Trained:
 
         Raises ConfigError where the learner has no task embedding, and the errors of `adapt`.
         """
-        learner, _, support = one_task(self.basis, support_set(self.basis, x, y, False))
+        learner, _, support = one_task(self.basis, support_set(self.basis, x, y, transductive=True))  # no queries
         with torch.no_grad():
             return learner.embed(self.theta, support)
 

@@ -28,6 +28,7 @@ from quickstudy.trained.trained import Trained
 from quickstudy.training.budget import OWN, Budget, stopwatch, used
 from quickstudy.training.checkpoint import TrainingState, append_metrics, save_checkpoint
 from quickstudy.training.curve import line_of, with_metric
+from quickstudy.training.finishing import finished
 from quickstudy.training.loop import Step, meta_steps
 from quickstudy.training.opening import (
     Session,
@@ -212,13 +213,16 @@ def _account(session: Session, step: Step, counted: Callable[[float], float]) ->
 
 
 def _finish(session: Session) -> Trained:
-    """The trained learner, written to the run folder with its timing."""
-    state, folder = session.state, session.folder
-    thetas = [theta for _, theta in state.best]
-    theta, several = (thetas or [session.trained.theta])[0], tuple(thetas) if len(thetas) > 1 else ()
-    final = dataclasses.replace(session.trained, theta=theta, best=several)
+    """The trained learner, written to the run folder with its timing.
+
+    The checkpoint keeps theta as the loop left it, so that a run with more iterations goes on from there.
+    """
+    state, folder, clock = session.state, session.folder, _clock(session.state)
+    save_checkpoint(folder, state)
+    thetas = [finished(session, theta) for _, theta in state.best] or [finished(session, session.trained.theta)]
+    state.timing |= clock()
+    final = dataclasses.replace(session.trained, theta=thetas[0], best=tuple(thetas) if len(thetas) > 1 else ())
     if folder is not None:
-        save_checkpoint(folder, state)
         final.save(folder / "learner.qs")
         engine = {"engine": state.engine, "reason": state.reason}
         done = {"iterations": state.iteration}

@@ -86,6 +86,12 @@ def test_the_pages_of_results_that_stand_are_made_again_to_the_letter(load):
             assert made == (results / f"{name}.md").read_text(encoding="utf-8"), name
 
 
+def test_a_page_says_under_what_else_a_published_number_was_measured(load):
+    results = load("provenance").RESULTS
+    told = {p.stem for p in results.glob("*.md") if "turn test characters too" in p.read_text(encoding="utf-8")}
+    assert told == {"omniglot", "omniglot-metric", "omniglot-memory"}  # where ProtoNet's numbers stand
+
+
 @pytest.mark.parametrize(
     "name",
     ["speed", "speed.memory", "reproduce", "neural_processes", "cost", "planning", "scaling", "to_accuracy"],

@@ -491,7 +491,8 @@ def test_the_mean_of_the_support_answers_is_a_control_for_values():
 
 def test_the_controls_that_make_sense_are_offered():
     maml, centroid = maml_on_vectors(), qs.NearestCentroid(3)
-    assert set(controls.available(maml, clusters())) == set(controls.CONTROLS) - {"support_mean"}
+    of_texts = {"tf_idf_centroid", "tf_idf_regression"}
+    assert set(controls.available(maml, clusters())) == set(controls.CONTROLS) - {"support_mean"} - of_texts
     assert controls.available(centroid, clusters()) == ["shuffled_labels", "nearest_centroid", "linear_probe"]
     offered = controls.available(maml_on_vectors(loss=qs.mse_loss), qs.tasks.sinusoid())
     assert "nearest_centroid" not in offered and "support_mean" in offered
@@ -504,7 +505,14 @@ def test_controls_of_a_regression():
     learner = qs.MAML(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=0.01, steps=1)
     tasks = qs.tasks.sinusoid("test")
     found = qs.evaluate(ready(learner), tasks, episodes=5, controls=controls.available(learner, tasks)).controls
-    assert set(found) == {"zero_steps", "shuffled_labels", "support_mean", "linear_probe", "from_scratch"}
+    assert set(found) == {
+        "zero_steps",
+        "shuffled_labels",
+        "untrained",
+        "support_mean",
+        "linear_probe",
+        "from_scratch",
+    }
     assert all(math.isfinite(score.mean) for score in found.values())
 
 

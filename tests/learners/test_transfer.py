@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from quickstudy.learner import Batch, Episode, Theta
 pytestmark = pytest.mark.usefixtures("double")
 
 WAYS, POOL = 3, 6
+QUIET: dict[str, Any] = {"meta_batch": 2, "engine": "loop", "progress": False}
 
 
 def one_episode(**sizes: Any) -> Episode:
@@ -75,27 +77,67 @@ def test_simpleshot_pretrains_as_finetune_does(kind):
     wanted, wanted_slope = qs.meta_gradient(tune, tune.init(), batch)
     assert_close(loss, wanted, 1e-12)
     assert_close({n: v for n, v in slope.items() if n != "simpleshot.mean"}, wanted_slope, 1e-12)
+    assert kind == "UN" or not slope["simpleshot.mean"].any()  # a statistic of the features, not what moves them
 
 
-def test_the_gradient_of_the_mean_points_from_what_is_seen():
-    learner, episode = qs.SimpleShot(net(), ways=WAYS), one_episode()
-    theta = learner.init() | {"simpleshot.mean": torch.randn(5)}
-    slope = qs.meta_gradient(learner, theta, Episode(*(Batch(x[None], y[None]) for x, y in episode)))[1]
-    seen = body(theta, torch.cat([episode.support.x, episode.query.x])).mean(0)
-    assert_close(slope["simpleshot.mean"], theta["simpleshot.mean"] - seen, 1e-12)
+def mean_feature(theta: Theta, tasks: Any) -> Tensor:
+    """The mean feature over the examples of the pool, each once."""
+    return body(theta, tasks.examples.to(theta["layer1.weight"])).mean(0)
 
 
-def test_the_mean_arrives_at_that_of_the_training_classes():
-    """A frozen body, so that there is one mean to arrive at; plain descent at rate 0.1 averages over ten batches."""
-    model, tasks = net(), clusters(ways=WAYS)
-    model.layer1.requires_grad_(False)
-    learner = qs.SimpleShot(model, ways=WAYS)
-    descent = {"optimizer": lambda values: torch.optim.SGD(values, 0.1), "engine": "vmap", "progress": False}
-    trained = qs.train(learner, tasks, iterations=150, meta_batch=16, **descent)
-    z = torch.tanh(model.layer1(tasks.examples)).detach()
-    found, spread = trained.theta["simpleshot.mean"], z.std(0) / (16 * 12 * 19) ** 0.5
-    assert float(((found - z.mean(0)) / spread).abs().max()) < 5
-    assert float(z.mean(0).abs().max()) > 0.01  # where it started is elsewhere
+@pytest.mark.parametrize("iterations", [1, 30])
+def test_the_mean_is_that_of_the_features_of_all_training_examples(iterations):
+    """However short the training was; classes of unequal sizes, so that a mean of class means is another."""
+    pool = clusters(ways=WAYS)
+    tasks = dataclasses.replace(pool, examples=pool.examples[:-7], starts=pool.starts - 7 * (pool.starts == 120))
+    trained = qs.train(qs.SimpleShot(net(), ways=WAYS), tasks, iterations=iterations, **QUIET)
+    wanted = mean_feature(trained.theta, tasks)
+    assert_close(trained.theta["simpleshot.mean"], wanted, 1e-12)
+    assert float(wanted.abs().max()) > 0.01  # where it started is elsewhere
+
+
+def test_each_theta_that_is_kept_has_the_mean_of_its_own_features():
+    tasks = clusters(ways=WAYS)
+    settings = {"iterations": 6, "val": clusters(seed=1), "val_every": 2, "keep": 3, **QUIET}
+    trained = qs.train(qs.SimpleShot(net(), ways=WAYS), tasks, **settings)
+    assert len(trained.best) == 3
+    for theta in (trained.theta, *trained.best):
+        assert_close(theta["simpleshot.mean"], mean_feature(theta, tasks), 1e-12)
+
+
+def test_a_resumed_training_ends_with_the_same_mean(tmp_path):
+    """To the bit, also where the first part had ended with a mean of its own."""
+    tasks = clusters(ways=WAYS)
+    learner = qs.SimpleShot(net(), ways=WAYS)
+    whole = qs.train(learner, tasks, iterations=8, out=tmp_path / "whole", **QUIET)
+    qs.train(learner, tasks, iterations=5, out=tmp_path / "parts", **QUIET)
+    parts = qs.train(learner, tasks, iterations=8, out=tmp_path / "parts", resume=True, **QUIET)
+    saved = qs.load(tmp_path / "parts" / "learner.qs")
+    for name, value in whole.theta.items():
+        assert torch.equal(parts.theta[name], value) and torch.equal(saved.theta[name], value)
+
+
+def test_a_validation_centres_with_a_mean_too():
+    """Without one, CL2N is L2N: its scores would choose a theta for another learner."""
+    tasks, val, seen = clusters((16,), 20, 20, ways=WAYS), clusters((16,), 20, 20, seed=1), []
+
+    class Watched:
+        ways = val.ways
+
+        def sample(self, n: int, generator: torch.Generator | None = None) -> Episode:
+            return val.sample(n, generator)
+
+    learner = qs.SimpleShot(qs.nn.mlp(16, 20, hidden=(5,), activation="tanh"), ways=WAYS)
+    adapt = qs.SimpleShot.adapt
+
+    def watched(self: Any, theta: Theta, support: Batch) -> Any:
+        seen.append(float(theta["simpleshot.mean"].abs().max()))
+        return adapt(self, theta, support)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qs.SimpleShot, "adapt", watched)
+        qs.train(learner, tasks, iterations=4, val=Watched(), val_every=2, val_episodes=2, **QUIET)
+    assert seen and min(seen[-4:]) > 0
 
 
 @pytest.mark.parametrize("kind", ["UN", "L2N", "CL2N"])

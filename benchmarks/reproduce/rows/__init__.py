@@ -4,7 +4,7 @@ from benchmarks.reproduce.rows.cifar import cifar_rows
 from benchmarks.reproduce.rows.foundation import BASELINES, OMNIGLOT, SINUSOID
 from benchmarks.reproduce.rows.gradient import BEHIND, FAMILY, Entry, long_rows, short_rows
 from benchmarks.reproduce.rows.memory import memory_long_rows, memory_rows
-from benchmarks.reproduce.rows.metric import METRIC_BEHIND, metric_long_rows, metric_rows
+from benchmarks.reproduce.rows.metric import METRIC_BEHIND, PUBLISHED_UNDER, metric_long_rows, metric_rows
 from benchmarks.reproduce.rows.row import Row, Test
 from benchmarks.reproduce.rows.sinusoid import SINUSOID_FIELDS, STEPS, sinusoid_rows
 
@@ -14,6 +14,7 @@ __all__ = [
     "FAMILY",
     "METRIC_BEHIND",
     "OMNIGLOT",
+    "PUBLISHED_UNDER",
     "SINUSOID",
     "SINUSOID_FIELDS",
     "STEPS",

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from quickstudy.base import seeds
-from quickstudy.engine.fitting import for_test, is_transductive
+from quickstudy.engine.fitting import for_test, inductive
 from quickstudy.episodes import Episodes, is_classification
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation.amount import Amount, aligned
@@ -203,7 +203,7 @@ def _with_foreign(tasks: Any, inputs: Tensor | None, seed: int, number: int, epi
 
 
 def _as_predictor(learner: Learner, tasks: Any) -> Learner:
-    return for_test(learner, tasks, transductive=False if is_transductive(learner) else None)
+    return for_test(inductive(learner), tasks)
 
 
 def _foreign(tasks: Any, inputs: Tensor | None, n: int, seed: int, episode: int) -> Tensor:

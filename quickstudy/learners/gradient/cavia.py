@@ -42,7 +42,9 @@ class CAVIA(Learner):
     >>> learner = qs.CAVIA(qs.nn.mlp(1, 1), loss=qs.mse_loss, lr=1.0, context=4, conditioning="shift")
 
     Deviations from the paper: the scale is 1 + s, so that a context of zero leaves the network unchanged; in "film" the
-    map from context to scale and shift has no bias, because the layer before has one.
+    map from context to scale and shift has no bias, because the layer before has one. The outer rate is constant; in
+    the authors' code (https://github.com/lmzintgraf/cavia) it falls by a tenth every 5,000 iterations, and each number
+    of the meta-gradient is clipped to 10.
     """
 
     model: Network  # maps x to logits or values

@@ -44,7 +44,10 @@ class IMAML(Learner):
     >>> learner = qs.IMAML(qs.nn.conv4(channels=1, classes=5), lam=2.0, steps=16)
 
     Deviations from the paper: plain gradient steps by default, as in its Omniglot runs (its "Hessian-free" variant is
-    not implemented); conjugate gradient may stop at a tolerance, whereas the paper always takes 5 steps.
+    not implemented); conjugate gradient may stop at a tolerance, whereas the paper always takes 5 steps. Both follow
+    the paper's equations; the authors' code (https://github.com/aravindr93/imaml_dev) takes its inner steps on L_S
+    alone and one step on the pull afterwards, and solves with 2 I + H / (lam + 10) in place of I + H / lam. Its Adam
+    has eps 1e-3 (here 1e-8).
     """
 
     model: Network  # maps x to logits or values

@@ -72,12 +72,14 @@ class LEO(Learner):
 
     Deviations from the paper and its code (https://github.com/google-deepmind/leo): the encoder is trained too, unless
     it has no parameters; the paper uses frozen features. A standard deviation is softplus(u) / log 2 times its initial
-    value (1 for codes, sqrt(2 / (ways + width)) for weights). The code has exp(u) - 1 plus that value, clipped at
-    zero; as a function of z, the exponential makes the inner steps diverge. The KL divergence is in closed form
-    instead of estimated from one sample. There is one sample per class and episode; the code samples weights and
-    dropout again in every step, and one latent code per example. Weight decay (1e-8 in the code) and clipping are left
-    to the outer optimizer. The weights of the penalties are the code's defaults; dropout is 0 instead of 0.5. The
-    values that the authors found best for each data set are in docs/learners/leo.md.
+    value: 1 for codes, s = sqrt(2 / (ways + width)) for weights. The code has exp(u) - 1 for codes, whose deviation
+    thus begins at 0, and exp(u) - 1 + s for weights, both at least 1e-10; as a function of z, the exponential makes the
+    inner steps diverge. The KL divergence is in closed form instead of estimated from one sample. There is one sample
+    per class and episode; the code samples weights and dropout again in every step, and one latent code per example.
+    The outer optimizer is Adam at 1e-3, in the code at 1e-4 with a weight decay of 1e-8, each number of a gradient
+    clipped to 0.1 and then its norm to 0.1 (`clip` is of the norm alone, over all of theta). The weights of the
+    penalties are the code's defaults; dropout is 0 instead of 0.5. The values that the authors found best for each data
+    set are in docs/learners/leo.md.
     """
 
     encoder: Encoder  # maps x [n, ...] to features [n, width]

@@ -35,7 +35,8 @@ class MAML(Learner):
     >>> x = torch.linspace(-1, 1, 10)[:, None]
     >>> loss = learner.meta_loss(theta, qs.Episode(qs.Batch(x, 2 * x), qs.Batch(x, 2 * x)))
 
-    Deviations from the paper: none. Its Omniglot numbers use batch statistics of the query set (transductive) and more
+    Deviations from the paper: none. The authors' code clips each number of the meta-gradient to 10 on mini-ImageNet
+    (`clip` here is of the norm). Its Omniglot numbers use batch statistics of the query set (transductive) and more
     inner steps at test (3) than in training (1). The protocol here records both.
     """
 

@@ -49,6 +49,8 @@ class MAMLPlusPlus(Learner):
     the layer's own adapt as in MAML. There is one offset per phi_k; steps at test beyond those of training use the
     last. Where averages over tasks are kept, the outer optimizer moves them towards the observed values, instead of a
     running average with momentum. The authors' code keeps averages too, but normalises by the batch at test as well.
+    There the weights of earlier steps stay at 0.03 / K at least (here 0), the cosine ends at 1e-5 on Omniglot (here 0),
+    and its settings have the second-order term from the start (`derivative_order=0` here).
     """
 
     model: Network  # maps x to logits or values

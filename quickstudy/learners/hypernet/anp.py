@@ -69,9 +69,12 @@ class ANP(Learner):
     >>> import torch, quickstudy as qs
     >>> learner = qs.ANP(torch.nn.Flatten(), width=1, latent=32)
 
-    Deviations from the paper: those of `CNP` (one encoder, only queries in the loss, the formula for s). Likelihood and
-    bound are those of the query points, given the support points. In the paper the latent path has self-attention too;
-    here only the deterministic path has it. There is no layer normalisation.
+    Deviations from the paper: those of `CNP` (one encoder, only queries in the loss, the formula for s, the layers, the
+    outer rate). **The paper's model always has a latent code**, of 128 numbers in the authors' code
+    (https://github.com/google-deepmind/neural-processes); here `latent` is 0 by default, so that training draws
+    nothing. Predictions average `samples` codes, theirs draw one. Likelihood and bound are those of the query points,
+    given the support points. In the paper the latent path has self-attention too; here only the deterministic path has
+    it. There is no layer normalisation.
     """
 
     encoder: Encoder  # maps x [n, ...] to features [n, width]

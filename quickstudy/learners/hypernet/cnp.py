@@ -59,7 +59,8 @@ class CNP(Learner):
     Deviations from the paper: inputs pass through one encoder e, shared by h and g (nn.Flatten() leaves them unchanged,
     as in the paper's regression). The paper's Omniglot classifier concatenates the class representations, which ties it
     to their number and order; ours combines each class with the mean of all. The paper's s is 0.1 + 0.9 softplus(u).
-    Its loss includes the support points, ours only the queries.
+    Its loss includes the support points, ours only the queries. h and g have 3 layers each; in the authors' code
+    (https://github.com/google-deepmind/neural-processes) h has 4. The outer optimizer is Adam at 1e-3, theirs at 1e-4.
     """
 
     encoder: Encoder  # maps x [n, ...] to features [n, width]

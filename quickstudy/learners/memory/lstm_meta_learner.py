@@ -45,7 +45,9 @@ class LSTMMetaLearner(Learner):
     >>> learner = qs.LSTMMetaLearner(qs.nn.conv4(channels=1, classes=5), steps=5)
 
     Deviations from the paper: the gates read p(g) and p(L) directly, whereas its experiments put another LSTM of 20
-    units in between; every step reads the whole support set; batch normalisation is as the network declares.
+    units in between; every step reads the whole support set; batch normalisation is as the network declares. Biases of
+    the gates start at fixed values, in the authors' code (https://github.com/twitter/meta-learning-lstm) at random ones
+    from 4 to 5 (forget) and -5 to -4 (input); there gradients are clipped to a norm of 0.25.
     """
 
     model: Network  # maps x to logits or values

@@ -64,7 +64,9 @@ class MANN(Learner):
     Deviations from the paper: an encoder reads the input (torch.nn.Flatten() gives the raw pixels); if rows are used
     equally little, the first ones count as the least used, so that there are always exactly n; labels are one-hot, and
     the paper's strings of five letters for many ways are not implemented. The paper does not say how several heads
-    share its equations, or what lies between controller and key. A `sharpness` other than 1 is our addition.
+    share its equations, or what lies between controller and key. A `sharpness` other than 1 is our addition. The outer
+    optimizer is torch's RMSprop at the paper's rate of 1e-4, with torch's constants: squared gradients are averaged
+    with 0.99, and there is no momentum. The paper has 0.95 and a momentum of 0.9.
     """
 
     encoder: Encoder  # maps x [n, ...] to features [n, width]

@@ -43,8 +43,11 @@ class AttentiveProtoNet(Learner):
     Deviations from the paper: normalisation comes before the attention and not after the sum, where it would change the
     prototypes even without attention; the attention has no dropout; matrices have no bias; the encoder is not
     pretrained, unless you bring one that is. The regulariser is that of the authors' code
-    (https://github.com/Sha-Lab/FEAT), which compares the encoder's unadapted embeddings with the adapted means, at the
-    same temperature as the logits.
+    (https://github.com/Sha-Lab/FEAT), which compares the encoder's unadapted embeddings with the adapted means. There
+    it has a temperature of its own; here it has that of the logits. Their commands set 64 and 16 (conv4, 1-shot), 32
+    and 64 (5-shot), with `contrast` 1 and 0.1; here `temperature` is 1 by default. Matrices start from Glorot's uniform
+    values, W_o from a tenth of them; theirs from Glorot's normal values. Their attention learns at ten times the
+    encoder's rate.
     """
 
     encoder: Encoder  # maps x [n, ...] to embeddings [n, width]

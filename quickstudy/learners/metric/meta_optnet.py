@@ -48,7 +48,9 @@ class MetaOptNet(Learner):
     >>> learner = qs.MetaOptNet(qs.nn.conv4(channels=1, downsample="pool"), ways=5)
 
     Deviations from the paper: theta keeps the logarithm of gamma, so that gamma is positive; no label smoothing; our
-    own interior point method, with matrices of the size of the support set, replaces OptNet's.
+    own interior point method, with matrices of the size of the support set, replaces OptNet's, and stops at `tolerance`
+    or after 20 steps, theirs after 15. The outer optimizer is Adam at 1e-3, in the authors' code
+    (https://github.com/kjunelee/MetaOptNet) SGD at 0.1 with Nesterov momentum 0.9, weight decay 5e-4 and falling rates.
     """
 
     encoder: Encoder  # maps x [n, ...] to features [n, d]

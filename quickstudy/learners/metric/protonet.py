@@ -36,8 +36,9 @@ class ProtoNet(Learner):
     >>> import torch, quickstudy as qs
     >>> learner = qs.ProtoNet(qs.nn.conv4(channels=1, downsample="pool"), ways=20)
 
-    Deviations from the paper: support and query are normalised as the encoder declares (norm="batch": each by its
-    own batch), whereas the authors' code embeds both in one batch in training and uses running averages at test.
+    Deviations from the paper: support and query are normalised as the encoder declares (norm="batch": each by its own
+    batch), whereas the authors' code embeds both in one batch in training and uses running averages at test. The outer
+    rate is constant unless a schedule is asked for; theirs is halved every 2,000 episodes.
     """
 
     encoder: Encoder  # maps x [n, ...] to embeddings [n, d]

@@ -43,8 +43,11 @@ class R2D2(Learner):
     >>> learner = qs.R2D2(qs.nn.conv4(channels=1, downsample="pool"), ways=5)
     >>> regression = qs.R2D2(qs.nn.mlp(1), qs.mse_loss, ways=None, lam=0.1, scale=1.0)
 
-    Deviations from the paper: beta is used for regression only, because one number added to all logits changes no
-    class probability; features come from the last layer only, whereas the paper joins those of the last two.
+    Deviations from the paper: beta is used for regression only, because one number added to all logits changes no class
+    probability; features come from the last layer only, whereas the paper joins those of the last two. lambda starts at
+    1 and alpha at 10; the settings of the authors' code (https://github.com/bertinetto/r2d2) keep lambda at 50 and
+    start alpha at 10 on Omniglot and CIFAR-FS, at 1e-4 on mini-ImageNet. The outer optimizer is Adam at 1e-3, theirs at
+    5e-3, halved every 2,000 episodes.
     """
 
     encoder: Encoder  # maps x [n, ...] to features [n, d]

@@ -44,7 +44,9 @@ class RelationNet(Learner):
     Deviations from the paper: a class is the mean of its feature maps, whereas the paper takes their sum. Both are the
     same for one shot, and the same up to a factor for any fixed number of shots, but the mean also allows classes of
     different sizes and other shots at test. 3x3 convolutions keep the size of their input (the paper's code trims one
-    pixel in some), and poolings round up.
+    pixel in some), and poolings round up. The outer rate is constant, and nothing is clipped; in the authors' code
+    (https://github.com/floodsung/LearningToCompare_FSL) it is halved every 100,000 episodes, and the gradient norms of
+    both networks are clipped to 0.5.
     """
 
     encoder: MapEncoder  # maps x [n, ...] to feature maps [n, channels, height, width] or vectors [n, d]

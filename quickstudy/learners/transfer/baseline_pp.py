@@ -41,8 +41,10 @@ class BaselinePP(Learner):
     >>> learner = qs.BaselinePP(qs.nn.conv4(channels=1, classes=1028), ways=5)
 
     Deviations from the paper: new directions start from class means (Qi, Brown, Lowe 2018), whereas the paper draws
-    them at random; plain full-batch gradient descent instead of minibatches of 4 with momentum; a fixed s, whereas the
-    paper's code also learns the length of each w_k.
+    them at random; `steps` steps of plain gradient descent at 0.1 on the whole support set, instead of 100 passes in
+    minibatches of 4 at 0.01 with momentum 0.9 and weight decay 0.001. s is fixed and 10 in both stages; the authors'
+    code (https://github.com/wyharveychen/CloserLookFewShot) has 2 for up to 200 classes, so in every new task, and 10
+    beyond, and learns the length of each w_k besides.
     """
 
     model: Network  # ends in a linear layer, the head

@@ -38,7 +38,9 @@ class FineTune(Learner):
     >>> import quickstudy as qs
     >>> learner = qs.FineTune(qs.nn.conv4(channels=1, classes=1028), ways=5)
 
-    Deviations from the paper: plain full-batch gradient descent for `steps` steps instead of minibatches of 4.
+    Deviations from the paper: `steps` steps of plain gradient descent at 0.1 on the whole support set. The authors'
+    code (https://github.com/wyharveychen/CloserLookFewShot) makes 100 passes in minibatches of 4, by SGD at 0.01 with
+    momentum 0.9, dampening 0.9 and weight decay 0.001. A new head starts from zero, theirs at random values.
     """
 
     model: Network  # ends in a linear layer, the head

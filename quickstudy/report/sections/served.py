@@ -43,4 +43,4 @@ def _rows(scores: dict[str, Score]) -> list[dict[str, Any]]:
 
 def _of_task(score: Score, name: str) -> Score:
     values = score.values[[task == name for task in score.tasks]]
-    return dataclasses.replace(score, values=values, controls={}, tasks=())
+    return dataclasses.replace(score, values=values, controls={}, left_out={}, tasks=())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quickstudy.episodes import Episodes, stack
+from quickstudy.episodes import Episodes, blocks, stack
 from quickstudy.errors import DataError
 from quickstudy.learner import Batch, Episode
 
@@ -63,6 +63,11 @@ class GroupTasks:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Episodes:
         """n episodes of groups drawn with replacement: x [n, rows, ...], or a list of episodes where sizes differ."""
         return stack([self._episode(g, generator) for g in self._drawn(n, generator)], self.ways)
+
+    def once(self, generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """All rows of all groups, each once, in blocks of about a task's size, in random order."""
+        for rows in blocks(len(self.x), (self.shots + self.queries) * (self.ways or 1), generator):
+            yield Batch(self.x[rows], self.y[rows])
 
     def facts(self, n: int, generator: torch.Generator | None = None) -> dict[str, list[str]]:
         """The group of each task that `sample` draws from a generator in the same state."""
