@@ -147,7 +147,7 @@ def _lognormal_end(y: np.ndarray, level: float) -> float:
     n, s = len(y), float(y.std(ddof=1))
     w = _chi_square(n - 1)
     low, high = float(y.mean()), float(y.mean() + s**2 / w.min() + 9 * s / math.sqrt(n * w.min()))
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         below = ndtr((middle - y.mean() - s**2 / (2 * w)) * np.sqrt(n * w) / s).mean()
         low, high = (middle, high) if below < level else (low, middle)
@@ -155,17 +155,18 @@ def _lognormal_end(y: np.ndarray, level: float) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def _chi_square(freedom: int, nodes: int = 2000) -> np.ndarray:
+def _chi_square(freedom: int, nodes: int = 1000) -> np.ndarray:
     """Equally probable values of chi^2 / freedom."""
     return chdtri(freedom, (np.arange(nodes) + 0.5) / nodes) / freedom
 
 
 def _bootstrap_end(x: np.ndarray, alpha: float) -> float:
     """The upper end of the bootstrap-t interval of the mean, always of the same resamples."""
-    n, error, drawn = len(x), math.sqrt(_variance(x)), np.random.default_rng(0)
-    resampled = (x[drawn.integers(0, n, n)] for _ in range(RESAMPLES))
-    t = [(one.mean() - x.mean()) / (one.std(ddof=1) / math.sqrt(n)) for one in resampled if np.ptp(one) > 0]
-    return float(x.mean() - np.quantile(t, alpha / 2) * error)
+    n, drawn = len(x), np.random.default_rng(0)
+    resampled = x[drawn.integers(0, n, (RESAMPLES, n))]
+    errors = resampled.std(1, ddof=1) / math.sqrt(n)
+    t = (resampled.mean(1) - x.mean())[errors > 0] / errors[errors > 0]
+    return float(x.mean() - np.quantile(t, alpha / 2) * math.sqrt(_variance(x)))
 
 
 # --- differences -----------------------------------------------------------------------------------------------------
