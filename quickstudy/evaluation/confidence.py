@@ -29,7 +29,7 @@ ALPHA = 0.05  # 95 % intervals
 LOGNORMAL = 0.1  # p-value of Shapiro-Wilk above which values count as lognormal: simulated, see docs/evaluation.md
 LARGEST = 5000  # tasks: with more, the mean is normal enough on the scale of the logarithm, and Shapiro-Wilk ends
 RESAMPLES = 999
-OPEN = 50.0  # an end that is e^50 times the mean away is none
+OPEN = 7.0  # an upper end that is e^7, about a thousand, times the mean away is none
 FEWEST = 6  # tasks that a bootstrap can resample; of one sign, they are also the fewest that a sign test decides on
 
 
@@ -121,7 +121,7 @@ def _error(x: np.ndarray, spreads: list[Spread], alpha: float) -> Interval:
     most = _upper(x / mean, alpha) or half
     arms = (widened(h, variance / mean**2, [s.scaled(1 / mean) for s in spreads], alpha) for h in (half, most))
     down, up = arms
-    return Interval(mean * math.exp(-min(down, OPEN)), mean * math.exp(up) if up < OPEN else math.inf)
+    return Interval(mean * math.exp(-down), mean * math.exp(up) if up < OPEN else math.inf)
 
 
 def _upper(x: np.ndarray, alpha: float) -> float | None:
