@@ -73,10 +73,12 @@ def half_width(values: Tensor, confidence: float = 0.95) -> float:
 
 
 def _any(x: np.ndarray, spreads: list[Spread], alpha: float) -> Interval:
-    mean, variance = float(x.mean()), _variance(x)
-    half = quantile(len(x) - 1, alpha) * math.sqrt(variance)
-    half = widened(half, variance, spreads, alpha)
+    mean, half = float(x.mean()), _half(_variance(x), len(x), spreads, alpha)
     return Interval(mean - half, mean + half)
+
+
+def _half(variance: float, n: int, spreads: list[Spread], alpha: float) -> float:
+    return widened(quantile(n - 1, alpha) * math.sqrt(variance), variance, spreads, alpha)
 
 
 def _variance(x: np.ndarray) -> float:
@@ -199,11 +201,12 @@ def _alike(mean: float, n: int) -> tuple[Interval, float]:
 
 def _p(x: np.ndarray, spreads: list[Spread]) -> float:
     """The p-value at which an end of the interval is zero; with several trainings by bisection of its logarithm."""
+    mean, variance, n = abs(float(x.mean())), _variance(x), len(x)
     if not spreads:
-        return 2 * float(stdtr(len(x) - 1, -abs(float(x.mean())) / math.sqrt(_variance(x))))
+        return 2 * float(stdtr(n - 1, -mean / math.sqrt(variance)))
     low, high = -60.0, 0.0
     for _ in range(80):
         middle = (low + high) / 2
-        inside = _any(x, spreads, 10**middle)
-        low, high = (middle, high) if inside.low <= 0 <= inside.high else (low, middle)
+        inside = _half(variance, n, spreads, 10**middle) >= mean
+        low, high = (middle, high) if inside else (low, middle)
     return 10**high
