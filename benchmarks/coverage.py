@@ -1,8 +1,8 @@
 """How often do 95 % intervals hold the true mean, and how often is "no difference" rejected where there is none?
 
-    python -m benchmarks.coverage         about 5 minutes on one core
+    python -m benchmarks.coverage         about 2 minutes on one core
 
-Every case draws the scores of a test from a known distribution, thousands of times, and counts how often the interval
+Every case draws the scores of a test from a known distribution, a thousand times, and counts how often the interval
 of `quickstudy.evaluation` holds the mean. The table is written to benchmarks/results/coverage.md.
 """
 
@@ -161,7 +161,7 @@ CASES = (*_ordinary(), *_heavy(), *_shares(), *_trainings())
 NULLS = tuple(_nulls())
 
 
-def main(repeats: int = 2000) -> None:
+def main(repeats: int = 1000) -> None:
     """Simulate every case and write the table."""
     lines = [
         "# Coverage of 95 % intervals",
