@@ -79,7 +79,7 @@ def test_the_metrics_direction_chooses_the_checkpoint(monkeypatch, higher):
 
     def scored(trained, tasks, **options):
         thetas.append({name: value.clone() for name, value in trained.theta.items()})
-        return SimpleNamespace(mean=next(scores), interval=0.1, metric=own)
+        return SimpleNamespace(mean=next(scores), low=0.0, high=4.0, interval=2.0, metric=own)
 
     monkeypatch.setattr(curve, "evaluate", scored)
     trained = train(own)
