@@ -29,7 +29,7 @@ ALPHA = 0.05  # 95 % intervals
 LOGNORMAL = 0.1  # p-value of Shapiro-Wilk above which values count as lognormal: simulated, see docs/evaluation.md
 LARGEST = 5000  # tasks: with more, the mean is normal enough on the scale of the logarithm, and Shapiro-Wilk ends
 RESAMPLES = 999
-OPEN = 50.0  # an end that is e^50 times the mean away is none
+OPEN = 7.0  # an upper end that is e^7, about a thousand, times the mean away is none
 FEWEST = 6  # tasks that a bootstrap can resample; of one sign, they are also the fewest that a sign test decides on
 
 
@@ -73,10 +73,12 @@ def half_width(values: Tensor, confidence: float = 0.95) -> float:
 
 
 def _any(x: np.ndarray, spreads: list[Spread], alpha: float) -> Interval:
-    mean, variance = float(x.mean()), _variance(x)
-    half = quantile(len(x) - 1, alpha) * math.sqrt(variance)
-    half = widened(half, variance, spreads, alpha)
+    mean, half = float(x.mean()), _half(_variance(x), len(x), spreads, alpha)
     return Interval(mean - half, mean + half)
+
+
+def _half(variance: float, n: int, spreads: list[Spread], alpha: float) -> float:
+    return widened(quantile(n - 1, alpha) * math.sqrt(variance), variance, spreads, alpha)
 
 
 def _variance(x: np.ndarray) -> float:
@@ -121,7 +123,7 @@ def _error(x: np.ndarray, spreads: list[Spread], alpha: float) -> Interval:
     most = _upper(x / mean, alpha) or half
     arms = (widened(h, variance / mean**2, [s.scaled(1 / mean) for s in spreads], alpha) for h in (half, most))
     down, up = arms
-    return Interval(mean * math.exp(-min(down, OPEN)), mean * math.exp(up) if up < OPEN else math.inf)
+    return Interval(mean * math.exp(-down), mean * math.exp(up) if up < OPEN else math.inf)
 
 
 def _upper(x: np.ndarray, alpha: float) -> float | None:
@@ -147,7 +149,7 @@ def _lognormal_end(y: np.ndarray, level: float) -> float:
     n, s = len(y), float(y.std(ddof=1))
     w = _chi_square(n - 1)
     low, high = float(y.mean()), float(y.mean() + s**2 / w.min() + 9 * s / math.sqrt(n * w.min()))
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         below = ndtr((middle - y.mean() - s**2 / (2 * w)) * np.sqrt(n * w) / s).mean()
         low, high = (middle, high) if below < level else (low, middle)
@@ -155,17 +157,18 @@ def _lognormal_end(y: np.ndarray, level: float) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def _chi_square(freedom: int, nodes: int = 2000) -> np.ndarray:
+def _chi_square(freedom: int, nodes: int = 1000) -> np.ndarray:
     """Equally probable values of chi^2 / freedom."""
     return chdtri(freedom, (np.arange(nodes) + 0.5) / nodes) / freedom
 
 
 def _bootstrap_end(x: np.ndarray, alpha: float) -> float:
     """The upper end of the bootstrap-t interval of the mean, always of the same resamples."""
-    n, error, drawn = len(x), math.sqrt(_variance(x)), np.random.default_rng(0)
-    resampled = (x[drawn.integers(0, n, n)] for _ in range(RESAMPLES))
-    t = [(one.mean() - x.mean()) / (one.std(ddof=1) / math.sqrt(n)) for one in resampled if np.ptp(one) > 0]
-    return float(x.mean() - np.quantile(t, alpha / 2) * error)
+    n, drawn = len(x), np.random.default_rng(0)
+    resampled = x[drawn.integers(0, n, (RESAMPLES, n))]
+    errors = resampled.std(1, ddof=1) / math.sqrt(n)
+    t = (resampled.mean(1) - x.mean())[errors > 0] / errors[errors > 0]
+    return float(x.mean() - np.quantile(t, alpha / 2) * math.sqrt(_variance(x)))
 
 
 # --- differences -----------------------------------------------------------------------------------------------------
@@ -198,11 +201,12 @@ def _alike(mean: float, n: int) -> tuple[Interval, float]:
 
 def _p(x: np.ndarray, spreads: list[Spread]) -> float:
     """The p-value at which an end of the interval is zero; with several trainings by bisection of its logarithm."""
+    mean, variance, n = abs(float(x.mean())), _variance(x), len(x)
     if not spreads:
-        return 2 * float(stdtr(len(x) - 1, -abs(float(x.mean())) / math.sqrt(_variance(x))))
+        return 2 * float(stdtr(n - 1, -mean / math.sqrt(variance)))
     low, high = -60.0, 0.0
     for _ in range(80):
         middle = (low + high) / 2
-        inside = _any(x, spreads, 10**middle)
-        low, high = (middle, high) if inside.low <= 0 <= inside.high else (low, middle)
+        inside = _half(variance, n, spreads, 10**middle) >= mean
+        low, high = (middle, high) if inside else (low, middle)
     return 10**high

@@ -9,9 +9,10 @@ Every one of R trainings answers every one of n tasks, y_ri = mu + a_r + b_i + e
     e = var(residual) / (R n)     which u and b both contain
 
 Searle, Casella, McCulloch: Variance Components, 1992, chapter 4. The half width is t sqrt(V), where t^2 mixes Student's
-quantiles of the parts, t^2 = (u^2 t_u^2 + b^2 t_b^2) / (u^2 + b^2). Cochran mixed quantiles with the variances as
+quantiles of the parts, t^2 = (u^2 t_u^2 + b^2 t_b^2) / (u^2 + b^2). Cochran mixed the quantiles with the variances as
 weights (Biometrics 20, 1964), which is too wide; the degrees of freedom of Satterthwaite (Biometrics Bulletin 2, 1946)
-are too many for two or three trainings. docs/evaluation.md has the coverage of all three.
+are too many for two or three trainings. In a difference of two learners u and e are sums over both, and t_u has Welch's
+degrees of freedom (Biometrika 34, 1947), because their trainings are independent. docs/evaluation.md has the coverage.
 """
 
 from __future__ import annotations
@@ -51,12 +52,13 @@ def widened(half: float, variance: float, spreads: Sequence[Spread], alpha: floa
 
     half, variance   of the interval over tasks alone, t_b sqrt(b) and b
     """
-    total = max(sum(one.variance - one.shared for one in spreads) + variance, variance)
-    squares = sum(one.variance**2 for one in spreads) + variance**2
-    if squares == 0 or not spreads:
+    between = sum(one.variance for one in spreads)
+    if between == 0:
         return half
-    parts = sum((one.variance * quantile(one.freedom, alpha)) ** 2 for one in spreads)
-    return math.sqrt(total * (parts + variance * half**2) / squares)
+    freedom = between**2 / sum(one.variance**2 / one.freedom for one in spreads)  # of both sides of a difference, Welch
+    total = max(between + variance - sum(one.shared for one in spreads), variance)
+    mixed = (between * quantile(freedom, alpha)) ** 2 + variance * half**2
+    return math.sqrt(total * mixed / (between**2 + variance**2))
 
 
 def quantile(freedom: float, alpha: float) -> float:

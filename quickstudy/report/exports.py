@@ -116,7 +116,7 @@ def _learners(values: Mapping[str, Any]) -> Rows:
     costs = ("adapt_seconds", "predict_seconds", "bytes", "calibration_error")
     for entry in values.get("entries", ()):
         for trial in entry.trials:
-            trained = {"seed": trial.seed, "iterations": trial.iterations, "seconds": trial.seconds}
+            trained = {name: getattr(trial, name) for name in ("seed", "iterations", "seconds", "wall_seconds")}
             spent = {name: getattr(entry, name) for name in costs}
             measured = _measured(trial.score)
             measured["test_seed"] = measured.pop("seed")  # of the test episodes, which is not that of the training

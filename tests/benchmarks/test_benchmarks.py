@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import quickstudy as qs
 from quickstudy.experiments import recipes
 from quickstudy.experiments.request import Request, open_tasks
 
@@ -72,6 +74,33 @@ def test_the_course_of_a_training_is_its_end_of_each_quarter(load, tmp_path):
     assert [q["loss"] for q in found] == pytest.approx([100 - i + 2.5 for i in (25, 50, 75, 100)])
     assert [q["accuracy"] for q in found] == pytest.approx([(i - 2.5) / 100 for i in (25, 50, 75, 100)])
     assert course(tmp_path / "nothing.jsonl") == []
+
+
+def row_of(name: str, *queries: int, shift: float = 0.0) -> dict:
+    """A stored row: one training, tested with each of these numbers of queries."""
+    drawn = torch.Generator().manual_seed(0)
+    values = [0.8 + shift + 0.05 * torch.randn(50, generator=drawn).double() for _ in queries]
+    protocol = qs.Protocol("MAML", "omniglot", "test", 5, 1, 15, "accuracy", 50, 1, False, "none")
+    scores = [qs.Score(v, dataclasses.replace(protocol, queries=n)) for v, n in zip(values, queries, strict=True)]
+    return {"name": name, "scores": [[score.to_dict()] for score in scores]}
+
+
+def test_tests_of_one_training_are_not_trainings_from_several_seeds(load):
+    over_seeds = load("reproduce.pages").over_seeds
+    assert over_seeds([row_of("nearest-centroid", 15, 1), row_of("finetune", 1, 15)]) == []
+    rows = [row_of("maml-seed0", 15, 1), row_of("maml-seed1", 15, 1, shift=0.1), row_of("maml-seed2", 1, shift=0.05)]
+    *_, fifteen, one = over_seeds(rows)
+    assert fifteen.endswith("| 7.1 points | 2 |") and one.endswith("| 5.0 points | 3 |")
+    assert "5-way 1-shot" in one and "| 85.5 % (" in one  # the mean of the three
+
+
+def test_stored_results_are_written_again_from_their_values(load):
+    """Whatever their files say of means and intervals."""
+    again = load("reproduce.again").again
+    row = row_of("nearest-centroid", 15)
+    wrong = {**row, "scores": [[{**plain, "text": "none", "interval": 0.5, "low": 0}] for (plain,) in row["scores"]]}
+    right, mended = (again({"rows": [one]}, "omniglot", "foundation", False) for one in (row, wrong))
+    assert mended == right and right["rows"][0]["scores"][0][0]["text"].startswith("80.2 % ± 1.6")
 
 
 def test_the_pages_of_results_that_stand_are_made_again_to_the_letter(load):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import math
 import time
@@ -15,10 +17,11 @@ from test_baselines import kinds, levels
 
 import quickstudy as qs
 from quickstudy.cli import main
+from quickstudy.cli.options import CompareOptions
 from quickstudy.errors import ConfigError, NonFiniteError, RunError
 from quickstudy.experiments.advice import advise
 from quickstudy.experiments.compare_learners import compare_learners
-from quickstudy.experiments.comparison import LearnerComparison
+from quickstudy.experiments.comparison import Entry, LearnerComparison
 from quickstudy.experiments.recipes import baselines
 from quickstudy.report.writing import write_comparison
 
@@ -77,6 +80,62 @@ def test_the_time_is_equal_and_the_iterations_follow_from_it(tmp_path: Path) -> 
     assert 1 <= slow <= 20 and quick > 1.5 * slow
     times = [found[name].trials[0].seconds for name in ("quick", "slow")]
     assert min(times) >= 0.6 and max(times) < 0.8
+
+
+def timed(name: str, *seconds: float, wall: float = 1.0) -> Entry:
+    """An entry whose trainings had these seconds, and so many times as long by the clock on the wall."""
+    one = entry(name, *[0.9] * len(seconds))
+    trials = [
+        dataclasses.replace(trial, seconds=own, wall_seconds=wall * own, iterations=round(10 * own))
+        for trial, own in zip(one.trials, seconds, strict=True)
+    ]
+    return dataclasses.replace(one, trials=tuple(trials))
+
+
+def test_what_each_training_really_had_is_told(tmp_path: Path) -> None:
+    found = comparison(timed("maml", 132.0, 18.0), timed("cnp", 18.0, 7.5), entry("plain", 0.5, trained=False))
+    warning = "Training times differ: a training of maml took 2 min 12 s, one of cnp 7.5 s."
+    page = write_comparison(found, tmp_path).read_text("utf-8")
+    assert found.warnings == [warning] and warning in str(found) and warning in page
+    assert (
+        "180 to 1,320" in str(found) and "75 to 180 iterations" in page and "each time for 7.5 s to 2 min 12 s" in page
+    )
+    assert found.to_dict()["warnings"] == [warning] and "what other programs took" not in page
+    trials = found.to_dict()["entries"][0]["trials"]
+    assert {(one["seconds"], one["wall_seconds"]) for one in trials} <= {(132.0, 132.0), (18.0, 18.0), (7.5, 7.5)}
+
+
+def test_times_within_a_fifth_need_no_warning_and_the_wall_is_told_where_others_worked(tmp_path: Path) -> None:
+    found = comparison(timed("maml", 18.0, 21.0, wall=3), timed("cnp", 18.5, 18.0, wall=3))
+    assert found.warnings == []
+    assert "by the clock on the wall 54 s to 1 min 3 s: what other programs took does not count" in write_comparison(
+        found, tmp_path
+    ).read_text("utf-8")
+
+
+def test_a_file_of_an_earlier_version_is_read() -> None:
+    plain = json.loads(json.dumps(comparison(timed("maml", 18.0)).to_dict()))
+    del plain["warnings"], plain["entries"][0]["trials"][0]["wall_seconds"]
+    again = LearnerComparison.from_dict(plain)
+    assert again.entries[0].trials[0].wall_seconds is None and again.alone and again.warnings == []
+
+
+def test_a_comparison_goes_on_with_more_seeds(tmp_path: Path) -> None:
+    tasks, learners = kinds(), {"r2d2": lambda: qs.R2D2(torch.nn.Linear(2, 4), ways=3)}
+    once = compare_learners(learners, tasks, tasks, out=tmp_path, **small(seeds=(0,)))  # type: ignore[arg-type]
+    more = compare_learners(learners, tasks, tasks, out=tmp_path, **small(seeds=(0, 1), resume=True))  # type: ignore
+    assert once.alone and not more.alone
+    assert [trial.seed for trial in more["r2d2"].trials] == [0, 1]
+    same = pytest.approx(once["r2d2"].trials[0].score.values.tolist())
+    assert more["r2d2"].trials[0].score.values.tolist() == same
+    with pytest.raises(RunError, match="seeds"):
+        compare_learners(learners, tasks, tasks, out=tmp_path, **small(seeds=(1,), resume=True))  # type: ignore
+
+
+def test_three_trainings_of_a_minute_unless_one_says_otherwise() -> None:
+    asked, defaults = CompareOptions("glyphs"), inspect.signature(compare_learners).parameters
+    assert asked.seeds == defaults["seeds"].default == (0, 1, 2)
+    assert asked.minutes == defaults["minutes"].default == 1.0
 
 
 def test_a_comparison_goes_on_where_it_was_cut(tmp_path: Path) -> None:

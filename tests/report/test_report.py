@@ -41,6 +41,7 @@ ODD = "<b>$x^{2"  # a folder's name, which is neither HTML nor mathematics
 HOSTILE = '<script>alert("1")</script> & $x^{2'
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 EPISODES = 12  # even, and enough for an interval
+OTHERS: dict[str, Any] = {"steps": 7, "ensemble": 3, "normalisation": "running"}
 QUIET: dict[str, Any] = {"engine": "loop", "progress": False}
 
 
@@ -492,6 +493,19 @@ def test_runs_under_one_protocol_are_compared_in_pairs(runs):
     over = words.both(qs.Score.of_trainings([dataclasses.replace(one, controls={}) for one in (a, b)]))
     assert f"): {over}, an interval that holds their spread" in page.text and over.startswith(f"{middle:.1f} %")
     assert (runs / "images" / "report.html").exists()
+
+
+@pytest.mark.parametrize("field", ["steps", "ensemble", "normalisation"])
+def test_tests_in_other_ways_are_not_seeds_of_one_learner(runs, field):
+    """One table may hold them, but their difference is not a spread from seed to seed."""
+    change_scores(runs / ODD, lambda plain: [s["protocol"].update({field: OTHERS[field]}) for s in plain["scores"]])
+    assert "seeds of the same settings" not in report(runs / "images", runs / ODD).text
+
+
+def test_one_training_is_one_seed_however_often_it_is_tested(runs):
+    shutil.copytree(runs / "images", runs / "again")
+    assert "seeds of the same settings" not in report(runs / "images", runs / "again").text
+    assert "2 seeds of the same settings" in report(runs / "images", runs / "again", runs / ODD).text
 
 
 def test_unlike_protocols_are_refused_in_words(runs):

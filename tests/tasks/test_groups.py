@@ -8,6 +8,7 @@ import quickstudy as qs
 from quickstudy import episodes
 from quickstudy.base import seeds
 from quickstudy.errors import DataError
+from quickstudy.evaluation.confidence import mean_interval
 
 SIZES = {"big": 12, "small": 4, "single": 1, "other": 12}
 
@@ -139,10 +140,9 @@ def test_a_score_counts_each_task_once():
     assert "over 3 tasks, 40 episodes" in str(score)
     again = qs.evaluation.Score.from_dict(score.to_dict())
     assert again.tasks == score.tasks and again.interval == pytest.approx(score.interval, rel=1e-6)
-    # Three tasks, however many episodes: the interval is Student's over three numbers.
-    assert score.interval == pytest.approx(
-        qs.evaluation.half_width(torch.stack([means[n] for n in sorted(means)])), rel=1e-9
-    )
+    # Three tasks, however many episodes: the interval is over three numbers.
+    three = torch.stack([means[n] for n in sorted(means)])
+    assert score.ends == pytest.approx(mean_interval(three, qs.Metric.ERROR), rel=1e-9)
 
 
 def test_differences_are_over_tasks_too():
