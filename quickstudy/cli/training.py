@@ -20,6 +20,7 @@ from tyro.conf import arg
 from quickstudy.base import seeds
 from quickstudy.base.progress import settings_bar
 from quickstudy.base.words import duration, size
+from quickstudy.cli.notes import print_notes
 from quickstudy.cli.options import PlanOptions, TaskOptions, TrainOptions, parse
 from quickstudy.engine import ranks
 from quickstudy.engine.choice.forecast import Setting
@@ -81,8 +82,7 @@ def _built(request: Request, asked: Asked) -> tuple[Any, Learner]:
 def open_noted(request: Request) -> Any:
     """The training tasks; prints what a reader should know of the data."""
     tasks = open_tasks(request, "train")
-    for note in source_of(tasks).notes:
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(source_of(tasks).notes)
     return tasks
 
 

@@ -12,7 +12,7 @@ from tyro.conf import Suppress, arg
 from quickstudy import tasks as sources
 from quickstudy.base.options import choice, several, switch, word
 from quickstudy.errors import ConfigError, DataError, suggest
-from quickstudy.tasks.tabular.tables import split_files
+from quickstudy.tasks.tabular.frames import split_files
 
 # Public data sets, which are downloaded.
 PUBLIC: dict[str, Callable[..., Any]] = {
@@ -42,6 +42,12 @@ class Request:
     kind: Annotated[Literal["number", "class"] | None, choice("number,class", "as the column looks")] = None
     ignore: Annotated[tuple[str, ...], several("none")] = ()  # table: columns to leave out
     categories: Annotated[tuple[str, ...], several("none")] = ()  # table: columns whose numbers are names of categories
+    # table: the decimal mark, where 1,234 or 1.234 can be read in two ways
+    decimal: Annotated[Literal[".", ","] | None, choice(".|,", "as the columns show")] = None
+    # table: what 05/06/2024 is, where no date shows it
+    dates: Annotated[
+        Literal["day-first", "month-first"] | None, choice("day-first,month-first", "as the columns show")
+    ] = None
     user: Annotated[str | None, word("none")] = None  # ratings: the column of the user who rated
     item: Annotated[str | None, word("item")] = None  # ratings: the column of the item that was rated
     rating: Annotated[str | None, word("rating")] = None  # ratings: the column of the rating itself
@@ -137,7 +143,9 @@ def _open_table(request: Request, split: str, preprocess: Mapping[str, Any] | No
             f"{request.tasks!r} is a table: name the column that says which task a row belongs to (--task) and the one "
             f"to predict (--target). {lacking} is missing."
         )
-    read = request.values("task", "target", "time", "kind", "ignore", "categories", "shots", "queries")
+    read = request.values(
+        "task", "target", "time", "kind", "ignore", "categories", "decimal", "dates", "shots", "queries"
+    )
     return sources.from_table(request.tasks, split, **read, preprocess=preprocess)
 
 
@@ -148,5 +156,7 @@ def _open_ratings(request: Request, split: str, preprocess: Mapping[str, Any] | 
             "--kind out."
         )
     columns = request.given("user", "item", "rating")
-    read = request.values("time", "items", "item_id", "ignore", "categories", "shots", "queries", "factors")
+    read = request.values(
+        "time", "items", "item_id", "ignore", "categories", "decimal", "dates", "shots", "queries", "factors"
+    )
     return sources.from_ratings(request.tasks, split, **columns, **read, preprocess=preprocess)

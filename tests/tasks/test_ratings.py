@@ -235,7 +235,7 @@ def test_bad_settings_are_told(case):
     [
         (
             lambda f: f.assign(rating=["good", *f.rating.astype(str).tolist()[1:]]),
-            "'rating' wants numbers, row 2 has 'good'",
+            "'rating' holds numbers, and 'good' in row 2",
         ),
         (lambda f: f.assign(rating=4), "'rating' is 4 in every training row"),
         (lambda f: f.assign(rating=np.inf), "'rating' holds infinity"),

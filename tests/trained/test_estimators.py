@@ -123,9 +123,10 @@ def test_probabilities_of_a_tasks_classes_are_right_where_all_of_them_underflow(
             return self.level.expand(len(x), 3)
 
     learner = qs.MAML(Sure(), steps=0)
-    preprocess = {"kind": "table", "task": "t", "target": "y", "columns": [], "classes": ["other", "no", "yes"]}
+    size = {"name": "size", "kind": "number", "mean": 0.0, "std": 1.0, "missing": False}
+    preprocess = {"kind": "table", "task": "t", "target": "y", "columns": [size], "classes": ["other", "no", "yes"]}
     fitted = qs.FewShotClassifier(qs.Trained(learner, learner.init(), preprocess=preprocess))
-    x = torch.zeros(4, 2)
+    x = pandas.DataFrame({"size": [0.0] * 4})
     found = fitted.fit(x, ["no", "yes", "no", "yes"]).predict_proba(x)
     assert np.allclose(found, [[1 / (1 + np.e), np.e / (1 + np.e)]] * 4)
     assert fitted.predict(x).tolist() == ["yes"] * 4

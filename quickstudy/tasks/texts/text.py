@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quickstudy.base.words import percent, plural
 from quickstudy.errors import DataError
 from quickstudy.tasks.classes import ClassTasks, stack_classes
 from quickstudy.tasks.splits import by_name, check_disjoint, check_split
-from quickstudy.tasks.tabular.columns import as_frame, need_pandas
-from quickstudy.tasks.tabular.tables import check_columns, counted, read_table, split_files
+from quickstudy.tasks.tabular.columns import as_words
+from quickstudy.tasks.tabular.frames import as_frame, check_columns, need_pandas, read_table, split_files
+from quickstudy.tasks.tabular.tables import named_like_gaps
 from quickstudy.tasks.texts.sentences import embedded, facts, opened
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -79,12 +81,18 @@ def from_text(
     examples, starts = stack_classes(numbers.split([len(of_class) for of_class in classes.values()]))
     reading = {"buckets": buckets, "words": words} if asked is None else facts(encoder, numbers.shape[1])
     preprocess = {"kind": "text", "text": text, "label": label} | reading
-    if asked is None and (long := sum(len(WORD.findall(one)) > words for one in raw)):
-        notes.append(
-            f"{100 * long / len(raw):.0f} % of the {split} texts have more than {words} words; the rest is not read"
-        )
+    notes += cut_short(raw, words) if asked is None else []
     about = {"raw": raw, "notes": tuple(notes), "text_encoder": asked}
     return ClassTasks(examples, starts, list(classes), ways, shots, queries, name, split, preprocess, **about)
+
+
+def cut_short(texts: Sequence[str], words: int) -> list[str]:
+    """A note about texts of which only the first words are read."""
+    long = sum(len(WORD.findall(one)) > words for one in texts)
+    if not long:
+        return []
+    share = f"{long:,} of {plural(len(texts), 'text')} ({percent(long / len(texts))})"
+    return [f"{share} have more than {words} words: the rest is not read"]
 
 
 def hashed(texts: Sequence[str], buckets: int = 16384, words: int = LONGEST) -> Tensor:
@@ -125,7 +133,7 @@ def _splits(texts: Any, text: str, label: str) -> tuple[Mapping[str, Classes], s
     """Split -> class -> texts, a name, and notes about what was left out."""
     notes: list[str] = []
     if isinstance(texts, need_pandas().DataFrame):
-        return by_name(read_classes(texts, text, label, "the table", notes)), "texts", notes
+        return by_name(read_classes(as_frame(texts), text, label, "the table", notes)), "texts", notes
     if isinstance(texts, Mapping):
         splits = {split: read_classes(as_frame(f), text, label, split, notes) for split, f in texts.items()}
         check_disjoint("class", "classes", splits, TOGETHER)
@@ -172,20 +180,20 @@ def read_text(file: Path) -> str:
 
 
 def read_classes(frame: Any, text: str, label: str, name: str, notes: list[str] | None = None) -> Classes:
-    """Class -> texts, from a table of texts and labels; what was left out is appended to `notes`.
+    """Class -> texts, from a table of texts and labels as they are written; what was left out is appended to `notes`.
 
     Raises DataError where a column is missing or no row has both a text and a label.
     """
     notes = [] if notes is None else notes
     check_columns(frame, {"text": [text], "label": [label]}, name)
     pairs = frame[[text, label]].dropna()
-    pairs = pairs.assign(**{text: pairs[text].astype(str), label: pairs[label].astype(str)})
-    pairs = pairs[pairs[text].str.strip() != ""]
     if lost := len(frame) - len(pairs):
-        notes.append(f"{counted(lost, 'row')} of {name} without text or label left out")
+        notes.append(f"{plural(lost, 'row')} of {name} without text or label left out")
     if pairs.empty:
         raise DataError(f"no row of {name} has both a {text!r} and a {label!r}.")
-    whole, pairs = len(pairs), pairs.drop_duplicates()
-    if copies := whole - len(pairs):
-        notes.append(f"{counted(copies, 'text')} of {name} that copy another of their class left out")
+    whole = pairs.assign(**{text: as_words(pairs[text]), label: as_words(pairs[label])})
+    pairs = whole.drop_duplicates()
+    if copies := len(whole) - len(pairs):
+        notes.append(f"{plural(copies, 'text')} of {name} that copy another of their class left out")
+    notes += named_like_gaps(pairs[label].unique().tolist(), f"class of {name}")
     return {str(key): part[text].tolist() for key, part in pairs.groupby(label, sort=True)}
