@@ -230,4 +230,4 @@ def test_the_command_line_takes_a_model_by_name(library, tmp_path, monkeypatch, 
     assert main.run([word.replace("command-line", "absent") for word in train]) == 2
     assert "pip install sentence-transformers" in capsys.readouterr().err
     assert main.run(["train", "glyphs", "protonet", "--encoder", "absent-model"]) == 2
-    assert "--encoder is for texts" in capsys.readouterr().err
+    assert "--encoder has no effect on 'glyphs'" in capsys.readouterr().err

@@ -275,7 +275,7 @@ def _typed(values: Any, name: str, readable: Sequence[Reading]) -> Any:
             return values
         raise DataError(
             f"column {name!r} held {readable[0].example} in training, and holds bare values such as "
-            f"{values.iloc[0]!r} here. Give them as text, as training had them."
+            f"{values.iloc[0]} here. Give them as text, as training had them."
         )
     words = words_of(values)
     made = [one.read(words) for one in readable]

@@ -22,20 +22,22 @@ def _support(preprocess: Preprocess, path: Path, classification: bool) -> Shown:
             f"{str(path)!r} is not a file: this run was not trained on images, give SUPPORT as a table with the "
             "target's column."
         )
-    frame, notes = _of_one_task(preprocess, _opened(preprocess, path), path)
-    target = preprocess["target"]
+    frame, answers, notes = _of_one_task(preprocess, _opened(preprocess, path), path)
     if "classes" in preprocess:
-        tables.answers_of(preprocess, frame[target])  # raises for classes that training did not know
-        return Shown(frame, columns.as_levels(frame[target], preprocess["classes"]).tolist(), notes)
-    return Shown(frame, columns.as_numbers(frame[target], target), notes)
+        tables.answers_of(preprocess, answers)  # raises for classes that training did not know
+        return Shown(frame, columns.as_levels(answers, preprocess["classes"]).tolist(), notes)
+    return Shown(frame, columns.as_numbers(answers, preprocess["target"]), notes)
 
 
 def _opened(preprocess: Preprocess, path: Path) -> Any:
     return frames.read_table(path, tables.as_written(preprocess))
 
 
-def _of_one_task(preprocess: Preprocess, written: Any, path: Path) -> tuple[Any, list[str]]:
-    """The rows that have a target, and notes. Raises DataError where there are none, and for rows of several tasks."""
+def _of_one_task(preprocess: Preprocess, written: Any, path: Path) -> tuple[Any, Any, list[str]]:
+    """The rows that have a target, the targets, and notes.
+
+    Raises DataError where there are none, and for rows of several tasks.
+    """
     task, target = preprocess["task"], preprocess["target"]
     if target not in written.columns:
         raise DataError(
@@ -47,11 +49,12 @@ def _of_one_task(preprocess: Preprocess, written: Any, path: Path) -> tuple[Any,
         raise DataError(
             f"{str(path)!r} holds rows of {written[task].nunique()} tasks ({some}, ...): give those of one."
         )
-    lacking = tables.as_trained(preprocess, written)[target].isna()
+    answers = tables.as_trained(preprocess, written)[target]
+    lacking = answers.isna()
     if lacking.all():
         raise DataError(f"no row of {str(path)!r} has a target ({target!r}): there is nothing to learn from.")
     notes = [f"{plural(int(lacking.sum()), 'row')} of {path} without target ({target!r}) left out"]
-    return tables.as_trained(preprocess, written[~lacking]), notes * bool(lacking.any())
+    return written[~lacking], answers[~lacking], notes * bool(lacking.any())
 
 
 def _ratings_support(preprocess: Preprocess, path: Path, classification: bool) -> Shown:
