@@ -143,18 +143,18 @@ def find(frame: Any, names: Iterable[str], decimal: str | None = None, dates: st
     Raises DataError for a column that can be read in several ways where nothing settles it, and for one that mixes
     numbers and words.
     """
-    texts = {name: words_of(frame[name]) for name in names if is_text(frame[name])}
-    fits = {name: _fitting(words) for name, words in texts.items()}
+    names = list(names)
+    fits = {name: _fitting(words_of(frame[name])) for name in names if is_text(frame[name])}
     usual = _usual(fits.values(), decimal, dates)
     found = Found({}, [])
-    for name in names:
-        if name not in texts:
+    for name in names:  # the words are made again: all of them at once would take several times a file's memory
+        if name not in fits:
             found.readings[name] = next(one for one in KEPT_NONE if frame[name].dtype.kind in one.kinds)
         elif fits[name]:
-            found.readings[name] = _chosen(name, texts[name], fits[name], usual, found.notes)
+            found.readings[name] = _chosen(name, words_of(frame[name]), fits[name], usual, found.notes)
             _note_written(name, frame[name], found)
         else:
-            _check_words(name, texts[name], found.notes)
+            _check_words(name, words_of(frame[name]), found.notes)
     return found
 
 
@@ -164,14 +164,17 @@ def words_of(values: Any) -> Any:
     return words[~words.isin(GAPS)].astype(object)
 
 
-def _fitting(words: Any) -> dict[Reading, Any]:
-    """All readings that fit each of the words, and what each makes of them."""
+def _fitting(words: Any) -> list[Reading]:
+    """Of each convention, the first reading that fits all words. Two of one convention make the same of them."""
     if not len(words):
-        return {}
+        return []
     marked = [one._replace(mark=_mark(words.iloc[0])) for one in NUMBERS]
     likely = [one for one in (*marked, *DATES, Switches()) if one.read(words.iloc[:FEW]).notna().all()]
-    made = {one: one.read(words) for one in likely}
-    return {one: values for one, values in made.items() if values.notna().all()}
+    found: dict[str, Reading] = {}
+    for one in likely:
+        if one.convention not in found and one.read(words).notna().all():
+            found[one.convention] = one
+    return list(found.values())
 
 
 def _mark(word: str) -> str:
@@ -180,7 +183,7 @@ def _mark(word: str) -> str:
     return marks.pop() if len(marks) == 1 else ""
 
 
-def _usual(fits: Iterable[Mapping[Reading, Any]], decimal: str | None, dates: str | None) -> set[str]:
+def _usual(fits: Iterable[Sequence[Reading]], decimal: str | None, dates: str | None) -> set[str]:
     """The conventions of this table: as asked, else those of columns that can be read in one way only."""
     seen: set[str] = set()
     for one in fits:
@@ -192,15 +195,14 @@ def _usual(fits: Iterable[Mapping[Reading, Any]], decimal: str | None, dates: st
     return seen
 
 
-def _chosen(
-    name: str, words: Any, fits: Mapping[Reading, Any], usual: set[str], notes: list[tuple[str, str]]
-) -> Reading:
-    best = [reading for reading in fits if reading.convention in usual] or list(fits)
-    first, other = best[0], next((one for one in best if not fits[one].equals(fits[best[0]])), None)
-    if other is None:
+def _chosen(name: str, words: Any, fits: Sequence[Reading], usual: set[str], notes: list[tuple[str, str]]) -> Reading:
+    best = [reading for reading in fits if reading.convention in usual] or fits
+    first, other = best[0], best[-1]
+    differ = first.read(words) != other.read(words)
+    if first == other or not differ.any():
         return first
-    row = (fits[first] != fits[other]).idxmax()
-    ways = f"{words[row]!r} as {_shown(fits[first][row])} or as {_shown(fits[other][row])}"
+    row = differ.idxmax()
+    ways = f"{words[row]!r} as {_shown(first, words[[row]])} or as {_shown(other, words[[row]])}"
     option = "decimal" if isinstance(first, Numbers) else "dates"
     say = f"say {option} {first.convention!r} or {other.convention!r}"
     if first == NUMBERS[0]:  # as programs write numbers
@@ -212,7 +214,8 @@ def _chosen(
     )
 
 
-def _shown(value: Any) -> str:
+def _shown(reading: Reading, word: Any) -> str:
+    value = reading.read(word).iloc[0]
     return f"{value:.15g}" if isinstance(value, float) else str(value.date())
 
 

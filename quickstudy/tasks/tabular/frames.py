@@ -16,7 +16,7 @@ from quickstudy.errors import DataError, suggest
 from quickstudy.tasks.splits import SPLITS
 
 EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-BYTES = 6  # peak memory for each byte of a file while it is read
+BYTES = 12  # peak memory for each byte of a file while its cells are read and become numbers
 OF_PANDAS: dict[str, Any] = {"na_values": ["?"], "low_memory": False}  # how earlier versions read text files
 LISTED = 5  # names listed in one message
 SPLIT = "__split__"  # the column of joined tables that says which split a row came from
