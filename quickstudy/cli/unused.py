@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from quickstudy.errors import ConfigError
 from quickstudy.experiments.recipes import network_options
-from quickstudy.experiments.request import Request, applicable
+from quickstudy.experiments.request import NAMED, Request, applicable
 from quickstudy.learner import Learner
 
 NETWORK = ("network", "filters", "norm", "downsample", "dropblock", "hidden")
@@ -19,6 +20,8 @@ def given(argv: Sequence[str]) -> list[str]:
 
 def check_tasks(request: Request, named: Iterable[str]) -> None:
     """Raise ConfigError where one of the named options is of tasks, and these tasks do not read it."""
+    if request.tasks not in NAMED and not Path(request.tasks).exists():
+        return  # opening them will tell
     kind, read = applicable(request)
     for name in named:
         if name in vars(request) and name not in read:

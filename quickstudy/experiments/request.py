@@ -131,7 +131,8 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
     name, kind = request.tasks, kind_of(request.tasks, bool(request.text or request.label))
     if kind == "text":
         named = request.given("text", "label", "words", "encoder")
-        return sources.from_text(name, split, request.ways or 5, request.shots, request.queries, **named, progress=True)
+        sizes, known = (request.ways or 5, request.shots, request.queries), {"progress": True, "preprocess": preprocess}
+        return sources.from_text(name, split, *sizes, **named, **known)
     if is_table(name) and is_ratings(request):
         return _open_ratings(request, split, preprocess)
     if is_table(name):

@@ -222,6 +222,19 @@ def test_labels_of_texts_are_named_as_they_are_written(tmp_path):
     assert sorted(name for tasks in parts for name in tasks.classes) == list("123456")  # not 1.0
 
 
+def test_labels_of_an_earlier_learner_are_split_as_in_its_training(tmp_path):
+    """Otherwise classes of its training could be asked for in its test."""
+    rows = [f"said {i} {j},0{i}" for i in range(10) for j in range(3)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows, "without label,"]))
+    written = qs.tasks.from_text(tmp_path / "t.csv", "test", 1, 1, 1)
+    old = {key: value for key, value in written.preprocess.items() if key != "readings"}
+    earlier = qs.tasks.from_text(tmp_path / "t.csv", "test", 1, 1, 1, preprocess=old)
+    assert all(name.startswith("0") for name in written.classes)
+    assert all(name.endswith(".0") for name in earlier.classes) and earlier.preprocess == old
+    again = qs.tasks.from_text(tmp_path / "t.csv", "test", 1, 1, 1, preprocess=written.preprocess)
+    assert again.classes == written.classes and again.preprocess == written.preprocess
+
+
 @pytest.mark.parametrize(
     ("answers", "message"),
     [

@@ -30,15 +30,13 @@ from quickstudy.tasks.tabular.columns import as_numbers, as_words
 from quickstudy.tasks.tabular.factors import Ratings, factorise
 from quickstudy.tasks.tabular.frames import (
     SPLIT,
-    as_frame,
     check_columns,
-    is_text,
     listed,
     need_pandas,
     read_splits,
-    read_table,
 )
 from quickstudy.tasks.tabular.groups import GroupTasks
+from quickstudy.tasks.tabular.items import Catalogue, catalogue_of, plain
 from quickstudy.tasks.tabular.tables import (
     READINGS,
     Roles,
@@ -141,7 +139,7 @@ def from_ratings(
         if learned:
             _check_same(found, learned)
         else:
-            catalogue = _catalogue(items, item_id or item, ignore, categories, (decimal, dates), notes)
+            catalogue = catalogue_of(items, item_id or item, ignore, categories, (decimal, dates), notes)
             learned = settings | _kept(found, catalogue, notes)
             learned[READINGS] = catalogue.readings | read.plain()
     mine = _enough(rows_of(frame, user, splits, split, name), user, least, split, notes)
@@ -189,16 +187,10 @@ def _features(learned: Mapping[str, Any], rows: Any, places: np.ndarray) -> Any:
     found = {}
     for column in learned["columns"]:
         name, kept = column["name"], learned["features"][column["name"]]
-        given = _plain(column, rows[name]) if name in rows.columns else [None] * len(rows)
+        given = plain(column, rows[name]) if name in rows.columns else [None] * len(rows)
         values = [kept[place] if place >= 0 else own for place, own in zip(places, given, strict=True)]
         found[name] = need_pandas().Series(values, dtype=float if column["kind"] == "number" else object)
     return need_pandas().DataFrame(found, index=range(len(rows)))
-
-
-def _plain(column: columns.Column, values: Any) -> list[float | str | None]:
-    """A column as plain values for JSON."""
-    plain = as_numbers(values, column["name"]) if column["kind"] == "number" else as_words(values)
-    return [None if gone else value for value, gone in zip(plain.tolist(), values.isna(), strict=True)]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -231,48 +223,6 @@ def _clean(frame: Any, named: Mapping[str, str], notes: list[str]) -> Any:
             f"{plural(int(again.sum()), 'rating')} left out: the user rated the item again, and the last counts"
         )
     return frame[~again]
-
-
-class Catalogue(NamedTuple):
-    """The table of items, indexed by their names, and how its columns are read and become numbers."""
-
-    frame: Any
-    columns: list[columns.Column]
-    readings: dict[str, dict[str, str]]
-
-
-def _catalogue(
-    items: Any,
-    item_id: str,
-    ignore: Sequence[str],
-    categories: Sequence[str],
-    asked: tuple[str | None, str | None],
-    notes: list[str],
-) -> Catalogue:
-    """The table of items; `asked` are `decimal` and `dates` of `from_ratings`."""
-    pandas = need_pandas()
-    if items is None:
-        return Catalogue(pandas.DataFrame(), [], {})
-    frame = as_frame(items) if isinstance(items, pandas.DataFrame) else read_table(items)
-    check_columns(frame, {"item": [item_id], "ignore": ignore, "categories": categories}, "the table of items")
-    names = [c for c in frame.columns if c not in (item_id, *ignore)]
-    lists = [
-        c for c in names if is_text(frame[c]) and frame[c].astype(str).str.contains(columns.MARK, regex=False).any()
-    ]
-    found = find(frame, [c for c in names if c not in (*lists, *categories)], *asked)
-    frame = typed(frame, found.plain())
-    frame = frame[~frame[item_id].isna()].drop_duplicates()
-    index = as_words(frame[item_id])
-    if (twice := index.duplicated()).any():
-        raise DataError(f"item {index[twice].iloc[0]!r} is twice in the table of items. Give each item one row.")
-    idle = [c for c in names if c not in categories and columns.counts_rows(frame[c])]
-    if idle:
-        notes.append(f"of items, {listed(idle)} left out: a number or name for each")
-    useful = [c for c in names if c not in idle]
-    notes += found.notes_of(useful)
-    learned = columns.learn_columns(frame, useful, categories, lists)
-    notes += columns.remarks(learned, frame)
-    return Catalogue(frame.set_index(index), learned, found.plain(useful))
 
 
 def _enough(mine: Any, user: str, least: int, split: str, notes: list[str]) -> Any:
@@ -326,7 +276,7 @@ def _kept(found: Statistics, catalogue: Catalogue, notes: list[str]) -> dict[str
         "items": items,
         "statistics": of_items.round(DIGITS).to_numpy().tolist(),
         "columns": described,
-        "features": {c["name"]: _plain(c, frame[c["name"]].reindex(items)) for c in described},
+        "features": {c["name"]: plain(c, frame[c["name"]].reindex(items)) for c in described},
     }
 
 

@@ -11,14 +11,12 @@ import numpy as np
 import torch
 
 from quickstudy.base.words import plural
-from quickstudy.errors import ConfigError, DataError, suggest
+from quickstudy.errors import ConfigError, DataError
 from quickstudy.tasks.splits import by_name, check_disjoint, check_split
-from quickstudy.tasks.tabular.cells import GAPS, Found, find, typed, words_of
+from quickstudy.tasks.tabular.cells import Found, find, typed, words_of
 from quickstudy.tasks.tabular.columns import (
-    as_levels,
     as_numbers,
     as_words,
-    check_sane,
     counts_rows,
     encode,
     learn_columns,
@@ -27,6 +25,7 @@ from quickstudy.tasks.tabular.columns import (
 )
 from quickstudy.tasks.tabular.frames import SPLIT, check_columns, is_text, listed, read_splits
 from quickstudy.tasks.tabular.groups import GroupTasks
+from quickstudy.tasks.tabular.targets import answers_of, is_class, learn_scale, named_like_gaps
 
 IDENTIFIER = re.compile(r"(^|[_\W])(id|no|nr|key|code)$|[a-z](id|Id|ID)$", re.ASCII)
 FEWEST_IDENTIFIERS = 20  # a column with no more different numbers is not taken for an identifier
@@ -208,7 +207,7 @@ def _learn(
     columns = learn_columns(train, roles.features, categories)
     learned: dict[str, Any] = {"kind": "table", **{w: getattr(roles, w) for w in ("task", "target", "time")}}
     learned["columns"] = columns
-    if _is_class(train[roles.target], roles.target, kind):
+    if is_class(train[roles.target], roles.target, kind):
         # Take the names from all splits, because a class may occur in a test task only.
         learned["classes"] = sorted(as_words(frame[roles.target]).unique())
         if len(learned["classes"]) < 2:
@@ -224,30 +223,6 @@ def _learn(
             f"out (ignore {leak!r}) if it is not there yet when a prediction is wanted."
         )
     return learned
-
-
-def named_like_gaps(names: Sequence[str], what: str) -> list[str]:
-    """A note about names that other programs write for a missing value."""
-    odd = sorted(GAPS.intersection(names))
-    return [f"{listed(odd)} is a {what}, as written: leave a cell empty where it is missing"] if odd else []
-
-
-def learn_scale(answers: np.ndarray, target: str) -> dict[str, float]:
-    """Mean and standard deviation of training answers [n]. Raises DataError for absurd ones and if all are equal."""
-    check_sane(answers, target)
-    if answers.std() == 0:
-        raise DataError(f"the target {target!r} is {answers[0]:g} in every training row: nothing to learn.")
-    return {"mean": float(answers.mean()), "std": float(answers.std())}
-
-
-def _is_class(values: Any, name: str, kind: str | None) -> bool:
-    if kind not in (None, "number", "class"):
-        raise ConfigError(f"kind is 'number' or 'class', got {kind!r}.{suggest(str(kind), ('number', 'class'))}")
-    if kind is None:
-        return is_text(values) or values.dtype.kind == "b" or values.nunique() == 2
-    if kind == "number" and is_text(values):
-        raise DataError(f"the target {name!r} holds words, such as {values.iloc[0]!r}: kind is 'class'.")
-    return kind == "class"
 
 
 def rows_of(frame: Any, task: str, splits: Mapping[str, Mapping[str, Any]], split: str, name: str) -> Any:
@@ -304,24 +279,6 @@ def moment(values: Any, name: str) -> np.ndarray:
             f"the time column {name!r} holds neither numbers nor dates like 2024-05-31: {values.iloc[0]!r}."
         )
     return as_numbers(values, name)
-
-
-def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
-    """The target as the learner reads it: class numbers [n], or scaled values [n, 1].
-
-    Raises DataError for a class that training did not know.
-    """
-    if "classes" not in learned:
-        scaled = (as_numbers(values, learned["target"]) - learned["mean"]) / learned["std"]
-        return scaled.astype(np.float32)[:, None]
-    words, known = as_levels(values, learned["classes"]).to_numpy().astype(str), np.array(learned["classes"])
-    places = np.searchsorted(known, words).clip(max=len(known) - 1)
-    if (unknown := known[places] != words).any():
-        raise DataError(
-            f"the target {learned['target']!r} holds {words[unknown][0]!r}; the classes of training are "
-            f"{listed(known.tolist())}.{suggest(words[unknown][0], known.tolist())}"
-        )
-    return places.astype(np.int64)
 
 
 def _small(tasks: GroupTasks) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quickstudy.base.words import plural
 from quickstudy.errors import DataError, noted, suggest
-from quickstudy.tasks.tabular import columns, frames, ratings, tables
+from quickstudy.tasks.tabular import columns, frames, ratings, tables, targets
 from quickstudy.tasks.texts.sentences import Encoder
 from quickstudy.trained.readers.reader import Asked, Preprocess, Reader, Shown
 
@@ -24,7 +24,7 @@ def _support(preprocess: Preprocess, path: Path, classification: bool) -> Shown:
         )
     frame, answers, notes = _of_one_task(preprocess, _opened(preprocess, path), path)
     if "classes" in preprocess:
-        tables.answers_of(preprocess, answers)  # raises for classes that training did not know
+        targets.answers_of(preprocess, answers)  # raises for classes that training did not know
         return Shown(frame, columns.as_levels(answers, preprocess["classes"]).tolist(), notes)
     return Shown(frame, columns.as_numbers(answers, preprocess["target"]), notes)
 
