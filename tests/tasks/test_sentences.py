@@ -85,7 +85,7 @@ def test_tasks_hold_the_vectors_of_their_texts():
     one, other = (t.rows(2, torch.Generator().manual_seed(1)) for t in (found, plain))
     assert torch.equal(one[0], other[0]) and found.sample(3).query.x.shape == (3, 4, WIDTH)
     names = {"encoder": "hashing", "width": WIDTH, "named": False}
-    assert found.preprocess == {"kind": "text", "text": "text", "label": "label"} | names
+    assert found.preprocess == {"kind": "text", "text": "text", "label": "label", "readings": {}} | names
 
 
 def test_each_text_is_seen_once_and_in_batches():
