@@ -6,6 +6,7 @@ Every error that bad input can raise is a `QuickstudyError`. The command line pr
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -57,8 +58,17 @@ class ModelWarning(UserWarning):
     """A model does something that has no effect in meta-learning."""
 
 
+class DataWarning(UserWarning):
+    """Inputs were changed before they were used: numbers far outside training, long texts."""
+
+
 class EngineWarning(UserWarning):
     """The engine could not do what was asked and took another way to the same result."""
+
+
+def noted(note: str) -> None:
+    """Tell what became of inputs, as a `DataWarning`. The command line prints each such note once."""
+    warnings.warn(note, DataWarning, stacklevel=2)
 
 
 def suggest(given: str, known: Iterable[str]) -> str:

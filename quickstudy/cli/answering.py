@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from quickstudy.cli.evaluating import request_of_run
+from quickstudy.cli.notes import print_notes, warnings_as_notes
 from quickstudy.cli.options import AdaptOptions, PredictOptions, parse
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.measures import scope
@@ -28,10 +29,12 @@ def adapt(argv: list[str]) -> None:
     options = parse(AdaptOptions, argv, "adapt")
     trained = evaluate_run.load_run(options.run)
     classification = trained.tasks.get("ways") is not None
-    x, y = trained.basis.reader.support(trained.preprocess, Path(options.support), classification)
+    shown = trained.basis.reader.support(trained.preprocess, Path(options.support), classification)
+    print_notes(shown.notes)
     if options.reject:
-        trained = _scoped(options.run, trained, y)
-    predictor = trained.adapt(x, y)
+        trained = _scoped(options.run, trained, shown.y)
+    with warnings_as_notes():
+        predictor = trained.adapt(shown.x, shown.y)
     predictor.save(options.out)
     learned = f"classes {', '.join(map(str, predictor.classes))}" if predictor.classes else "one regression task"
     print(f"learned {learned}: {options.out}")
@@ -61,11 +64,15 @@ def predict(argv: list[str]) -> None:
         raise ConfigError(
             f"{options.predictor!r} is not adapted to a task yet. First: quickstudy adapt RUN SUPPORT --out F"
         )
+    if options.csv and options.json:
+        raise ConfigError("--json prints the answers and --csv writes them to a file: give one of the two.")
     if not options.inputs:
         raise ConfigError("predict needs something to answer for: quickstudy predict FILE INPUT...")
     reader = predictor.basis.reader
     read = [reader.inputs(predictor.preprocess, Path(name)) for name in options.inputs]
-    answers = [answer for x, names in read for answer in _answers(predictor, x, names, options.reject)]
+    print_notes([note for one in read for note in one.notes])
+    with warnings_as_notes():
+        answers = [answer for one in read for answer in _answers(predictor, one.x, one.names, options.reject)]
     if options.csv:
         write_answers(Path(options.csv), read, answers)
         print(f"answers: {options.csv}")

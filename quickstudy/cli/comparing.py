@@ -9,6 +9,7 @@ from dataclasses import field
 from pathlib import Path
 
 from quickstudy.base.words import plural
+from quickstudy.cli import unused
 from quickstudy.cli.options import CompareOptions, parse
 from quickstudy.cli.training import device_named, folder_name, kind_named, open_noted, request_of
 from quickstudy.errors import ConfigError
@@ -17,13 +18,16 @@ from quickstudy.experiments.advice import advise, more_trainings
 from quickstudy.experiments.compare_learners import compare_learners
 from quickstudy.experiments.request import open_tasks
 from quickstudy.learner import Learner
+from quickstudy.learners import LEARNERS
 from quickstudy.tasks.source import source_of
 
 
 def compare(argv: list[str]) -> None:
     learners, options = _asked(argv)
     out = Path(options.out or f"runs/{folder_name(options.tasks)}-compared")
-    request = request_of(options)
+    request, named = request_of(options), unused.given(argv)
+    unused.check_tasks(request, named)
+    unused.check_network(request, learners | {"finetune": LEARNERS["finetune"]}, options.network, named)
     train = open_noted(request)
     val, test = (open_tasks(request, split, source_of(train).preprocess) for split in ("val", "test"))
     builders = recipes.builders(learners, kind_named(options.tasks, argv), train, options.network_options())

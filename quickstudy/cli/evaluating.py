@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from quickstudy.base import files
+from quickstudy.cli import unused
 from quickstudy.cli.options import EvaluateOptions, ReportOptions, parse
 from quickstudy.engine import ranks
 from quickstudy.errors import ConfigError
@@ -27,6 +28,7 @@ def _evaluate(options: EvaluateOptions) -> None:
     sizes = {name: vars(options)[name] for name in ("ways", "shots", "queries", "data")}
     changes = {name: value for name, value in sizes.items() if value is not None}
     request = dataclasses.replace(request_of_run(options.run), **changes)
+    unused.check_tasks(request, changes)
     tasks = open_tasks(request, options.split, trained.preprocess)
     scores = evaluate_run.evaluate_run(
         options.run,

@@ -20,6 +20,8 @@ from tyro.conf import arg
 from quickstudy.base import seeds
 from quickstudy.base.progress import settings_bar
 from quickstudy.base.words import duration, size
+from quickstudy.cli import unused
+from quickstudy.cli.notes import print_notes
 from quickstudy.cli.options import PlanOptions, TaskOptions, TrainOptions, parse
 from quickstudy.engine import ranks
 from quickstudy.engine.choice.forecast import Setting
@@ -49,9 +51,9 @@ def train(argv: list[str]) -> None:
 
 def _train(asked: Asked, device: torch.device) -> None:
     options = asked.options
-    request = request_of(options)
+    request = asked.request
     out = Path(options.out or f"runs/{folder_name(options.tasks)}-{asked.learner}")
-    tasks, learner = _built(request, asked)
+    tasks, learner = _built(asked)
     chosen = {"lr": options.outer_lr, "schedule": options.schedule}
     outer = learner.outer()._replace(**{name: value for name, value in chosen.items() if value is not None})
     trained = train_learner(
@@ -71,18 +73,17 @@ def _train(asked: Asked, device: torch.device) -> None:
     print(f"next: quickstudy evaluate {out}")
 
 
-def _built(request: Request, asked: Asked) -> tuple[Any, Learner]:
+def _built(asked: Asked) -> tuple[Any, Learner]:
     """The training tasks, and a learner for them with new weights."""
     torch.manual_seed(seeds.derive(asked.options.seed, "weights"))
-    tasks = open_noted(request)
+    tasks = open_noted(asked.request)
     return tasks, recipes.build_learner(LEARNERS[asked.learner], tasks, asked.fields, asked.options.network_options())
 
 
 def open_noted(request: Request) -> Any:
     """The training tasks; prints what a reader should know of the data."""
     tasks = open_tasks(request, "train")
-    for note in source_of(tasks).notes:
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(source_of(tasks).notes)
     return tasks
 
 
@@ -109,6 +110,7 @@ class Asked(NamedTuple, Generic[Options]):
     learner: str  # its name in LEARNERS
     options: Options
     fields: dict[str, Any]  # of the learner
+    request: Request  # for the tasks
 
 
 def _asked(argv: list[str], command: str, kind_of_options: type[Options]) -> Asked[Options]:
@@ -126,7 +128,11 @@ def _asked(argv: list[str], command: str, kind_of_options: type[Options]) -> Ask
     purpose = "keep the run in a folder" if command == "train" else "say what that needs, without doing it"
     both.__doc__ = f"Meta-train {cls.__name__} on {tasks} and {purpose}."
     parsed = vars(parse(both, argv[2:], f"{command} {tasks} {wanted}"))
-    return Asked(name, parsed["training"], vars(parsed.get("learner", fields())))
+    options, named = parsed["training"], unused.given(argv)
+    request = request_of(options)
+    unused.check_tasks(request, named)
+    unused.check_network(request, {name: cls}, options.network, named)
+    return Asked(name, options, vars(parsed.get("learner", fields())), request)
 
 
 def _first_words(argv: list[str], command: str, kind_of_options: type[Options]) -> tuple[str, str]:
@@ -192,7 +198,7 @@ def device_named(name: str) -> torch.device:
 def plan(argv: list[str]) -> None:
     asked = _asked(argv, "plan", PlanOptions)
     options = asked.options
-    tasks, learner = _built(request_of(options), asked)
+    tasks, learner = _built(asked)
     shared = options.values("meta_batch", "memory", "engine", "chunk", "precision", "channels_last", "seed")
     with settings_bar() as bar:
         settings = plan_training(learner, tasks, progress=bar, device=device_named(options.device), **shared)

@@ -194,6 +194,17 @@ def build_network(tasks: Any, outputs: int | None, options: dict[str, Any]) -> n
     return NETWORKS[name](channels=shape[0], classes=outputs, **sizes, **chosen)
 
 
+def network_options(cls: type[Learner], kind: str, network: str) -> set[str]:
+    """The options of `build_network` that a learner's networks have; `kind` is what the tasks are read as."""
+    roles = set(structural_fields(cls).values())
+    if not roles & {"network", "encoder", "map encoder"}:
+        return set()
+    if kind != "images":
+        return set() if kind == "hashed texts" else {"hidden"}
+    relation = {"filters", "norm"} if "relation" in roles else set()
+    return {"network", *IMAGE_NETWORKS[network], *relation} - {"maps"}
+
+
 def builders(
     learners: Mapping[str, type[Learner]], kind: str, tasks: Any, network: dict[str, Any]
 ) -> dict[str, Callable[[], Learner]]:

@@ -12,7 +12,7 @@ from tyro.conf import Suppress, arg
 from quickstudy import tasks as sources
 from quickstudy.base.options import choice, several, switch, word
 from quickstudy.errors import ConfigError, DataError, suggest
-from quickstudy.tasks.tabular.tables import split_files
+from quickstudy.tasks.tabular.frames import split_files
 
 # Public data sets, which are downloaded.
 PUBLIC: dict[str, Callable[..., Any]] = {
@@ -21,6 +21,7 @@ PUBLIC: dict[str, Callable[..., Any]] = {
     "fc100": sources.fc100,
 }
 NAMED = ("glyphs", "sinusoid", *PUBLIC)
+AUGMENTED = ("cifar_fs", "fc100")  # data sets whose training images can be changed at random
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class Request:
     kind: Annotated[Literal["number", "class"] | None, choice("number,class", "as the column looks")] = None
     ignore: Annotated[tuple[str, ...], several("none")] = ()  # table: columns to leave out
     categories: Annotated[tuple[str, ...], several("none")] = ()  # table: columns whose numbers are names of categories
+    # table: the decimal mark, where 1,234 or 1.234 can be read in two ways
+    decimal: Annotated[Literal[".", ","] | None, choice(".|,", "as the columns show")] = None
+    # table: what 05/06/2024 is, where no date shows it
+    dates: Annotated[
+        Literal["day-first", "month-first"] | None, choice("day-first,month-first", "as the columns show")
+    ] = None
     user: Annotated[str | None, word("none")] = None  # ratings: the column of the user who rated
     item: Annotated[str | None, word("item")] = None  # ratings: the column of the item that was rated
     rating: Annotated[str | None, word("rating")] = None  # ratings: the column of the rating itself
@@ -86,19 +93,47 @@ def is_table(tasks: str) -> bool:
     return Path(tasks).is_file() or "train" in split_files(Path(tasks))
 
 
+SIZES = ("ways", "shots", "queries")
+TABLE = ("shots", "queries", "time", "ignore", "categories", "decimal", "dates")
+
+
+def applicable(request: Request) -> tuple[str, tuple[str, ...]]:
+    """What these tasks are read as, in words, and the options that are read there."""
+    name, kind = request.tasks, kind_of(request.tasks, bool(request.text or request.label))
+    if name == "sinusoid":
+        return "curves", SIZES[1:]
+    if kind == "text":
+        read = ("encoder",) if request.encoder else ("encoder", "words")
+        kind = "encoded texts" if request.encoder else "hashed texts"
+        return kind, (*SIZES, *(() if is_text(name) else ("text", "label")), *read)
+    if kind == "table" and is_ratings(request):
+        of_items = ("item_id", "ignore", "categories") if request.items else ()
+        read = ("shots", "queries", "time", "decimal", "dates")
+        return "ratings", (*read, "user", "item", "rating", "items", *of_items, "factors")
+    if kind == "table":
+        return "a table", (*TABLE, "task", "target", "kind")
+    if name in NAMED:
+        return "images", (*SIZES, *(("data",) if name in PUBLIC else ()), *(("augment",) if name in AUGMENTED else ()))
+    return "images", (*SIZES, "size", "augment")
+
+
+def is_ratings(request: Request) -> bool:
+    """Whether the user named what only a table of ratings has."""
+    return bool(request.user or request.item or request.rating or request.items)
+
+
 def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | None = None) -> Any:
     """The task source of a request, for the split 'train', 'val' or 'test'.
 
     `preprocess` is that of a trained learner: columns of a table then become numbers in the same way as in its
-    training. Raises DataError where the tasks cannot be found or read, ConfigError where options are missing or do not
-    apply to these tasks.
+    training. Raises DataError where the tasks cannot be found or read, ConfigError where options are missing.
     """
     name, kind = request.tasks, kind_of(request.tasks, bool(request.text or request.label))
-    _check_placed(request, kind)
     if kind == "text":
         named = request.given("text", "label", "words", "encoder")
-        return sources.from_text(name, split, request.ways or 5, request.shots, request.queries, **named, progress=True)
-    if is_table(name) and (request.user or request.item or request.rating or request.items):
+        sizes, known = (request.ways or 5, request.shots, request.queries), {"progress": True, "preprocess": preprocess}
+        return sources.from_text(name, split, *sizes, **named, **known)
+    if is_table(name) and is_ratings(request):
         return _open_ratings(request, split, preprocess)
     if is_table(name):
         return _open_table(request, split, preprocess)
@@ -121,15 +156,6 @@ def open_tasks(request: Request, split: str, preprocess: Mapping[str, Any] | Non
     )
 
 
-def _check_placed(request: Request, kind: str) -> None:
-    """Refuse options that these tasks would silently ignore."""
-    name = request.tasks
-    if request.encoder and kind != "text":
-        raise ConfigError(f"--encoder is for texts; {name!r} holds none. Leave it out, or name their column (--text).")
-    if request.augment and (kind != "images" or name in ("glyphs", "omniglot")):
-        raise ConfigError(f"--augment is for a folder of images, cifar_fs and fc100, not for {name!r}. Leave it out.")
-
-
 def _open_table(request: Request, split: str, preprocess: Mapping[str, Any] | None) -> Any:
     if not request.task or not request.target:
         lacking = "--task" if not request.task else "--target"
@@ -137,16 +163,15 @@ def _open_table(request: Request, split: str, preprocess: Mapping[str, Any] | No
             f"{request.tasks!r} is a table: name the column that says which task a row belongs to (--task) and the one "
             f"to predict (--target). {lacking} is missing."
         )
-    read = request.values("task", "target", "time", "kind", "ignore", "categories", "shots", "queries")
+    read = request.values(
+        "task", "target", "time", "kind", "ignore", "categories", "decimal", "dates", "shots", "queries"
+    )
     return sources.from_table(request.tasks, split, **read, preprocess=preprocess)
 
 
 def _open_ratings(request: Request, split: str, preprocess: Mapping[str, Any] | None) -> Any:
-    if request.task or request.target or request.kind:
-        raise ConfigError(
-            "in a table of ratings --user names the task and --rating the target, a number: leave --task, --target and "
-            "--kind out."
-        )
     columns = request.given("user", "item", "rating")
-    read = request.values("time", "items", "item_id", "ignore", "categories", "shots", "queries", "factors")
+    read = request.values(
+        "time", "items", "item_id", "ignore", "categories", "decimal", "dates", "shots", "queries", "factors"
+    )
     return sources.from_ratings(request.tasks, split, **columns, **read, preprocess=preprocess)

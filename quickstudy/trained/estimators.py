@@ -16,11 +16,17 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
+from quickstudy.errors import DataError
 from quickstudy.learners.metric.nearest_centroid import NearestCentroid
 from quickstudy.learners.reference import LinearProbe
+from quickstudy.tasks.tabular.columns import as_numbers
+from quickstudy.tasks.tabular.frames import as_frame
+from quickstudy.tasks.tabular.tables import as_trained
 from quickstudy.trained.readers.arrays import ARRAYS
 from quickstudy.trained.readers.known import reader_of
+from quickstudy.trained.readers.reader import Preprocess
 from quickstudy.trained.trained import Trained
 
 
@@ -30,7 +36,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     trained        from `qs.train` or `qs.load`; None: the nearest class mean of the inputs
     transductive   whether answers may depend on the other inputs of a call, as in `Trained.adapt`
 
-    x is an array [n, d] or images [n, ...]; for a learner of texts or tables, a list of texts or a DataFrame.
+    x is an array [n, d] or images [n, ...]; for a learner of texts a list of texts, for one of tables a DataFrame as it
+    is in the file: the learner scales its columns itself, so an array or a DataFrame from a scaler is refused.
 
     Attributes: `classes_`, `predictor_` (a `Predictor`), `n_features_in_` for inputs that are rows of numbers.
     """
@@ -111,7 +118,30 @@ def _given(estimator: Any, X: Any, y: Any, **checks: Any) -> tuple[Any, np.ndarr
     if _reads_numbers(estimator):
         X, y = validate_data(estimator, X, y, allow_nd=True, **checks)
         return _double(X), np.array(y)
+    _check_unscaled(estimator.trained.preprocess, X)
     return X, np.array(y)
+
+
+def _check_unscaled(preprocess: Preprocess, X: Any) -> None:
+    """Raise DataError where a step before this one has scaled the rows of a table, which the learner scales itself."""
+    if "columns" not in preprocess:
+        return
+    advice = "This learner scales the columns itself, as in training: give it the DataFrame, and leave scalers out."
+    if isinstance(X, (np.ndarray, Tensor)):
+        raise DataError(
+            f"rows of a table come with the names of their columns; got an array of {list(X.shape)}. {advice}"
+        )
+    frame = as_trained(preprocess, as_frame(X))
+    numbers = [c for c in preprocess["columns"] if c["kind"] == "number" and c["name"] in frame.columns]
+    scales = np.array([_scale(frame[column["name"]]) for column in numbers])
+    trained = np.array([(column["mean"], column["std"]) for column in numbers])
+    if len(frame) > 2 and len(scales) and np.allclose(scales, (0, 1)) and not np.allclose(trained, (0, 1), atol=0.01):
+        raise DataError(f"every column of numbers has the mean 0 and the standard deviation 1 already. {advice}")
+
+
+def _scale(values: Any) -> tuple[float, float]:
+    known = as_numbers(values, str(values.name))
+    return float(np.nanmean(known)), float(np.nanstd(known))
 
 
 def _asked(estimator: Any, X: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,55 @@ def _precision(theta: Theta) -> torch.dtype | None:
 def as_answers(y: Any) -> Any:
     """Answers as an array of names, class numbers or values; several targets as a dict or tuple of tensors.
 
-    Raises DataError where one of several targets does not hold numbers, and for lists of unequal lengths.
+    Raises DataError where an answer is missing, where names and numbers are mixed, where one of several targets does
+    not hold numbers, and for lists of unequal lengths.
     """
     if trees.is_nested(y):
         return trees.converted(y, _target)
     try:
-        return y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        values = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     except ValueError as error:
         raise DataError(
             f"the labels of y differ in their number: {first_line(error)}. Give lists of equal length, with None, or "
             "the number that the loss ignores, where there is no label."
         ) from error
+    if values.dtype.kind == "f":
+        return _known(values, np.isnan(values))
+    if isinstance(y, (Tensor, np.ndarray)) and values.dtype.kind in "iub":
+        return values
+    if values.ndim > 1:  # labels of positions, of which those with None have no label
+        return values
+    given = np.asarray(y, dtype=object)  # before numpy makes the name '1' of the number 1, and 'nan' of a missing one
+    _known(given, np.array([_is_missing(one) for one in given.flat]).reshape(given.shape))
+    _check_alike(given.flat)
+    return np.asarray(given.tolist())
+
+
+def _known(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """The values. Raises DataError where one is missing."""
+    if missing.any():
+        place = int(np.argwhere(missing)[0][0])
+        raise DataError(f"y[{place}] is missing ({values[place]!r}). Leave that example out, or give its answer.")
+    return values
+
+
+def _is_missing(one: Any) -> bool:
+    """None, NaN, text without a letter, and what pandas writes for a gap."""
+    if isinstance(one, str):
+        return not one.strip()
+    return one is None or type(one).__name__ in ("NAType", "NaTType") or (isinstance(one, float) and one != one)
+
+
+def _check_alike(given: Iterable[Any]) -> None:
+    """Raise DataError where names, numbers and booleans are mixed: 1, '1' and True could become one class."""
+    first: dict[str, Any] = {}
+    for one in given:
+        kind = "bool" if isinstance(one, (bool, np.bool_)) else "text" if isinstance(one, str) else "number"
+        first.setdefault(kind, one)
+    if len(first) > 1:
+        raise DataError(
+            f"y mixes {' and '.join(map(repr, first.values()))}. Give all answers as text, or all as numbers."
+        )
 
 
 def _target(place: str, array: Any) -> Tensor:

@@ -177,6 +177,35 @@ def test_images_of_a_folder_get_the_size_that_is_asked(tmp_path):
     assert read(run / "config.json")["learner"]["fields"]["encoder"]["network"]["size"] == 20
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["TABLE", "maml", "--text", "weather", "--label", "code", "--task", "school"], "--task has no effect"),
+        (["TABLE", "maml", "--task", "school", "--target", "mark", "--ways", "3"], "--ways has no effect"),
+        (["TABLE", "maml", "--task", "school", "--target", "mark", "--items", "x.csv"], "--task has no effect"),
+        (["TABLE", "maml", "--task", "school", "--target", "mark", "--words", "3"], "--words has no effect"),
+        (["TABLE", "maml", "--task", "school", "--target", "mark", "--filters", "8"], "--filters has no effect"),
+        (["TABLE", "maml", "--task", "school", "--target", "mark", "--channels-last"], "--channels-last has no effect"),
+        (["TABLE", "maml", "--user", "school", "--item", "code", "--item-id", "a"], "--item-id has no effect"),
+        (["TABLE", "protonet", "--text", "weather", "--label", "code", "--hidden", "8"], "--hidden has no effect"),
+        (["TABLE", "protonet", "--text", "day", "--label", "code", "--encoder", "e", "--words", "8"], "--words has no"),
+        (["glyphs", "maml", "--data", "here"], "--data has no effect"),
+        (["glyphs", "maml", "--size=20"], "--size has no effect"),
+        (["glyphs", "maml", "--dropblock", "0.1"], "--dropblock has no effect on the network of maml"),
+        (["glyphs", "maml", "--network", "resnet12", "--downsample", "pool"], "--downsample has no effect"),
+        (["glyphs", "nearestcentroid", "--norm", "layer"], "--norm has no effect"),
+        (["sinusoid", "maml", "--target", "mark"], "--target has no effect"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "plan", "compare"])
+def test_an_option_that_would_have_no_effect_is_refused(command, argv, message, tmp_path, capsys):
+    table = str(schools(tmp_path / "schools.csv"))
+    if command == "compare" and ("--channels-last" in argv or "nearestcentroid" in argv):
+        pytest.skip("compare has no such option, and adds finetune, which has a network")
+    assert main.run([command, *(table if word == "TABLE" else word for word in argv)]) == 2
+    assert message in capsys.readouterr().err
+
+
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +242,12 @@ def test_an_option_of_evaluate_is_in_the_protocol_and_changes_the_episodes(run, 
 def test_fewer_ways_are_tested_with_a_learner_that_compares(tmp_path):
     run = trained(tmp_path / "run", "glyphs", "protonet", *GLYPHS)
     assert evaluated(run, "--ways", "2")["protocol"]["ways"] == 2
+
+
+def test_a_size_that_the_tasks_do_not_have_is_refused(tmp_path, capsys):
+    run = trained(tmp_path / "run", "sinusoid", "maml", *SINES)
+    assert main.run(["evaluate", str(run), "--ways", "3"]) == 2
+    assert "--ways has no effect" in capsys.readouterr().err
 
 
 def test_only_the_controls_named_are_run(run, capsys):

@@ -149,4 +149,4 @@ def test_the_command_line_changes_images_in_training_only(tmp_path, monkeypatch,
     capsys.readouterr()
     for tasks in ("glyphs", "sinusoid"):
         assert main.run(["train", tasks, "maml", "--augment"]) == 2
-        assert f"not for '{tasks}'" in capsys.readouterr().err
+        assert f"--augment has no effect on '{tasks}'" in capsys.readouterr().err

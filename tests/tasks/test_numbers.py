@@ -14,7 +14,8 @@ def written(path, text: str):
 
 def test_headers_and_blank_lines_count_as_lines(tmp_path):
     path = written(tmp_path, "a,b\n\n1,2\n\n\n3,4\n")
-    x, names = read_inputs(path)
+    x, names, rows = read_inputs(path)
+    assert rows.to_dict("list") == {"a": ["1", "3"], "b": ["2", "4"]}
     assert np.array_equal(x, [[1, 2], [3, 4]]) and names == [f"{path}:3", f"{path}:6"]
     assert read_inputs(written(tmp_path, "1,2\n3,4\n"))[1] == [f"{path}:1", f"{path}:2"]
 
@@ -32,7 +33,7 @@ def test_the_mark_of_utf_8_is_no_part_of_the_first_number(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n\n3,zero\n", "line 4 of .* has 'zero' where a number is expected"),
+        ("a,b\n1,2\n\n3,zero\n", "line 4 of .* has 'zero' where a number, such as 1234.5, is expected"),
         ("a,b\n\n1,2\n3\n", "line 4 of .* has 1 columns, line 3 has 2"),
         ("a,b\n", "holds no rows"),
         ("", "holds no rows"),
@@ -44,7 +45,8 @@ def test_an_error_names_the_line(tmp_path, text, message):
 
 
 def test_the_last_column_of_a_support_set_is_the_answer(tmp_path):
-    x, y = read_support(written(tmp_path, "a,b,y\n1,2,cat\n3,4,dog\n"), True)
+    x, y, notes = read_support(written(tmp_path, "a,b,y\n1,2,cat\n3,4,dog\n"), True)
+    assert notes == []
     assert x.tolist() == [[1, 2], [3, 4]] and y.tolist() == ["cat", "dog"]
     values = read_support(written(tmp_path, "1,2,5\n3,4,6\n"), False)[1]
     assert values.tolist() == [[5], [6]]

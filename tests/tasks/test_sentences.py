@@ -85,7 +85,7 @@ def test_tasks_hold_the_vectors_of_their_texts():
     one, other = (t.rows(2, torch.Generator().manual_seed(1)) for t in (found, plain))
     assert torch.equal(one[0], other[0]) and found.sample(3).query.x.shape == (3, 4, WIDTH)
     names = {"encoder": "hashing", "width": WIDTH, "named": False}
-    assert found.preprocess == {"kind": "text", "text": "text", "label": "label"} | names
+    assert found.preprocess == {"kind": "text", "text": "text", "label": "label", "readings": {}} | names
 
 
 def test_each_text_is_seen_once_and_in_batches():
@@ -230,4 +230,4 @@ def test_the_command_line_takes_a_model_by_name(library, tmp_path, monkeypatch, 
     assert main.run([word.replace("command-line", "absent") for word in train]) == 2
     assert "pip install sentence-transformers" in capsys.readouterr().err
     assert main.run(["train", "glyphs", "protonet", "--encoder", "absent-model"]) == 2
-    assert "--encoder is for texts" in capsys.readouterr().err
+    assert "--encoder has no effect on 'glyphs'" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from problems import assert_close
 import quickstudy as qs
 from quickstudy.cli import main
 from quickstudy.errors import ConfigError, DataError
-from quickstudy.tasks.tabular import columns, tables
+from quickstudy.tasks.tabular import cells, columns, frames
 
 TASKS = [f"school {i}" for i in range(10)]
 
@@ -83,7 +83,8 @@ def test_dates_switches_and_the_most_frequent_levels():
             "town": [f"town {min(i, 24) % 25}" for i in range(n)],
         }
     )
-    day, member, town = columns.learn_columns(frame, ["day", "member", "town"])
+    readings = cells.find(frame, frame.columns).plain()
+    day, member, town = columns.learn_columns(cells.typed(frame, readings), ["day", "member", "town"])
     assert day["kind"] == "number" and day["std"] == pytest.approx(np.arange(n).std())
     assert member["kind"] == "number" and member["mean"] == 0.5
     assert len(town["levels"]) == 20 and "town 24" in town["levels"]
@@ -228,15 +229,15 @@ def test_a_column_that_numbers_the_rows_is_left_out():
 def test_files_that_are_no_tables(tmp_path):
     (tmp_path / "latin.csv").write_bytes("school,mark\nM\xfcnchen,3\n".encode("latin-1"))
     with pytest.raises(DataError, match="not text in UTF-8"):
-        tables.read_table(tmp_path / "latin.csv")
+        frames.read_table(tmp_path / "latin.csv")
     (tmp_path / "empty.csv").write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read as a table"):
-        tables.read_table(tmp_path / "empty.csv")
+        frames.read_table(tmp_path / "empty.csv")
     (tmp_path / "odd.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="cannot be read as a table"):
-        tables.read_table(tmp_path / "odd.parquet")
+        frames.read_table(tmp_path / "odd.parquet")
     with pytest.raises(DataError, match="there is no file"):
-        tables.read_table(tmp_path / "none.csv")
+        frames.read_table(tmp_path / "none.csv")
     with pytest.raises(DataError, match="holds no tables train, val, test"):
         opened(tmp_path)
 
@@ -244,10 +245,10 @@ def test_files_that_are_no_tables(tmp_path):
 def test_a_table_larger_than_memory_says_how_much_it_needs(tmp_path, monkeypatch):
     table().to_csv(tmp_path / "t.csv", index=False)
     size = (tmp_path / "t.csv").stat().st_size
-    monkeypatch.setattr(tables.memory, "free", lambda device: tables.BYTES * size - 1)
+    monkeypatch.setattr(frames.memory, "free", lambda device: frames.BYTES * size - 1)
     with pytest.raises(DataError, match=r"needs about .* GB of memory, of which .* GB are free"):
         opened(tmp_path / "t.csv")
-    monkeypatch.setattr(tables.memory, "free", lambda device: tables.BYTES * size)
+    monkeypatch.setattr(frames.memory, "free", lambda device: frames.BYTES * size)
     assert len(opened(tmp_path / "t.csv").names) == 6
 
 

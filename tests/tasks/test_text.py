@@ -195,7 +195,7 @@ def test_what_was_left_out_is_told():
 def test_texts_longer_than_what_is_read_are_told():
     long = frame().assign(text=lambda f: f.text + " and so on" * 9)
     (note,) = qs.tasks.from_text(long, **sizes()).notes
-    assert note.startswith("100 % of the train texts have more than 24 words")
+    assert note == "24 of 24 texts (100 %) have more than 24 words: the rest is not read"
     assert qs.tasks.from_text(long, **sizes(), words=60).notes == ()
 
 

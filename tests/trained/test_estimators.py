@@ -106,6 +106,29 @@ def test_texts_and_tables_pass_through():
         assert set(fitted.predict(rows)) <= {"no", "yes"}
 
 
+def of_a_table() -> tuple[qs.Trained, pandas.DataFrame]:
+    """A learner trained on a table of shops, and the rows of one."""
+    rng = np.random.default_rng(0)
+    rows = pandas.DataFrame({"shop": np.repeat(list("abcdefghij"), 12), "price": rng.normal(50, 9, 120)})
+    rows["sold"] = 100 - rows.price + rng.normal(0, 1, 120)
+    tasks = qs.tasks.from_table(rows, "train", task="shop", target="sold", shots=4, queries=4)
+    learner = qs.R2D2(torch.nn.Identity(), loss=qs.mse_loss, ways=None, lam=0.1, scale=1.0)
+    return qs.train(learner, tasks, iterations=1, meta_batch=2, progress=False), rows[:12]
+
+
+def test_a_table_is_scaled_once():
+    """Its learner scales the columns: rows that a step before it has scaled would be scaled twice."""
+    trained, rows = of_a_table()
+    fitted = qs.FewShotRegressor(trained).fit(rows, rows.sold)
+    assert np.allclose(fitted.predict(rows), trained.adapt(rows, rows.sold).predict(rows)[:, 0])
+    x = rows[["price"]]
+    for scaler in (StandardScaler(), StandardScaler().set_output(transform="pandas")):
+        with pytest.raises(DataError, match="scales the columns itself"):
+            make_pipeline(scaler, qs.FewShotRegressor(trained)).fit(x, rows.sold)
+    with pytest.raises(DataError, match="names of their columns"):
+        qs.FewShotRegressor(trained).fit(x.to_numpy(), rows.sold)
+
+
 def test_a_learner_that_reads_other_inputs_says_so():
     with pytest.raises(DataError, match="cannot read this task"):
         qs.FewShotClassifier(trained()).fit(np.zeros((4, 7)), [0, 0, 1, 1])
@@ -123,9 +146,10 @@ def test_probabilities_of_a_tasks_classes_are_right_where_all_of_them_underflow(
             return self.level.expand(len(x), 3)
 
     learner = qs.MAML(Sure(), steps=0)
-    preprocess = {"kind": "table", "task": "t", "target": "y", "columns": [], "classes": ["other", "no", "yes"]}
+    size = {"name": "size", "kind": "number", "mean": 0.0, "std": 1.0, "missing": False}
+    preprocess = {"kind": "table", "task": "t", "target": "y", "columns": [size], "classes": ["other", "no", "yes"]}
     fitted = qs.FewShotClassifier(qs.Trained(learner, learner.init(), preprocess=preprocess))
-    x = torch.zeros(4, 2)
+    x = pandas.DataFrame({"size": [0.0] * 4})
     found = fitted.fit(x, ["no", "yes", "no", "yes"]).predict_proba(x)
     assert np.allclose(found, [[1 / (1 + np.e), np.e / (1 + np.e)]] * 4)
     assert fitted.predict(x).tolist() == ["yes"] * 4

@@ -80,7 +80,7 @@ def test_a_later_version_is_told_by_its_numbers(version, later, monkeypatch):
     assert base_version.is_later(version) is later
 
 
-@pytest.mark.parametrize("preprocess", [{}, TABLE, TEXT, {"kind": "ratings"}, {"kind": "image"}])
+@pytest.mark.parametrize("preprocess", [{}, TEXT, {"kind": "image"}])
 def test_numbers_are_taken_as_they_are(preprocess):
     for x in (torch.ones(2, 3), np.ones((2, 3))):
         assert reader_of(preprocess).encoded(preprocess, x, None) is x
@@ -94,7 +94,8 @@ def test_rows_become_numbers_and_values_come_back_in_their_unit(tmp_path):
     assert y.tolist() == [[2.0], [-1.0]]
     assert in_units(TABLE, y).tolist() == [[60.0], [45.0]]
     pandas.DataFrame(rows).to_csv(tmp_path / "shown.csv", index=False)
-    frame, answers = reader.support(TABLE, tmp_path / "shown.csv", False)
+    frame, answers, notes = reader.support(TABLE, tmp_path / "shown.csv", False)
+    assert notes == []
     assert answers.tolist() == [60.0, 45.0] and reader.encoded(TABLE, frame, None).tolist() == [[1.0], [-1.0]]
 
 
@@ -120,7 +121,10 @@ def test_texts_come_from_lines_tables_and_folders(tmp_path):
     assert reader_of(TEXT).inputs(TEXT, tmp_path / "asked.txt")[1] == ["where is it", "refund me"]
     (tmp_path / "asked.csv").write_text("said,intent\nrefund me,money\nwhere,order\n")
     assert reader_of(TEXT).inputs(TEXT, tmp_path / "asked.csv")[0] == ["refund me", "where"]
-    assert reader_of(TEXT).support(TEXT, tmp_path / "asked.csv", True) == (["refund me", "where"], ["money", "order"])
+    assert reader_of(TEXT).support(TEXT, tmp_path / "asked.csv", True)[:2] == (
+        ["refund me", "where"],
+        ["money", "order"],
+    )
     assert reader_of(TEXT).encoded(TEXT, ["refund me"], None).shape[:2] == (1, 3)
 
 

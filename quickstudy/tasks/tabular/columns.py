@@ -5,18 +5,22 @@
     list       several levels in one cell, "Action|Drama": 1 in the column of each, for the 20 most frequent levels
     date       a number, in days
 
-A level that training did not see is 0 in all columns; it does not prevent a prediction.
+A level that training did not see is 0 in all columns; it does not prevent a prediction. How the text of a file becomes
+numbers, words and dates is said in `tabular.cells`; here columns are read already.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from quickstudy.base.words import percent, plural
 from quickstudy.errors import DataError, suggest
+from quickstudy.tasks.tabular.frames import is_text, listed, need_pandas, row_of
 
 LEVELS = 20  # levels of a category that get columns of their own
 FARTHEST = 10.0  # standard deviations from the mean at which numbers are clipped
@@ -32,7 +36,7 @@ def learn_columns(
     """What `encode` needs to know about the named columns of a DataFrame.
 
     `categories` are columns of numbers that are only names, `lists` those with several levels in a cell. Raises
-    DataError for columns that mix numbers and words, and for absurd numbers.
+    DataError for absurd numbers.
     """
     return [_learn(frame[name], str(name), name in categories, name in lists) for name in names]
 
@@ -42,7 +46,7 @@ def _learn(values: Any, name: str, category: bool, several: bool) -> Column:
     if several:
         levels = as_words(values.dropna()).str.split(MARK).explode().value_counts().index[:LEVELS]
         return {"name": name, "kind": "list", "levels": sorted(levels), "missing": missing}
-    if category or not is_numeric(values, name):
+    if category or is_text(values):
         levels = as_words(values.dropna()).value_counts().index[:LEVELS]
         return {"name": name, "kind": "category", "levels": sorted(levels), "missing": missing}
     numbers = as_numbers(values, name)
@@ -77,11 +81,42 @@ def _encoded(column: Column, values: Any) -> np.ndarray:
             np.array([[level in of_row for level in column["levels"]] for of_row in words]).reshape(len(values), -1)
         ]
     else:
-        words = as_words(values).to_numpy()
+        words = as_levels(values, column["levels"]).to_numpy()
         made = [np.stack([words == level for level in column["levels"]], axis=1)] if column["levels"] else []
     if column["missing"]:
         made.append(absent[:, None])
     return np.concatenate(made, axis=1).astype(np.float32) if made else np.zeros((len(values), 0), np.float32)
+
+
+def remarks(columns: Sequence[Column], frame: Any) -> list[str]:
+    """What `encode` cannot tell of these rows, in words: numbers far outside training, and levels without a column."""
+    notes = [(_far if column["kind"] == "number" else _unkept)(column, frame[column["name"]]) for column in columns]
+    return list(filter(None, notes))
+
+
+def _far(column: Column, values: Any) -> str:
+    known = as_numbers(values, column["name"])
+    far = np.abs(known - column["mean"]) > FARTHEST * column["std"]
+    if not far.any():
+        return ""
+    return (
+        f"column {column['name']!r}: {plural(int(far.sum()), 'number')} far outside training, such as "
+        f"{known[far][0]:g}, taken for the nearest within {FARTHEST:g} standard deviations of its mean, "
+        f"{column['mean']:.4g} ± {FARTHEST * column['std']:.4g}"
+    )
+
+
+def _unkept(column: Column, values: Any) -> str:
+    words = as_levels(values.dropna(), column["levels"])
+    words = words.str.split(MARK).explode() if column["kind"] == "list" else words
+    others = words[~words.isin(column["levels"])]
+    if not len(others):
+        return ""
+    return (
+        f"column {column['name']!r}: {percent(len(others) / len(words))} of its cells hold one of "
+        f"{plural(others.nunique(), 'level')} without a column ({listed(others.value_counts().index.tolist())}); "
+        f"the {len(column['levels'])} levels most frequent in training have one"
+    )
 
 
 def described(columns: Sequence[Column], x: np.ndarray, most: int = 4) -> list[str]:
@@ -118,42 +153,32 @@ def as_words(values: Any) -> Any:
     return values.astype(str).where(~values.isna(), None).astype(object)
 
 
-def is_numeric(values: Any, name: str) -> bool:
-    """Whether a column holds numbers, booleans or dates. Raises DataError for numbers with some words in between."""
-    if values.dtype.kind in "biufmM":
-        return True
-    known = values.dropna()
-    if _dates(known) is not None:
-        return True
-    numbers = _parsed(known)
-    words = numbers.isna()
-    if len(known) and words.mean() < 0.5 and words.any():
-        row, word = words.idxmax(), known[words].iloc[0]
-        raise DataError(
-            f"column {name!r} holds numbers, and {word!r} in row {_row(row)}. Correct it (an empty cell is a missing "
-            "value), or leave the column out with ignore."
-        )
-    return len(known) > 0 and not words.any()
+def as_levels(values: Any, known: Sequence[str]) -> Any:
+    """The same as text, named as the known levels are: the number 1 is '1.0' where a text file had that level."""
+    words = as_words(values)
+    if values.dtype.kind not in "iuf":
+        return words
+    written: dict[float, list[str]] = {}
+    for level in known:
+        with suppress(ValueError):
+            written.setdefault(float(level), []).append(level)
+    names = {number: levels[0] for number, levels in written.items() if len(levels) == 1}
+    return words.map(lambda word: word if word is None or word in known else names.get(float(word), word))
 
 
 def as_numbers(values: Any, name: str) -> np.ndarray:
-    """A column that `is_numeric` as float64 [n], dates in days; NaN where missing.
+    """A column of numbers, booleans or dates as float64 [n], dates in days; NaN where missing.
 
     Raises DataError for infinity and words.
     """
     if values.dtype.kind in "mM":
         return _days(values)
-    if values.dtype.kind not in "biuf":
-        dates = _dates(values.dropna())
-        if dates is not None:
-            return _days(dates.reindex(values.index))
-        parsed = _parsed(values)
-        if (wrong := parsed.isna() & ~values.isna()).any():
-            raise DataError(f"column {name!r} wants numbers, row {_row(wrong.idxmax())} has {values[wrong].iloc[0]!r}.")
-        values = parsed
+    if is_text(values) and not values.isna().all():
+        row = values.first_valid_index()
+        raise DataError(f"column {name!r} wants numbers, row {row_of(row)} has {values[row]!r}.")
     numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
     if np.isinf(numbers).any():
-        raise DataError(f"column {name!r} holds infinity in row {_row(values.index[np.isinf(numbers).argmax()])}.")
+        raise DataError(f"column {name!r} holds infinity in row {row_of(values.index[np.isinf(numbers).argmax()])}.")
     return numbers
 
 
@@ -199,50 +224,11 @@ def _determined(words: Any, target: np.ndarray) -> bool:
     return bool((pandas.Series(target).groupby(words.to_numpy(), dropna=False).nunique() == 1).all())
 
 
-def counts_rows(values: Any, name: str) -> bool:
+def counts_rows(values: Any) -> bool:
     """Whether a column only numbers or names the rows, so that nothing can be learned from it."""
     if values.dtype.kind in "iu":
         return len(values) > 2 and bool((np.diff(values.to_numpy()) == 1).all())
-    return (
-        values.dtype.kind not in "bfmM"
-        and not is_numeric(values, name)
-        and values.nunique() > max(len(values) / 2, LEVELS)
-    )
-
-
-def as_frame(rows: Any) -> Any:
-    """Rows as a DataFrame: from a DataFrame, a dict of columns, or a list of dicts. Raises DataError for others."""
-    pandas = need_pandas()
-    if isinstance(rows, pandas.DataFrame):
-        return rows
-    if isinstance(rows, Mapping) or (isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)):
-        return pandas.DataFrame(rows)
-    raise DataError(
-        f"this learner reads rows of a table: a DataFrame, or a list of dicts from column to value; got "
-        f"{type(rows).__name__}."
-    )
-
-
-def need_pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise DataError("tables need pandas: pip install 'quickstudy[tables]'.") from error
-    return pandas
-
-
-def _parsed(values: Any) -> Any:
-    return need_pandas().to_numeric(values, errors="coerce")
-
-
-def _dates(known: Any) -> Any:
-    """Texts as dates if all of them are written like 2024-05-31, else None."""
-    if not len(known) or known.dtype.kind in "biuf" or not known.astype(str).str.match(r"\d{4}-\d\d?-\d\d?").all():
-        return None
-    try:
-        return need_pandas().to_datetime(known, format="ISO8601")
-    except ValueError:
-        return None
+    return is_text(values) and values.nunique() > max(len(values) / 2, LEVELS)
 
 
 def _days(values: Any) -> np.ndarray:
@@ -252,8 +238,3 @@ def _days(values: Any) -> np.ndarray:
     if getattr(values.dtype, "tz", None) is not None:
         values = values.dt.tz_convert(None)
     return ((values - pandas.Timestamp("1970-01-01")) / pandas.Timedelta(days=1)).to_numpy(dtype=np.float64)
-
-
-def _row(index: Any) -> int:
-    """The row number as an editor shows it: the header is line 1."""
-    return int(index) + 2

@@ -17,28 +17,35 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from quickstudy.base.words import plural
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.tasks.splits import by_name, check_split
 from quickstudy.tasks.tabular import columns
-from quickstudy.tasks.tabular.columns import as_numbers, as_words, need_pandas
+from quickstudy.tasks.tabular.cells import Found, find, typed
+from quickstudy.tasks.tabular.columns import as_numbers, as_words
 from quickstudy.tasks.tabular.factors import Ratings, factorise
-from quickstudy.tasks.tabular.groups import GroupTasks
-from quickstudy.tasks.tabular.tables import (
+from quickstudy.tasks.tabular.frames import (
     SPLIT,
-    Roles,
     check_columns,
+    listed,
+    need_pandas,
+    read_splits,
+)
+from quickstudy.tasks.tabular.groups import GroupTasks
+from quickstudy.tasks.tabular.items import Catalogue, catalogue_of, plain
+from quickstudy.tasks.tabular.tables import (
+    READINGS,
+    Roles,
+    as_trained,
+    as_written,
     clean,
-    counted,
     group_tasks,
     learn_scale,
-    listed,
     moment,
-    read_splits,
-    read_table,
     rows_of,
 )
 
@@ -71,6 +78,8 @@ def from_ratings(
     factors: int = 0,
     prior: float = 3.0,
     lam: float = 20.0,
+    decimal: Literal[".", ","] | None = None,
+    dates: Literal["day-first", "month-first"] | None = None,
     preprocess: Mapping[str, Any] | None = None,
 ) -> GroupTasks:
     """Tasks from ratings: a task is one user, and its examples are the items that the user rated.
@@ -89,6 +98,7 @@ def from_ratings(
     factors     length of the items' vectors learned from the ratings of training users; 0: none
     prior       an item's mean rating is shrunk as if it had this many more ratings, all equal to the mean
     lam         weight of the squared length of the factors
+    decimal, dates  how numbers and dates are read where the tables leave it open, as in `from_table`
     preprocess  what an earlier learner learned about the items: `trained.preprocess`; None: learn it here
 
     Answers are scaled by mean and standard deviation of the training ratings. Predictors answer in the rating's own
@@ -111,8 +121,13 @@ def from_ratings(
             "least must be at least 2, factors 0 or more, prior and lam above 0; "
             f"got least={least}, factors={factors}, prior={prior}, lam={lam}."
         )
-    frame, assigned, name = read_splits(ratings)
-    frame, notes = _clean(frame, user, item, rating, time)
+    frame, assigned, name = read_splits(ratings, as_written(preprocess))
+    named = _named(frame, user, item, rating, time)
+    frame = frame[[column for column in frame.columns if column in (*named.values(), SPLIT)]]
+    read = Found({}, []) if preprocess else find(frame, [c for c in (rating, time) if c], decimal, dates)
+    notes = read.notes_of(named.values())
+    frame = as_trained(preprocess, frame) if preprocess else typed(frame, read.plain())
+    frame = _clean(frame, named, notes)
     splits = assigned if assigned is not None else by_name(dict.fromkeys(frame[user]))
     learned, of_rows = dict(preprocess or {}), None
     if split == "train" or not learned:
@@ -124,8 +139,9 @@ def from_ratings(
         if learned:
             _check_same(found, learned)
         else:
-            catalogue = _catalogue(items, item_id or item, ignore, categories, notes)
+            catalogue = catalogue_of(items, item_id or item, ignore, categories, (decimal, dates), notes)
             learned = settings | _kept(found, catalogue, notes)
+            learned[READINGS] = catalogue.readings | read.plain()
     mine = _enough(rows_of(frame, user, splits, split, name), user, least, split, notes)
     encoded = functools.partial(encode, learned, statistics=of_rows)
     return group_tasks(mine, Roles(user, rating, time, []), learned, encoded, split, shots, queries, name, notes)
@@ -171,29 +187,32 @@ def _features(learned: Mapping[str, Any], rows: Any, places: np.ndarray) -> Any:
     found = {}
     for column in learned["columns"]:
         name, kept = column["name"], learned["features"][column["name"]]
-        given = _plain(column, rows[name]) if name in rows.columns else [None] * len(rows)
+        given = plain(column, rows[name]) if name in rows.columns else [None] * len(rows)
         values = [kept[place] if place >= 0 else own for place, own in zip(places, given, strict=True)]
         found[name] = need_pandas().Series(values, dtype=float if column["kind"] == "number" else object)
     return need_pandas().DataFrame(found, index=range(len(rows)))
 
 
-def _plain(column: columns.Column, values: Any) -> list[float | str | None]:
-    """A column as plain values for JSON."""
-    plain = as_numbers(values, column["name"]) if column["kind"] == "number" else as_words(values)
-    return [None if gone else value for value, gone in zip(plain.tolist(), values.isna(), strict=True)]
-
-
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _clean(frame: Any, user: str, item: str, rating: str, time: str | None) -> tuple[Any, list[str]]:
-    """The ratings with users and items as words, in order of time, and notes about what was left out."""
-    needed = {"user": user, "item": item, "rating": rating, "time": time}
-    named = [column for column in needed.values() if column is not None]
-    check_columns(frame, {role: [column] for role, column in needed.items() if column is not None}, "the table")
-    if len(set(named)) < len(named):
-        raise ConfigError(f"user, item, rating and time are different columns; got {', '.join(map(repr, named))}.")
-    frame, notes = clean(frame[[c for c in frame.columns if c in (*named, SPLIT)]], needed)
+def _named(frame: Any, user: str, item: str, rating: str, time: str | None) -> dict[str, str]:
+    """Role -> column. Raises DataError where a column is missing, ConfigError where one has two roles."""
+    named = {"user": user, "item": item, "rating": rating} | ({"time": time} if time is not None else {})
+    check_columns(frame, {role: [column] for role, column in named.items()}, "the table")
+    if len(set(named.values())) < len(named):
+        raise ConfigError(
+            f"user, item, rating and time are different columns; got {', '.join(map(repr, named.values()))}."
+        )
+    return named
+
+
+def _clean(frame: Any, named: Mapping[str, str], notes: list[str]) -> Any:
+    """The ratings with users and items as words, in order of time; what was left out is appended to `notes`."""
+    frame, left_out = clean(frame, named)
+    notes += left_out
+    user, item, rating = (named[role] for role in ("user", "item", "rating"))
+    time = named.get("time")
     plain = {user: as_words(frame[user]), item: as_words(frame[item]), rating: as_numbers(frame[rating], rating)}
     frame = frame.assign(**plain)
     if time is not None:
@@ -201,35 +220,9 @@ def _clean(frame: Any, user: str, item: str, rating: str, time: str | None) -> t
     same = [column for column in (user, item, SPLIT) if column in frame.columns]
     if (again := frame.duplicated(same, keep="last")).any():
         notes.append(
-            f"{counted(int(again.sum()), 'rating')} left out: the user rated the item again, and the last counts"
+            f"{plural(int(again.sum()), 'rating')} left out: the user rated the item again, and the last counts"
         )
-    return frame[~again], notes
-
-
-def _catalogue(
-    items: Any, item_id: str, ignore: Sequence[str], categories: Sequence[str], notes: list[str]
-) -> tuple[Any, list[columns.Column]]:
-    """The table of items, indexed by their names, and how its columns become numbers."""
-    pandas = need_pandas()
-    if items is None:
-        return pandas.DataFrame(), []
-    frame = items.reset_index(drop=True) if isinstance(items, pandas.DataFrame) else read_table(items)
-    check_columns(frame, {"item": [item_id], "ignore": ignore, "categories": categories}, "the table of items")
-    frame = frame[~frame[item_id].isna()].drop_duplicates()
-    names = as_words(frame[item_id])
-    if (twice := names.duplicated()).any():
-        raise DataError(f"item {names[twice].iloc[0]!r} is twice in the table of items. Give each item one row.")
-    columns_of_items = [str(c) for c in frame.columns if c not in (item_id, *ignore)]
-    idle = [c for c in columns_of_items if c not in categories and columns.counts_rows(frame[c], c)]
-    if idle:
-        notes.append(f"of items, {listed(idle)} left out: a number or name for each")
-    useful = [c for c in columns_of_items if c not in idle]
-    lists = [
-        c
-        for c in useful
-        if frame[c].dtype.kind not in "biufmM" and frame[c].astype(str).str.contains(columns.MARK, regex=False).any()
-    ]
-    return frame.set_index(names), columns.learn_columns(frame, useful, categories, lists)
+    return frame[~again]
 
 
 def _enough(mine: Any, user: str, least: int, split: str, notes: list[str]) -> Any:
@@ -239,8 +232,8 @@ def _enough(mine: Any, user: str, least: int, split: str, notes: list[str]) -> A
         raise DataError(f"no {split} user has {least} ratings.")
     if few.any():
         counting = "; what they rated counts for the items all the same" if split == "train" else ""
-        users = counted(mine[user][few].nunique(), f"{split} user")
-        notes.append(f"{users} with fewer than {counted(least, 'rating')} left out{counting}")
+        users = plural(mine[user][few].nunique(), f"{split} user")
+        notes.append(f"{users} with fewer than {plural(least, 'rating')} left out{counting}")
     return mine[~few]
 
 
@@ -266,9 +259,9 @@ def _statistics(train: Any, settings: Mapping[str, Any]) -> Statistics:
     return Statistics(items.tolist(), of_items, need_pandas().DataFrame(of_rows, index=train.index))
 
 
-def _kept(found: Statistics, catalogue: tuple[Any, list[columns.Column]], notes: list[str]) -> dict[str, Any]:
+def _kept(found: Statistics, catalogue: Catalogue, notes: list[str]) -> dict[str, Any]:
     """The items as plain values for JSON: their statistics, and the features of all items in the table."""
-    frame, described = catalogue
+    frame, described, _ = catalogue
     unknown = set(found.items).difference(frame.index)
     if len(frame) and len(unknown) == len(found.items):
         raise DataError(
@@ -276,14 +269,14 @@ def _kept(found: Statistics, catalogue: tuple[Any, list[columns.Column]], notes:
             f"{frame.index[0]!r}. Name its column of names with item_id."
         )
     if len(frame) and unknown:
-        notes.append(f"{counted(len(unknown), 'rated item')} not in the table of items: {listed(sorted(unknown))}")
+        notes.append(f"{plural(len(unknown), 'rated item')} not in the table of items: {listed(sorted(unknown))}")
     items = sorted({*found.items, *frame.index})
     of_items = need_pandas().DataFrame(found.of_items, index=found.items).reindex(items, fill_value=0.0)
     return {
         "items": items,
         "statistics": of_items.round(DIGITS).to_numpy().tolist(),
         "columns": described,
-        "features": {c["name"]: _plain(c, frame[c["name"]].reindex(items)) for c in described},
+        "features": {c["name"]: plain(c, frame[c["name"]].reindex(items)) for c in described},
     }
 
 

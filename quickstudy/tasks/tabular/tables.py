@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import functools
-import gzip
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from quickstudy.base import memory
-from quickstudy.errors import ConfigError, DataError, suggest
-from quickstudy.tasks.splits import SPLITS, by_name, check_disjoint, check_split
+from quickstudy.base.words import plural
+from quickstudy.errors import ConfigError, DataError
+from quickstudy.tasks.splits import by_name, check_disjoint, check_split
+from quickstudy.tasks.tabular.cells import Found, find, typed, words_of
 from quickstudy.tasks.tabular.columns import (
-    as_frame,
     as_numbers,
     as_words,
-    check_sane,
     counts_rows,
     encode,
-    is_numeric,
     learn_columns,
-    need_pandas,
+    remarks,
     tells,
 )
+from quickstudy.tasks.tabular.frames import SPLIT, check_columns, is_text, listed, read_splits
 from quickstudy.tasks.tabular.groups import GroupTasks
+from quickstudy.tasks.tabular.targets import answers_of, is_class, learn_scale, named_like_gaps
 
-EXTENSIONS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-MISSING = ["?"]  # besides what pandas treats as missing: empty, NA, NaN, null, None
-BYTES = 6  # peak memory for each byte of a file while it is read
-LISTED = 5  # names listed in one message
 IDENTIFIER = re.compile(r"(^|[_\W])(id|no|nr|key|code)$|[a-z](id|Id|ID)$", re.ASCII)
 FEWEST_IDENTIFIERS = 20  # a column with no more different numbers is not taken for an identifier
-SPLIT = "__split__"  # the column of joined tables that says which split a row came from
+READINGS = "readings"  # in preprocess: how columns of text are read, see `tabular.cells`
 
 
 class Roles(NamedTuple):
@@ -60,6 +53,8 @@ def from_table(
     kind: Literal["number", "class"] | None = None,
     ignore: Sequence[str] = (),
     categories: Sequence[str] = (),
+    decimal: Literal[".", ","] | None = None,
+    dates: Literal["day-first", "month-first"] | None = None,
     preprocess: Mapping[str, Any] | None = None,
 ) -> GroupTasks:
     """Tasks from a table: the rows of one customer, hospital or machine are one task.
@@ -72,13 +67,16 @@ def from_table(
     time        a column of dates or numbers, by which support rows come before query rows
     kind        "number" or "class", what the target is; None: class for words, booleans or two different values
     ignore      columns to leave out; categories: columns of numbers that are only names, such as a kind of pain
+    decimal     what 1,234 and 1.234 mean, where no other column shows it: "," or "." is the decimal mark; dates:
+                "day-first" or "month-first", what 05/06/2024 means, likewise
     preprocess  how columns become numbers, from an earlier learner: `trained.preprocess`; None: learn it here
 
-    All other columns are features (see `tabular.columns`). Their means, standard deviations and levels are
-    those of training tasks. A target of numbers is scaled by mean and standard deviation of training tasks; predictors
-    answer in its own unit. Rows without a target, exact copies of other rows, columns that only number the rows, and
-    tasks that are too small are left out; `notes` says how many. `GroupTasks` describes what happens to tasks with few
-    rows.
+    All other columns are features (see `tabular.columns`); how their text is read is said in `tabular.cells`. Their
+    means, standard deviations and levels are those of training tasks. A target of numbers is scaled by mean and
+    standard deviation of training tasks; predictors answer in its own unit. Names of tasks and classes are text as it
+    is written, and only an empty cell is missing. Rows without a target, exact copies of other rows, columns that only
+    number the rows, and tasks that are too small are left out; `notes` says how many. `GroupTasks` describes what
+    happens to tasks with few rows.
 
     >>> import pandas, quickstudy as qs
     >>> pupils = [{"school": "abcdefghij"[i % 10], "age": 6 + i % 7, "mark": i % 3} for i in range(60)]
@@ -91,103 +89,48 @@ def from_table(
     and target are the same column.
     """
     check_split(split)
-    frame, assigned, name = read_splits(table)
+    frame, assigned, name = read_splits(table, as_written(preprocess))
     roles = _roles(frame, task, target, time, ignore, categories)
+    if preprocess:
+        found, frame = Found({}, []), as_trained(preprocess, frame)
+    else:
+        found = find(frame, _readable(frame, roles, kind, categories), decimal, dates)
+        frame = typed(frame, found.plain())
     frame, notes = clean(frame, {"task": task, "target": target, "time": time})
-    roles = roles._replace(features=_useful(frame, roles, categories, notes))
     splits = assigned if assigned is not None else by_name(dict.fromkeys(as_words(frame[roles.task])))
-    learned = dict(preprocess or _learn(frame, roles, splits, kind, categories))
+    if preprocess:
+        learned = dict(preprocess)
+    else:
+        roles = roles._replace(features=_useful(frame, roles, categories, notes))
+        notes += found.notes_of([*roles.features, target, time])
+        learned = _learn(frame, roles, splits, kind, categories, notes)
+        learned[READINGS] = found.plain([*roles.features, target, time])
     mine = rows_of(frame, task, splits, split, name)
+    notes += remarks(learned["columns"], mine)
     return group_tasks(
         mine, roles, learned, functools.partial(encode, learned["columns"]), split, shots, queries, name, notes
     )
 
 
-def read_table(path: str | os.PathLike) -> Any:
-    """A CSV (also gzipped, also with semicolons or tabs) or Parquet file as a DataFrame.
-
-    Raises DataError where it cannot be read, or needs more memory than the machine has.
-    """
-    pandas, path = need_pandas(), Path(path)
-    if not path.is_file():
-        raise DataError(f"there is no file {str(path)!r}. Give a table: {', '.join(EXTENSIONS)}.")
-    _check_memory(path)
-    try:
-        if path.suffix == ".parquet":
-            return pandas.read_parquet(path)
-        return pandas.read_csv(path, sep=_separator(path), na_values=MISSING, encoding="utf-8-sig", low_memory=False)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{str(path)!r} is not text in UTF-8 (byte {error.start}). Save it again as 'CSV UTF-8'."
-        ) from error
-    except ImportError as error:
-        raise DataError(f"reading {str(path)!r} needs pyarrow: pip install 'quickstudy[tables]'.") from error
-    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise DataError(f"{str(path)!r} cannot be read as a table: {str(error).splitlines()[0]}.") from error
+def as_written(preprocess: Mapping[str, Any] | None) -> bool:
+    """Whether text files are read as they are written: not for learners of versions that left it to pandas."""
+    return not preprocess or READINGS in preprocess
 
 
-def split_files(folder: Path) -> dict[str, Path]:
-    """Split -> file, for those of the tables train, val and test that a folder holds."""
-    return {split: file for split in SPLITS for end in EXTENSIONS if (file := folder / f"{split}{end}").is_file()}
+def as_trained(learned: Mapping[str, Any], frame: Any) -> Any:
+    """The table with its columns read as in training. Raises DataError for a cell that is written otherwise."""
+    numbers = [column["name"] for column in learned["columns"] if column["kind"] == "number"]
+    answers = [] if "classes" in learned else [learned["target"]]
+    return typed(frame, learned.get(READINGS), [*numbers, *answers, *filter(None, [learned.get("time")])])
 
 
-def check_columns(frame: Any, given: Mapping[str, Sequence[str]], name: str) -> None:
-    """Raise DataError unless the table has all columns given for each role; `name` names the table in the error."""
-    names = [str(column) for column in frame.columns if column != SPLIT]
-    for role, columns in given.items():
-        if lacking := next((column for column in columns if column not in names), None):
-            raise DataError(
-                f"{name} has no column {lacking!r} ({role}); it has {listed(names, 30)}.{suggest(lacking, names)}"
-            )
-
-
-def _check_memory(path: Path) -> None:
-    packed = 8 if path.suffix in (".gz", ".parquet") else 1
-    needed, there = packed * BYTES * path.stat().st_size, memory.free(torch.device("cpu"))
-    if there is not None and needed > there:
-        raise DataError(
-            f"{str(path)!r} needs about {needed / 1e9:.1f} GB of memory, of which {there / 1e9:.1f} GB are free. Leave "
-            "columns out of the file, take a part of its tasks, or use a larger machine."
-        )
-
-
-def _separator(path: Path) -> str:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        header = file.readline()
-    return max((",", ";", "\t"), key=lambda mark: header.count(mark.encode()))
-
-
-def read_splits(table: Any) -> tuple[Any, dict[str, Mapping[str, Any]] | None, str]:
-    """The rows as a DataFrame, {} if the user made the splits (column `SPLIT` names them) else None, and a name.
-
-    Raises DataError where the tables cannot be read or differ in their columns.
-    """
-    pandas = need_pandas()
-    if isinstance(table, pandas.DataFrame):
-        return table.reset_index(drop=True), None, "table"
-    if isinstance(table, Mapping):
-        frames = {split: as_frame(frame) for split, frame in table.items()}
-        return _joined(frames, {split: f"the table {split!r}" for split in frames}), {}, "table"
-    path = Path(table).expanduser()
-    if not path.is_dir():
-        return read_table(path), None, path.name.split(".")[0]
-    found = split_files(path)
-    if not found:
-        raise DataError(f"{str(path)!r} holds no tables train, val, test ({', '.join(EXTENSIONS)}).")
-    frames = {split: read_table(file) for split, file in found.items()}
-    return _joined(frames, {split: str(file) for split, file in found.items()}), {}, path.resolve().name
-
-
-def _joined(frames: Mapping[str, Any], names: Mapping[str, str]) -> Any:
-    """The tables of several splits as one, with a column that says which."""
-    first = next(iter(frames))
-    for split, frame in frames.items():
-        if lacking := sorted(set(map(str, frames[first].columns)) - set(map(str, frame.columns))):
-            raise DataError(f"{names[split]} lacks the column {lacking[0]!r}, which {names[first]} has.")
-    whole = need_pandas().concat(list(frames.values()), ignore_index=True)
-    whole[SPLIT] = np.repeat(list(frames), [len(frame) for frame in frames.values()])
-    return whole
+def _readable(frame: Any, roles: Roles, kind: str | None, categories: Sequence[str]) -> list[str]:
+    """The columns that may hold numbers or dates: not names of categories, and not a target of classes."""
+    values = frame[roles.target]
+    words = words_of(values) if is_text(values) else values
+    number = kind == "number" or (kind is None and words.nunique() > 2)
+    names = dict.fromkeys([*roles.features, *filter(None, [roles.time]), *[roles.target] * number])
+    return [name for name in names if name not in categories]
 
 
 def _roles(
@@ -212,14 +155,14 @@ def clean(frame: Any, needed: Mapping[str, str | None]) -> tuple[Any, list[str]]
     notes: list[str] = []
     for role, column in needed.items():
         if column is not None and (lacking := frame[column].isna()).any():
-            notes.append(f"{counted(int(lacking.sum()), 'row')} without {role} ({column!r}) left out")
+            notes.append(f"{plural(int(lacking.sum()), 'row')} without {role} ({column!r}) left out")
             frame = frame[~lacking]
     if len(frame) == 0:
         all_of = " and ".join(repr(column) for column in needed.values() if column is not None)
         raise DataError(f"no row of the table has both {all_of}.")
     if (copies := frame.duplicated()).any():
         notes.append(
-            f"{counted(int(copies.sum()), 'row')} that copy another one left out: one of a pair could be asked for "
+            f"{plural(int(copies.sum()), 'row')} that copy another one left out: one of a pair could be asked for "
             "while the other is shown"
         )
         frame = frame[~copies]
@@ -228,9 +171,7 @@ def clean(frame: Any, needed: Mapping[str, str | None]) -> tuple[Any, list[str]]
 
 def _useful(frame: Any, roles: Roles, categories: Sequence[str], notes: list[str]) -> list[str]:
     idle = [
-        name
-        for name in roles.features
-        if name not in categories and name != roles.time and counts_rows(frame[name], name)
+        name for name in roles.features if name not in categories and name != roles.time and counts_rows(frame[name])
     ]
     if idle:
         notes.append(f"column{'s' * (len(idle) > 1)} {listed(idle)} left out: a number or name for each row")
@@ -252,7 +193,12 @@ def _seems_identifier(column: Any) -> bool:
 
 
 def _learn(
-    frame: Any, roles: Roles, splits: Mapping[str, Mapping[str, Any]], kind: str | None, categories: Sequence[str]
+    frame: Any,
+    roles: Roles,
+    splits: Mapping[str, Mapping[str, Any]],
+    kind: str | None,
+    categories: Sequence[str],
+    notes: list[str],
 ) -> dict[str, Any]:
     """What is learned on training tasks: how features become numbers, and the target's classes or scale."""
     train = frame[_in_split(frame, roles.task, splits, "train")]
@@ -261,11 +207,12 @@ def _learn(
     columns = learn_columns(train, roles.features, categories)
     learned: dict[str, Any] = {"kind": "table", **{w: getattr(roles, w) for w in ("task", "target", "time")}}
     learned["columns"] = columns
-    if _is_class(train[roles.target], roles.target, kind):
+    if is_class(train[roles.target], roles.target, kind):
         # Take the names from all splits, because a class may occur in a test task only.
         learned["classes"] = sorted(as_words(frame[roles.target]).unique())
         if len(learned["classes"]) < 2:
             raise DataError(f"the target {roles.target!r} is {learned['classes'][0]!r} in every row: nothing to learn.")
+        notes += named_like_gaps(learned["classes"], "class of the target")
         answers = np.searchsorted(learned["classes"], as_words(train[roles.target]).to_numpy().astype(str))
     else:
         answers = as_numbers(train[roles.target], roles.target)
@@ -276,24 +223,6 @@ def _learn(
             f"out (ignore {leak!r}) if it is not there yet when a prediction is wanted."
         )
     return learned
-
-
-def learn_scale(answers: np.ndarray, target: str) -> dict[str, float]:
-    """Mean and standard deviation of training answers [n]. Raises DataError for absurd ones and if all are equal."""
-    check_sane(answers, target)
-    if answers.std() == 0:
-        raise DataError(f"the target {target!r} is {answers[0]:g} in every training row: nothing to learn.")
-    return {"mean": float(answers.mean()), "std": float(answers.std())}
-
-
-def _is_class(values: Any, name: str, kind: str | None) -> bool:
-    if kind not in (None, "number", "class"):
-        raise ConfigError(f"kind is 'number' or 'class', got {kind!r}.{suggest(str(kind), ('number', 'class'))}")
-    if kind is None:
-        return values.dtype.kind == "b" or values.nunique() == 2 or not is_numeric(values, name)
-    if kind == "number" and not is_numeric(values, name):
-        raise DataError(f"the target {name!r} holds words, such as {values.iloc[0]!r}: kind is 'class'.")
-    return kind == "class"
 
 
 def rows_of(frame: Any, task: str, splits: Mapping[str, Mapping[str, Any]], split: str, name: str) -> Any:
@@ -345,29 +274,11 @@ def group_tasks(
 
 
 def moment(values: Any, name: str) -> np.ndarray:
-    if not is_numeric(values, name):
+    if is_text(values):
         raise DataError(
             f"the time column {name!r} holds neither numbers nor dates like 2024-05-31: {values.iloc[0]!r}."
         )
     return as_numbers(values, name)
-
-
-def answers_of(learned: Mapping[str, Any], values: Any) -> np.ndarray:
-    """The target as the learner reads it: class numbers [n], or scaled values [n, 1].
-
-    Raises DataError for a class that training did not know.
-    """
-    if "classes" not in learned:
-        scaled = (as_numbers(values, learned["target"]) - learned["mean"]) / learned["std"]
-        return scaled.astype(np.float32)[:, None]
-    words, known = as_words(values).to_numpy().astype(str), np.array(learned["classes"])
-    places = np.searchsorted(known, words).clip(max=len(known) - 1)
-    if (unknown := known[places] != words).any():
-        raise DataError(
-            f"the target {learned['target']!r} holds {words[unknown][0]!r}; the classes of training are "
-            f"{listed(known.tolist())}.{suggest(words[unknown][0], known.tolist())}"
-        )
-    return places.astype(np.int64)
 
 
 def _small(tasks: GroupTasks) -> list[str]:
@@ -379,10 +290,10 @@ def _small(tasks: GroupTasks) -> list[str]:
     said = []
     if idle:
         why = "a single row" if tasks.classes is None else "a single class or too few rows"
-        said.append(f"{counted(len(idle), f'{tasks.split} task')} left out, with {why}: {listed(idle)}")
+        said.append(f"{plural(len(idle), f'{tasks.split} task')} left out, with {why}: {listed(idle)}")
     if few:
         said.append(
-            f"{counted(len(few), f'{tasks.split} task')} with fewer rows than shots and queries ask for: used with "
+            f"{plural(len(few), f'{tasks.split} task')} with fewer rows than shots and queries ask for: used with "
             f"what they have: {listed(few)}"
         )
     return said
@@ -392,13 +303,3 @@ def _check_disjoint(frame: Any, task: str) -> None:
     splits = {split: sorted(set(as_words(part[task]))) for split, part in frame.groupby(SPLIT, sort=False)}
     advice = "Put all rows of a task into one file, or give one table and it is split by task."
     check_disjoint("task", "tasks", splits, advice)
-
-
-def counted(n: int, what: str) -> str:
-    """'1 row', '1,200 rows'."""
-    return f"{n:,} {what}{'s' * (n != 1)}"
-
-
-def listed(names: Sequence[Any], most: int = LISTED) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(str(name)) for name in names[:most]) + more

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quickstudy.base.words import percent, plural
 from quickstudy.errors import DataError
 from quickstudy.tasks.classes import ClassTasks, stack_classes
 from quickstudy.tasks.splits import by_name, check_disjoint, check_split
-from quickstudy.tasks.tabular.columns import as_frame, need_pandas
-from quickstudy.tasks.tabular.tables import check_columns, counted, read_table, split_files
+from quickstudy.tasks.tabular.columns import as_words
+from quickstudy.tasks.tabular.frames import as_frame, check_columns, need_pandas, read_table, split_files
+from quickstudy.tasks.tabular.tables import READINGS, as_written
+from quickstudy.tasks.tabular.targets import named_like_gaps
 from quickstudy.tasks.texts.sentences import embedded, facts, opened
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -39,6 +42,7 @@ def from_text(
     words: int = LONGEST,
     encoder: Any = None,
     progress: bool = False,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> ClassTasks:
     """Episodes from labelled texts; examples int32 [N, words, subwords], for `qs.nn.text`, or vectors [N, d].
 
@@ -50,6 +54,7 @@ def from_text(
     encoder  a frozen sentence-embedding model to use instead of subwords, which gives vectors [N, d]: a function from a
              list of n texts to [n, d], such as `SentenceTransformer(...).encode`, a module that does the same, or the
              name of a sentence_transformers model. It encodes each text once, in this call; `progress` shows a bar
+    preprocess  of an earlier learner, `trained.preprocess`: labels are named as in its training, and so split alike
 
     Without your own splits, the classes are split 60/20/20 by a hash of their names. Subwords ignore case. Texts that
     are empty, have no label or are exact copies of another in their class are left out; `notes` says how many.
@@ -65,7 +70,7 @@ def from_text(
     that gives no vectors.
     """
     check_split(split)
-    splits, name, notes = _splits(texts, text, label)
+    splits, name, notes = _splits(texts, text, label, as_written(preprocess))
     if split not in splits:
         raise DataError(f"{name} has no {split!r} part; it has {', '.join(splits)}.")
     classes = splits[split]
@@ -78,13 +83,21 @@ def from_text(
     numbers = hashed(raw, buckets, words) if asked is None else embedded(raw, asked, progress=progress)
     examples, starts = stack_classes(numbers.split([len(of_class) for of_class in classes.values()]))
     reading = {"buckets": buckets, "words": words} if asked is None else facts(encoder, numbers.shape[1])
-    preprocess = {"kind": "text", "text": text, "label": label} | reading
-    if asked is None and (long := sum(len(WORD.findall(one)) > words for one in raw)):
-        notes.append(
-            f"{100 * long / len(raw):.0f} % of the {split} texts have more than {words} words; the rest is not read"
-        )
+    kept = {"kind": "text", "text": text, "label": label, READINGS: {}} | reading
+    if not as_written(preprocess):
+        kept.pop(READINGS)
+    notes += cut_short(raw, words) if asked is None else []
     about = {"raw": raw, "notes": tuple(notes), "text_encoder": asked}
-    return ClassTasks(examples, starts, list(classes), ways, shots, queries, name, split, preprocess, **about)
+    return ClassTasks(examples, starts, list(classes), ways, shots, queries, name, split, kept, **about)
+
+
+def cut_short(texts: Sequence[str], words: int) -> list[str]:
+    """A note about texts of which only the first words are read."""
+    long = sum(len(WORD.findall(one)) > words for one in texts)
+    if not long:
+        return []
+    share = f"{long:,} of {plural(len(texts), 'text')} ({percent(long / len(texts))})"
+    return [f"{share} have more than {words} words: the rest is not read"]
 
 
 def hashed(texts: Sequence[str], buckets: int = 16384, words: int = LONGEST) -> Tensor:
@@ -121,22 +134,26 @@ def as_texts(x: Any) -> list[str]:
 Classes = dict[str, list[str]]
 
 
-def _splits(texts: Any, text: str, label: str) -> tuple[Mapping[str, Classes], str, list[str]]:
-    """Split -> class -> texts, a name, and notes about what was left out."""
+def _splits(texts: Any, text: str, label: str, written: bool) -> tuple[Mapping[str, Classes], str, list[str]]:
+    """Split -> class -> texts, a name, and notes about what was left out; files are read as `written` or not."""
     notes: list[str] = []
+
+    def classes_of(frame: Any, called: str) -> Classes:
+        return read_classes(frame, text, label, called, notes, written)
+
     if isinstance(texts, need_pandas().DataFrame):
-        return by_name(read_classes(texts, text, label, "the table", notes)), "texts", notes
+        return by_name(classes_of(as_frame(texts), "the table")), "texts", notes
     if isinstance(texts, Mapping):
-        splits = {split: read_classes(as_frame(f), text, label, split, notes) for split, f in texts.items()}
+        splits = {split: classes_of(as_frame(frame), split) for split, frame in texts.items()}
         check_disjoint("class", "classes", splits, TOGETHER)
         return splits, "texts", notes
     path = Path(texts).expanduser()
     if path.is_file():
-        return by_name(read_classes(read_table(path), text, label, str(path), notes)), path.name.split(".")[0], notes
+        return by_name(classes_of(read_table(path, written), str(path))), path.name.split(".")[0], notes
     if not path.is_dir():
         raise DataError(f"there is no file or folder {str(path)!r}. Give texts with their labels.")
     if files := split_files(path):
-        splits = {split: read_classes(read_table(file), text, label, str(file), notes) for split, file in files.items()}
+        splits = {split: classes_of(read_table(file, written), str(file)) for split, file in files.items()}
         check_disjoint("class", "classes", splits, TOGETHER)
         return splits, path.resolve().name, notes
     return by_name(read_folders(path)), path.resolve().name, notes
@@ -171,21 +188,26 @@ def read_text(file: Path) -> str:
     return found
 
 
-def read_classes(frame: Any, text: str, label: str, name: str, notes: list[str] | None = None) -> Classes:
-    """Class -> texts, from a table of texts and labels; what was left out is appended to `notes`.
+def read_classes(
+    frame: Any, text: str, label: str, name: str, notes: list[str] | None = None, written: bool = True
+) -> Classes:
+    """Class -> texts, from a table of texts and labels as they are written; what was left out is appended to `notes`.
+
+    Not `written`: labels are named as in earlier versions, 1.0 where whole numbers have gaps.
 
     Raises DataError where a column is missing or no row has both a text and a label.
     """
     notes = [] if notes is None else notes
     check_columns(frame, {"text": [text], "label": [label]}, name)
     pairs = frame[[text, label]].dropna()
-    pairs = pairs.assign(**{text: pairs[text].astype(str), label: pairs[label].astype(str)})
-    pairs = pairs[pairs[text].str.strip() != ""]
     if lost := len(frame) - len(pairs):
-        notes.append(f"{counted(lost, 'row')} of {name} without text or label left out")
+        notes.append(f"{plural(lost, 'row')} of {name} without text or label left out")
     if pairs.empty:
         raise DataError(f"no row of {name} has both a {text!r} and a {label!r}.")
-    whole, pairs = len(pairs), pairs.drop_duplicates()
-    if copies := whole - len(pairs):
-        notes.append(f"{counted(copies, 'text')} of {name} that copy another of their class left out")
+    labels = as_words(pairs[label]) if written else pairs[label].astype(str)
+    whole = pairs.assign(**{text: as_words(pairs[text]), label: labels})
+    pairs = whole.drop_duplicates()
+    if copies := len(whole) - len(pairs):
+        notes.append(f"{plural(copies, 'text')} of {name} that copy another of their class left out")
+    notes += named_like_gaps(pairs[label].unique().tolist(), f"class of {name}")
     return {str(key): part[text].tolist() for key, part in pairs.groupby(label, sort=True)}

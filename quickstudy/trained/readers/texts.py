@@ -8,40 +8,49 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from quickstudy.errors import DataError, suggest
-from quickstudy.tasks.tabular import tables
+from quickstudy.base.words import plural
+from quickstudy.errors import DataError, noted, suggest
+from quickstudy.tasks.tabular import columns, frames
 from quickstudy.tasks.texts import text
 from quickstudy.tasks.texts.sentences import Encoder, as_vectors
-from quickstudy.trained.readers.reader import Preprocess, Reader, unchanged
+from quickstudy.trained.readers.reader import Asked, Preprocess, Reader, Shown, unchanged
 
 
-def _support(preprocess: Preprocess, path: Path, classification: bool) -> tuple[list[str], list[str]]:
+def _support(preprocess: Preprocess, path: Path, classification: bool) -> Shown:
+    notes: list[str] = []
     if path.is_dir():
         classes = text.read_folders(path)
     else:
-        classes = text.read_classes(tables.read_table(path), preprocess["text"], preprocess["label"], str(path))
-    return [one for texts in classes.values() for one in texts], [k for k, texts in classes.items() for _ in texts]
+        table = frames.read_table(path)
+        classes = text.read_classes(table, preprocess["text"], preprocess["label"], str(path), notes)
+    texts = [one for of_class in classes.values() for one in of_class]
+    return Shown(texts, [name for name, of_class in classes.items() for _ in of_class], notes)
 
 
-def _inputs(preprocess: Preprocess, path: Path) -> tuple[list[str], list[str]]:
+def _inputs(preprocess: Preprocess, path: Path) -> Asked:
     """The lines of a .txt file, the text column of a table, or one text for each .txt file in a folder."""
     if path.is_dir():
         found = [text.read_text(file) for file in sorted(path.rglob("*.txt"))]
     elif path.suffix == ".txt":
         found = [line.strip() for line in text.read_text(path).splitlines() if line.strip()]
     else:
-        found = _column(preprocess["text"], path)
+        return _of_table(preprocess["text"], path)
     if not found:
         raise DataError(f"{str(path)!r} holds no text.")
-    return found, found
+    return Asked(found, found)
 
 
-def _column(name: str, path: Path) -> list[str]:
-    frame = tables.read_table(path)
+def _of_table(name: str, path: Path) -> Asked:
+    frame = frames.read_table(path)
     if name not in frame.columns:
-        hint = suggest(name, map(str, frame.columns))
-        raise DataError(f"{str(path)!r} lacks the column of texts {name!r}.{hint}")
-    return frame[name].dropna().astype(str).tolist()
+        raise DataError(f"{str(path)!r} lacks the column of texts {name!r}.{suggest(name, frame.columns)}")
+    rows = frame[~frame[name].isna()]
+    if not len(rows):
+        raise DataError(f"{str(path)!r} holds no text.")
+    lost = len(frame) - len(rows)
+    notes = [f"{plural(lost, 'row')} of {path} without text ({name!r}) left out"] if lost else []
+    found = columns.as_words(rows[name]).tolist()
+    return Asked(found, found, rows, notes)
 
 
 def _encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None) -> Any:
@@ -51,9 +60,12 @@ def _encoded(preprocess: Preprocess, x: Any, text_encoder: Encoder | None = None
     """
     if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind in "fiu"):
         return x
+    texts = text.as_texts(x)
     if "encoder" in preprocess:
-        return as_vectors(preprocess, text.as_texts(x), text_encoder)
-    return text.hashed(text.as_texts(x), preprocess["buckets"], preprocess["words"])
+        return as_vectors(preprocess, texts, text_encoder)
+    for note in text.cut_short(texts, preprocess["words"]):
+        noted(note)
+    return text.hashed(texts, preprocess["buckets"], preprocess["words"])
 
 
 TEXTS = Reader(_support, _inputs, _encoded, unchanged, unchanged)
