@@ -164,8 +164,9 @@ class Learner(abc.ABC):
     def finish(self, theta: Theta, examples: Iterable[Batch]) -> Theta:
         """theta as it is used once training is over: entries that are statistics of the training examples are set here.
 
-        `examples` are blocks of them, in which each example is once where the tasks are drawn from a finite pool. theta
-        is not modified. By default there is no such entry.
+        `examples` are blocks of them, in which each example is once where the tasks are drawn from a finite pool; for a
+        learner that trains on episodes, support sets of training tasks. theta is not modified. By default there is no
+        such entry.
         """
         return theta
 

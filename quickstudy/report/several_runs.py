@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from quickstudy.base.figures import DASHES, SERIES, Picture, Series, lines
-from quickstudy.base.words import capitalised, plural
+from quickstudy.base.words import capitalised, listed, plural
 from quickstudy.evaluation.metric import Metric
 from quickstudy.evaluation.protocol import Protocol, differences
 from quickstudy.evaluation.score import Score, compare
+from quickstudy.experiments.ranking import beaten
 from quickstudy.experiments.run import SCORES, Run
 from quickstudy.report import words
 from quickstudy.report.scale import Scale
@@ -74,11 +75,17 @@ def _ranked(group: list[Entry]) -> list[Entry]:
 
 
 def _headline(group: list[Entry]) -> str:
-    best = group[0]
-    difference = compare(best.score, group[1].score)
-    lead = f"{words.signed(difference)} against {group[1].name}"
-    verdict = f"is best, {lead}" if difference.decided else f"leads, {lead}: not decided, as the interval holds zero"
-    return f"{_tasks(best.score)}: {best.name} {verdict}."
+    """Who is best under this protocol. Nobody is while another may be: the verdict allows for all comparisons made."""
+    best, *others = group
+    rivals = [entry.name for entry, by in zip(others, _beaten_by(group)[1:], strict=True) if not by]
+    lead = f"{words.signed(compare(best.score, group[1].score))} against {group[1].name}"
+    verdict = f"leads, {lead}: {listed(rivals)} may be as good" if rivals else f"is best, {lead}"
+    return f"{_tasks(best.score)}: {best.name} {verdict}. This holds for these trainings alone."
+
+
+def _beaten_by(group: list[Entry]) -> list[list[int]]:
+    """For each entry the places of those that beat it, by the rule of `ranking`."""
+    return beaten([entry.score for entry in group])
 
 
 def _tasks(score: Score) -> str:
@@ -95,7 +102,7 @@ def _group(group: list[Entry], first: list[Entry]) -> dict[str, Any]:
         "metric": group[0].score.protocol.metric,
         "under": _under(group[0].score.protocol),
         "refusal": "" if group is first else _refusal(first[0], group[0]),
-        "rows": [_row(entry, group, scale) for entry in group],
+        "rows": [_row(entry, group, by, scale) for entry, by in zip(group, _beaten_by(group), strict=True)],
         "spreads": _spreads(group),
     }
 
@@ -106,9 +113,9 @@ def _under(p: Protocol) -> str:
     return f"Split “{p.split}”, {queries}, {plural(p.episodes, 'test task')} of seed {p.seed}; {sight}."
 
 
-def _row(entry: Entry, group: list[Entry], scale: Scale) -> dict[str, Any]:
+def _row(entry: Entry, group: list[Entry], beaten_by: list[int], scale: Scale) -> dict[str, Any]:
     row = {"name": entry.name, "link": entry.link, "score": entry.score, "bar": scale.bar(entry.score)}
-    return row | {"against": _against(entry, group), "how": _how(entry)}
+    return row | {"against": _against(entry, group, beaten_by), "how": _how(entry)}
 
 
 def _refusal(first: Entry, other: Entry) -> str:
@@ -116,13 +123,13 @@ def _refusal(first: Entry, other: Entry) -> str:
     return f"Not comparable with the first table, as the protocols differ: {why}."
 
 
-def _against(entry: Entry, group: list[Entry]) -> str:
+def _against(entry: Entry, group: list[Entry], beaten_by: list[int]) -> str:
     if len(group) == 1:
         return "alone under this protocol"
     if entry is group[0]:
         return "best"
     difference = compare(entry.score, group[0].score)
-    return f"{words.signed(difference)}, {'decided' if difference.decided else 'not decided'}"
+    return f"{words.signed(difference)}, {'decided' if beaten_by else 'not decided'}"
 
 
 def _how(entry: Entry) -> str:

@@ -19,7 +19,7 @@ from quickstudy.evaluation.metric_of_loss import chosen_metric
 from quickstudy.evaluation.predictions import Settings, predictions, score_of
 from quickstudy.learner import Episode, Learner
 from quickstudy.training.budget import OWN
-from quickstudy.training.finishing import FEW, finished
+from quickstudy.training.finishing import finished
 from quickstudy.training.loop import Step
 from quickstudy.training.opening import Session
 
@@ -105,7 +105,7 @@ def _validation_score(session: Session) -> dict[str, float]:
     asked = Settings(settings.val_episodes, seed, session.metric, engine, watch=state.watch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineWarning)  # a learner that trains with replay may not support vmap
-        now = dataclasses.replace(session.trained, theta=finished(session, session.trained.theta, FEW))
+        now = dataclasses.replace(session.trained, theta=finished(session, session.trained.theta, few=True))
         score = score_of(predictions(now, session.val, asked))
     state.remember(score.metric.sign * score.mean)
     ends = {"val_interval": score.interval, "val_low": score.low, "val_high": score.high}
