@@ -281,9 +281,10 @@ def _numbers(shown: Batch, ways: int | None) -> str | None:
 
 
 def _reads_values(learner: Learner, tasks: Source) -> bool:
-    """Whether answers are values, or labels, and the loss says what an output means: a logit, or the value itself."""
+    """Whether no classes are declared, and the loss says what an output means: a logit, or the value itself."""
     loss = setting(learner, "loss")
-    return tasks.ways is None and (loss is None or function_of(loss) in OF_VALUES or labelled(loss) is not None)
+    known = loss is None or takes_classes(loss) or function_of(loss) in OF_VALUES or labelled(loss) is not None
+    return tasks.ways is None and known
 
 
 def _can_be_probed(learner: Learner, tasks: Source) -> bool:

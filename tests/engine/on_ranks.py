@@ -249,10 +249,10 @@ def killed(folder: Path) -> Any:
     if not ranks.restarted():
         account = session._account
 
-        def die(state: Any, step: Any) -> None:
+        def die(state: Any, step: Any, counted: Any) -> None:
             if step.iteration == DIES and ranks.rank() == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            account(state, step)
+            account(state, step, counted)
 
         session._account = die
         sys.exit(main.run([*TRAIN, "--out", str(folder)]))

@@ -194,7 +194,7 @@ KINDS_OF_INPUT = {
     "numbers and kinds by name": (lambda: WithInputs(clusters(), by_name), dict.fromkeys(RAW, WHOLE)),
     "tokens": (lambda: WithInputs(clusters(), as_tokens), dict.fromkeys(RAW, WHOLE)),
     "several targets": (TwoTargets, dict.fromkeys([*RAW, "nil", "from_scratch"], SEVERAL)),
-    "tags": (Tags, dict.fromkeys([*RAW, "nil", "from_scratch"], "several classes")),
+    "tags": (Tags, dict.fromkeys([*RAW, "nil"], "several classes")),
     "classes undeclared": (Undeclared, dict.fromkeys(["support_mean", "linear_probe", "from_scratch"], "`ways`")),
 }
 

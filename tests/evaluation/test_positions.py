@@ -152,7 +152,7 @@ def test_a_run_on_tags_has_its_controls_and_its_page(tmp_path: Path) -> None:
     )  # fmt: skip
     scores = evaluate_run(tmp_path, trained, tasks, episodes=6, engine="loop", progress=False)
     made = scores[0].controls
-    assert set(made) == {"zero_steps", "shuffled_labels", "from_scratch"}  # a mean of tags means nothing
+    assert set(made) == {"zero_steps", "shuffled_labels", "untrained", "from_scratch"}  # a mean of tags means nothing
     assert scores[0].mean > made["shuffled_labels"].mean and made["from_scratch"].mean > 1 / WAYS
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert answers["confusion"] is None and answers["accuracy"]["mean"] == pytest.approx(scores[0].mean)
