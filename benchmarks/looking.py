@@ -1,9 +1,9 @@
 """What it costs to look again, in the course of a training, whether the engine agrees with the loop.
 
-    python -m benchmarks.looking [--seconds 60]
+    python -m benchmarks.looking [--seconds 120]
 
 Trains three learners by the clock, each with an engine that has to be compared with the loop, and prints the share of
-the training's time that the looks took. Writes results/looking.json and looking.md. Takes about four minutes.
+the training's time that the looks took. Writes results/looking.json and looking.md. Takes about seven minutes.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def measured(one: Training, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.looking", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each training")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each training")
     seconds = parser.parse_args().seconds
     found = {one.name: measured(one, seconds) for one in TRAININGS}
     about = {"commit": COMMIT, "machine": machine(), "seconds": seconds}
@@ -121,8 +121,8 @@ def main() -> None:
     text = [
         "# What looking again costs",
         "",
-        f"`python -m benchmarks.looking`, commit {COMMIT}, {machine_in_words(about['machine'])}. Each training ends after",
-        f"{seconds:.0f} seconds; choosing the engine is not in them.",
+        f"`python -m benchmarks.looking`, commit {COMMIT}, {machine_in_words(about['machine'])}.",
+        f"Each training ends after {seconds:.0f} seconds; choosing the engine is not in them.",
         "",
         *table(COLUMNS, rows),
     ]

@@ -23,7 +23,7 @@ from quickstudy.learner import Learner, Theta
 from quickstudy.nn.model import without_chance
 
 SHARE = 0.01  # of the time since the watch began, which looking may take; twice that for tasks with new extremes
-TASKS = 2  # compared in one look
+TASKS = 2  # compared in one look at an engine that takes tasks together and might mix them; else one
 
 
 class Watch:
@@ -72,7 +72,8 @@ class Watch:
     def _places(self, new: list[int], tasks: int) -> list[int]:
         order = torch.randperm(tasks, generator=generator(self.seed, "look", self.looks)).tolist()
         # The most remarkable one comes last: a rule that confuses the tasks of a batch is often right for the first.
-        return [*new, *(place for place in order if place not in new)][:TASKS][::-1]
+        few = TASKS if self.engine.together else 1
+        return [*new, *(place for place in order if place not in new)][:few][::-1]
 
     def _compare(self, learner: Learner, theta: Theta, tasks: Episodes) -> None:
         if self._exact is None or self._exact[0] is not learner:
