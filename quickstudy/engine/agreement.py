@@ -29,6 +29,10 @@ Compute = Callable[[Learner, Theta, Episodes, Engine], Any]  # what engines are 
 TOLERANCE = 1e-7  # of the norm, in float64
 
 
+class Disagreement(RuntimeError):
+    """An engine gives another result than the loop."""
+
+
 def gradients(learner: Learner, theta: Theta, episodes: Episodes, engine: Engine) -> dict[str, Any]:
     """The meta-loss and the meta-gradient, by name. All tasks draw the same random numbers, under all engines."""
     loss, gradient = meta_gradient(learner, theta, episodes, engine, equal_draws=True)
@@ -47,10 +51,10 @@ def answers(learner: Learner, theta: Theta, episodes: Episodes, engine: Engine) 
 def check_engine(
     learner: Learner, theta: Theta, episodes: Episodes, engine: str | Engine, compute: Compute = gradients
 ) -> None:
-    """Raise RuntimeError unless an engine and the loop agree on two tasks: on `gradients`, or on `answers`.
+    """Raise Disagreement unless an engine and the loop agree on two tasks: on `gradients`, or on `answers`.
 
     The check also confirms that a program recorded on one task holds for another, and for another theta. Layers that
-    draw are off; all other draws are the same in all tasks.
+    draw are off; all other draws are the same in all tasks. What the engine itself raises, it raises here too.
     """
     how = find_engine(engine)
     if not how.own_operations:
@@ -58,7 +62,7 @@ def check_engine(
 
 
 def compare(exact: Learner, theta: Theta, episodes: Episodes, engine: Engine, compute: Compute = gradients) -> None:
-    """Raise RuntimeError, naming what differs most, unless an engine and the loop agree on these tasks.
+    """Raise Disagreement, naming what differs most, unless an engine and the loop agree on these tasks.
 
     All tensors are in float64. A compiled program is compared before it is compiled.
     """
@@ -71,7 +75,7 @@ def compare(exact: Learner, theta: Theta, episodes: Episodes, engine: Engine, co
     apart = relative_difference(found, wanted)
     if not apart <= TOLERANCE:
         worst = max(wanted, key=lambda name: _distance(found[name], wanted[name]))
-        raise RuntimeError(f"{worst} is wrong (by {apart:.0e} in float64)")
+        raise Disagreement(f"{worst} is wrong (by {apart:.0e} in float64)")
 
 
 def _distance(a: Any, b: Any) -> float:

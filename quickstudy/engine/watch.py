@@ -13,7 +13,7 @@ import time
 import torch
 from torch import Tensor
 
-from quickstudy.base import trees
+from quickstudy.base import memory, trees
 from quickstudy.base.seeds import generator, seeded
 from quickstudy.engine import agreement
 from quickstudy.engine.engines import Engine, find_engine
@@ -82,13 +82,16 @@ class Watch:
         try:
             with seeded(self.seed, "look", self.looks):
                 agreement.compare(self._exact[1], *double, self.engine, self.compute)
-        except RuntimeError as error:
+        except agreement.Disagreement as error:
             self.failed = True
             raise EngineError(
                 f"engine {self.engine.name!r} and the loop differ on these tasks: {error}. They agreed on the tasks "
                 "compared before, so an operation of the model must be mapped wrongly for some values only, such as "
                 "padding. What was computed since may be wrong too: start again with engine='loop' or 'threads'."
             ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):  # float64 takes twice as much; a training that just fits goes on unwatched
+                raise
 
 
 def _extremes(episodes: Episodes) -> Tensor | None:

@@ -301,3 +301,13 @@ def test_the_check_by_differences_still_finds_a_row_that_is_cut_off() -> None:
     episode = mapping.unstack(Words().sample(1, torch.Generator().manual_seed(0)))[0]
     episode.query.x[:, 0] = 7
     assert not qs.check_meta_gradient(maml(Net(padded(), cut)), episode).ok
+
+
+def test_a_look_for_which_memory_does_not_suffice_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*args: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    learner, looks = maml(Net(padded(), looked_up)), watch.Watch("vmap")
+    looks.compute = no_room  # type: ignore[assignment]
+    looks.look(learner, learner.init(), Words().sample(3))
+    assert looks.looks == 1 and not looks.failed
