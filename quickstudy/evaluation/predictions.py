@@ -21,6 +21,7 @@ from quickstudy.engine.watch import Watch
 from quickstudy.episodes import Episodes, class_numbers, count, first_tasks, unstack
 from quickstudy.errors import ConfigError, EngineError, EngineWarning, NonFiniteError, first_line
 from quickstudy.evaluation import passes
+from quickstudy.evaluation.choosing import chosen_engine
 from quickstudy.evaluation.ensemble import best_thetas, mean_answer
 from quickstudy.evaluation.metric import METRICS, Metric, in_shapes
 from quickstudy.evaluation.metric_of_loss import chosen_metric
@@ -95,7 +96,7 @@ def predicted(learner: Learner, thetas: Sequence[Theta], tasks: Any, settings: S
     def answer(learner: Learner, episode: Episode) -> tuple[Any, Any]:
         return mean_answer(learner, thetas, episode), episode.query.y
 
-    engine = passes.chosen_engine(one, answer, settings.engine, settings.tried, settings.watch)
+    engine = chosen_engine(one, answer, settings.engine, settings.tried, settings.watch)
     columns = _class_numbers if setting(learner, "ways") is not None and not learner.fixed_ways else _same_numbers
     pairs, engine = _results(one, answer, engine, settings, columns)
     answered, classes = zip(*pairs, strict=True)

@@ -19,7 +19,7 @@ from quickstudy.engine import mapping
 from quickstudy.engine.fitting import fitted
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, NonFiniteError
-from quickstudy.evaluation import controls, passes
+from quickstudy.evaluation import choosing, controls, passes
 from quickstudy.evaluation.ensemble import mean_answer
 from quickstudy.evaluation.metric import MEAN_ABSOLUTE_ERROR, MEAN_SQUARED_ERROR, Metric
 from quickstudy.evaluation.predictions import Settings, predictions
@@ -174,9 +174,9 @@ def test_an_engine_of_a_similar_learner_is_taken_only_where_it_gives_the_loops_r
     def sums(learner: Learner, episode: Episode) -> Tensor:
         return episode.query.x.sum()
 
-    assert passes.chosen_engine(a_pass(), sums, "auto", "vmap") == "vmap"
-    assert passes.chosen_engine(a_pass(), decides, "auto", "vmap") != "vmap"
-    assert passes.chosen_engine(a_pass(), sums, "loop", "vmap") == "loop"
+    assert choosing.chosen_engine(a_pass(), sums, "auto", "vmap") == "vmap"
+    assert choosing.chosen_engine(a_pass(), decides, "auto", "vmap") != "vmap"
+    assert choosing.chosen_engine(a_pass(), sums, "loop", "vmap") == "loop"
 
 
 def test_costly_tasks_are_not_raced(monkeypatch):
@@ -188,10 +188,10 @@ def test_costly_tasks_are_not_raced(monkeypatch):
         return episode.query.x.sum()
 
     with cores(2):
-        monkeypatch.setattr(passes, "COSTLY", 0.0)
-        assert passes.chosen_engine(a_pass(), measure) == "threads" and not calls
-        monkeypatch.setattr(passes, "COSTLY", 1e9)
-        passes.chosen_engine(a_pass(), measure)
+        monkeypatch.setattr(choosing, "COSTLY", 0.0)
+        assert choosing.chosen_engine(a_pass(), measure) == "threads" and not calls
+        monkeypatch.setattr(choosing, "COSTLY", 1e9)
+        choosing.chosen_engine(a_pass(), measure)
     assert calls
 
 

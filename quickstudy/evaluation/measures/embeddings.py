@@ -22,8 +22,9 @@ from torch import Tensor
 from quickstudy.base import seeds
 from quickstudy.engine.fitting import for_test
 from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation.choosing import chosen_engine
 from quickstudy.evaluation.metric import Metric
-from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.passes import begin, protocol_of, results
 from quickstudy.evaluation.predictions import Predictions, Settings, predicted, score_of
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.learner import Episode, Learner, demand

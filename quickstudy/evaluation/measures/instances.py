@@ -30,8 +30,9 @@ from quickstudy.engine.fitting import for_test
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.evaluation.amount import Amount
+from quickstudy.evaluation.choosing import chosen_engine
 from quickstudy.evaluation.metric import PERCENT
-from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.passes import begin, protocol_of, results
 from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.learner import Batch, Episode, Learner, Theta, offers

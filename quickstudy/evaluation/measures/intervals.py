@@ -26,8 +26,9 @@ from quickstudy.engine.fitting import for_test
 from quickstudy.episodes import examples, unstack
 from quickstudy.errors import ConfigError, DataError
 from quickstudy.evaluation.amount import Amount, aligned
+from quickstudy.evaluation.choosing import chosen_engine
 from quickstudy.evaluation.metric import ERROR, PERCENT, PLAIN
-from quickstudy.evaluation.passes import Pass, begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.passes import Pass, begin, protocol_of, results
 from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.learner import Episode, Learner, Theta, demand, setting

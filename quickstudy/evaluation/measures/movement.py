@@ -26,9 +26,10 @@ from quickstudy.engine.fitting import for_test
 from quickstudy.episodes import unstack
 from quickstudy.errors import ConfigError
 from quickstudy.evaluation.amount import Amount, aligned
+from quickstudy.evaluation.choosing import chosen_engine
 from quickstudy.evaluation.measures.similarity import cka, relative_change
 from quickstudy.evaluation.metric import ERROR, Format
-from quickstudy.evaluation.passes import begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.passes import begin, protocol_of, results
 from quickstudy.evaluation.predictions import finite
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.learner import Batch, Episode, Learner, Theta, setting, takes

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from quickstudy.errors import ConfigError, NonFiniteError
+from quickstudy.evaluation.choosing import chosen_engine
 from quickstudy.evaluation.measures.intervals import check, distribution_after, fewest_shown, points_of, quantile
-from quickstudy.evaluation.passes import begin, chosen_engine, results
+from quickstudy.evaluation.passes import begin, results
 from quickstudy.learner import Episode, Learner, Theta, demand, takes
 from quickstudy.trained.trained import Trained
 

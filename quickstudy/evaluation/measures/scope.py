@@ -31,10 +31,11 @@ from quickstudy.engine.fitting import for_test, inductive
 from quickstudy.episodes import Episodes, is_classification
 from quickstudy.errors import ConfigError, DataError, NonFiniteError
 from quickstudy.evaluation.amount import Amount, aligned
+from quickstudy.evaluation.choosing import chosen_engine
 from quickstudy.evaluation.confidence import mean_difference
 from quickstudy.evaluation.difference import Difference
 from quickstudy.evaluation.metric import PERCENT
-from quickstudy.evaluation.passes import Arrange, Pass, begin, chosen_engine, protocol_of, results
+from quickstudy.evaluation.passes import Arrange, Pass, begin, protocol_of, results
 from quickstudy.evaluation.protocol import Protocol
 from quickstudy.learner import Episode, Learner, Theta, demand
 from quickstudy.tasks.classes import ClassTasks, scaled
