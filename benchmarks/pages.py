@@ -102,7 +102,8 @@ def compared(learner: str, family: str) -> str:
     spent = f"{' to '.join(map(str, dict.fromkeys((minutes[0], minutes[-1]))))} minutes of one core"
     under = f"600 test episodes of unseen characters; {spent} of training"
     link = f"([protocol, command, machine](../../benchmarks/results/omniglot-{family}.md))"
-    return "\n".join([*lines, "", f"{under} {link}.", *(["", *seen] if seen else [])])
+    published = [text for name, text in rows.PUBLISHED_UNDER.items() if name.lower() == learner and against]
+    return "\n".join([*lines, "", f"{under} {link}.", *published, *(["", *seen] if seen else [])])
 
 
 def _by_instance(plain: dict[str, Any]) -> str:
