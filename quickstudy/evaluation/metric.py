@@ -76,7 +76,7 @@ class Format:
         return None if self.largest is None else self.times * self.largest
 
 
-ALIKE = 1.2  # the sides of an interval that differ by less are written as one half width
+ALIKE = 1.5  # sides of an interval up to this many times the shorter one are written as one half width
 PERCENT = Format(100.0, ".1f", ".1f", " %", " points", largest=1.0, smallest=0.0)
 PLAIN = Format()
 ERROR = Format(smallest=0.0)

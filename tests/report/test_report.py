@@ -153,8 +153,8 @@ def pages(made: Path) -> dict[str, Page]:
 def as_percent(score: dict[str, Any]) -> str:
     """A plain score as the page has to write it: percent, its digit spelled out from the episodes' own values."""
     low, mean, high = 100 * score["low"], 100 * np.mean(score["values"]), 100 * score["high"]
-    assert high - mean < (mean - low) / 1.2  # not symmetric: there are few episodes
-    return f"{mean:.1f} % ({low:.1f} to {high:.1f})"
+    assert (mean - low) / 1.5 < high - mean  # symmetric enough for one half width
+    return f"{mean:.1f} % ± {(high - low) / 2:.1f}"
 
 
 def test_headline_is_the_score_with_its_interval_and_meaning(pages, made):
