@@ -10,13 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import quickstudy as qs
 from quickstudy.learner import Batch, Episode, Learner, Theta
-from quickstudy.nn.model import call
-from quickstudy.nn.parameters import parameters
 
 # --- linear regression -----------------------------------------------------------------------------------------------
 # y = X w, L(w) = |X w - y|^2 / n, so grad L = 2 X^T (X w - y) / n and H = 2 X^T X / n does not depend on w.
@@ -187,33 +184,6 @@ class WithInputs:
 
 def with_inputs(episodes: Episode, inputs: Callable[[Tensor], Any]) -> Episode:
     return Episode(*(batch._replace(x=inputs(batch.x)) for batch in episodes))
-
-
-@dataclass(frozen=True, eq=False)
-class ByTransform(Learner):
-    """MAML as somebody may write it, with torch's transform for the inner gradient: its rules under vmap show."""
-
-    model: nn.Module
-    lr: float = 0.1
-    steps: int = 2
-
-    def init(self) -> Theta:
-        return parameters(self.model)
-
-    def adapt(self, theta: Theta, support: Batch) -> Theta:
-        phi = theta
-        for _ in range(self.steps):
-            slope = torch.func.grad(lambda p: F.cross_entropy(call(self.model, p, support.x), support.y))(phi)
-            phi = {name: value - self.lr * slope[name] for name, value in phi.items()}
-        return phi
-
-    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
-        return call(self.model, phi, x)
-
-    def meta_loss(self, theta: Theta, episode: Episode) -> Tensor:
-        return F.cross_entropy(
-            self.predict(theta, self.adapt(theta, episode.support), episode.query.x), episode.query.y
-        )
 
 
 @contextmanager

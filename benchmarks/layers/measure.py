@@ -28,7 +28,7 @@ CANNOT = (RuntimeError, ValueError, NotImplementedError, TypeError, IndexError)
 RIGHT, CAUGHT, WRONG = "right", "wrong, refused", "wrong"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ByTransform(Learner):
     """MAML as users write it, with torch's own transform for the inner gradient. Its rules under `vmap` show here."""
 

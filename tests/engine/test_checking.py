@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import ByTransform, random_episodes, smooth_conv
+from problems import random_episodes, smooth_conv
 from torch import Tensor, nn
 
 import quickstudy as qs
+from benchmarks.layers.measure import ByTransform
 from quickstudy.cli import main
 from quickstudy.engine import agreement, mapping
 from quickstudy.engine.check import finite_differences

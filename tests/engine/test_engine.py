@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import ByTransform, assert_close, clusters, cores, map_tasks, meta_gradient, random_episodes, snapshot
+from problems import assert_close, clusters, cores, map_tasks, meta_gradient, random_episodes, snapshot
 from torch import Tensor, nn
 
 import quickstudy as qs
+from benchmarks.layers.measure import ByTransform
 from quickstudy.base.tracing import inside_transform
 from quickstudy.engine import agreement, mapping
 from quickstudy.engine.choice import race
